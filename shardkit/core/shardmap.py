@@ -1,0 +1,111 @@
+"""The shard map: a frozen value with every look-up, replaced as a whole and never mutated."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
+from uuid import UUID
+
+from shardkit.core.hashing import TenantKey, TenantType, shard_of
+from shardkit.core.names import schema_name
+from shardkit.errors import UnknownServerError, UnknownShardError
+
+
+class ServerState(enum.Enum):
+    """What a server may be used for."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One PostgreSQL database that holds shards. ``dsn`` carries no password: credentials are the settings' business."""
+
+    name: str
+    dsn: str = field(repr=False)
+    server_id: UUID
+    weight: float = 1.0
+    state: ServerState = ServerState.ACTIVE
+    replicas: tuple[str, ...] = field(default=(), repr=False)
+
+
+class Placement(NamedTuple):
+    """Where a shard lives. ``parent`` is the shard it was isolated from, if it was."""
+
+    server: str
+    epoch: int
+    parent: int | None = None
+
+
+class Route(NamedTuple):
+    """One look-up in the shard map: tenant → (shard, epoch, schema, server)."""
+
+    tenant: TenantKey | None
+    shard: int
+    schema: str
+    server: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMap:
+    """Servers, placements and pins of one cluster at one version."""
+
+    cluster_id: UUID
+    version: int
+    shard_count: int
+    tenant_type: TenantType
+    servers: Mapping[str, Server]
+    placements: Mapping[int, Placement]
+    pins: Mapping[TenantKey, int] = field(default_factory=dict, repr=False)
+    hash_version: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("servers", "placements", "pins"):
+            object.__setattr__(self, name, MappingProxyType(getattr(self, name)))
+
+    def shard_of(self, tenant: object) -> int:
+        """Shard of *tenant*: its pin, else its hash. Raises TenantKeyError for what cannot be a key."""
+        shard = shard_of(tenant, tenant_type=self.tenant_type, shard_count=self.shard_count)
+        return self.pins.get(tenant, shard) if self.pins else shard  # type: ignore[call-overload,no-any-return]
+
+    def locate(self, tenant: TenantKey) -> Route:
+        """Route of *tenant*."""
+        return self.route(self.shard_of(tenant), tenant)
+
+    def route(self, shard: int, tenant: TenantKey | None = None) -> Route:
+        """Route of a shard by its number, for *tenant* if there is one."""
+        place = self.placement(shard)
+        return Route(tenant, shard, schema_name(shard, place.epoch), place.server, place.epoch)
+
+    def placement(self, shard: int) -> Placement:
+        """Server and epoch of *shard*."""
+        try:
+            return self.placements[shard]
+        except KeyError:
+            raise UnknownShardError(
+                f"shard {shard!r} is not in the map (version {self.version}, {len(self.placements)} shards)"
+            ) from None
+
+    def server(self, name: str) -> Server:
+        """The server called *name*."""
+        try:
+            return self.servers[name]
+        except KeyError:
+            known = ", ".join(sorted(self.servers)) or "none"
+            raise UnknownServerError(f"server {name!r} is not in the map; known: {known}") from None
+
+    def shards_on(self, server: str) -> list[int]:
+        """Numbers of the shards placed on *server*, ascending."""
+        self.server(server)
+        return sorted(shard for shard, place in self.placements.items() if place.server == server)
+
+    def descendants(self, shard: int) -> list[int]:
+        """Shards that were isolated out of *shard*, and out of those; an id born in *shard* may live in any of them."""
+        found = [n for n, place in self.placements.items() if place.parent == shard]
+        return sorted({s for n in found for s in (n, *self.descendants(n))})

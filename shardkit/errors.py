@@ -1,0 +1,260 @@
+"""One tree of errors: each says what happened, whether it took effect, and what to do.
+
+ShardKitError
+├── SettingsError            SK100  a setting is missing, malformed or unsafe
+├── LocalClusterError        SK110  the local cluster could not be started or stopped
+│   ├── BinariesMissingError SK111  no PostgreSQL or Redis-protocol server was found
+│   ├── PortTakenError       SK112  a port that was asked for is in use
+│   └── DiskFullError        SK113  the disk has no room for the servers' data
+├── CatalogError             SK200  the catalog said no
+│   ├── CatalogUnavailableError SK201  the catalog cannot be reached
+│   ├── NotInitializedError  SK202  the catalog holds no cluster yet
+│   ├── ClusterExistsError   SK203  the catalog, or a server, already belongs to a cluster
+│   ├── MapConflictError     SK204  somebody else changed the map in between
+│   └── StaleMapError        SK205  a map older than the one in use was offered
+├── RoutingError             SK300  a request could not be routed
+│   ├── NoTenantError        SK301  no tenant was given and none is set
+│   ├── TenantKeyError       SK302  a value cannot be a tenant key of this cluster
+│   ├── TenantLockedError    SK303  another tenant was asked for inside a locked block
+│   ├── UnknownShardError    SK304  the map has no such shard
+│   ├── UnknownServerError   SK305  the map has no such server
+│   └── ShardMovedError      SK306  the shard moved while a transaction was open
+├── ServerError              SK400  a PostgreSQL server is in trouble
+│   ├── ServerDownError      SK401  the server does not answer
+│   ├── WrongServerError     SK402  the DSN leads to a server that is not the one in the map
+│   ├── PoolTimeoutError     SK403  every connection of the budget was busy for too long
+│   ├── DeadlineError        SK404  the deadline passed before the answer came
+│   └── CommitUnknownError   SK405  COMMIT was sent and its answer was lost
+├── SessionError             SK500  a routed session was used in a way that would not be safe
+│   ├── TenantMismatchError  SK501  an object of one tenant was given to another tenant's session
+│   └── ReadOnlyError        SK502  a read-only unit of work tried something else than a plain read
+├── IdError                  SK600  a value is not an id of this cluster
+├── PlacementError           SK700  no placement satisfies what was asked
+└── NameRejectedError        SK800  a name could not become an identifier
+"""
+
+from __future__ import annotations
+
+import enum
+
+DOCS = "docs/reference/errors.md"
+
+
+class Outcome(enum.Enum):
+    """What became of the work an error interrupted (law 5)."""
+
+    DONE = "done"
+    NOT_DONE = "not done"
+    UNKNOWN = "unknown"
+
+
+class ShardKitError(Exception):
+    """Something went wrong in shardkit.
+
+    ``outcome`` says whether the work took effect, ``retryable`` whether the same unit of work may simply be run again,
+    ``code`` names the error for good; its page is ``docs/reference/errors.md#<code>``.
+    """
+
+    code = "SK000"
+    outcome: Outcome = Outcome.NOT_DONE
+    retryable: bool = False
+
+    def __init__(self, message: str | None = None, *, outcome: Outcome | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").partition("\n")[0])
+        if outcome is not None:
+            self.outcome = outcome
+
+    @property
+    def docs(self) -> str:
+        """Where this error is explained, relative to the project."""
+        return f"{DOCS}#{self.code.lower()}"
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} [{self.code}; {self.outcome.value}]"
+
+
+class SettingsError(ShardKitError):
+    """A setting is missing, malformed or unsafe; nothing was started."""
+
+    code = "SK100"
+
+
+class LocalClusterError(ShardKitError):
+    """The local cluster could not be started or stopped."""
+
+    code = "SK110"
+
+
+class BinariesMissingError(LocalClusterError):
+    """No server binaries were found: pip install "shardkit[local]"."""
+
+    code = "SK111"
+
+
+class PortTakenError(LocalClusterError):
+    """A port that was asked for is in use; leave it out to get a free one."""
+
+    code = "SK112"
+
+
+class DiskFullError(LocalClusterError):
+    """The disk has no room for the servers' data."""
+
+    code = "SK113"
+
+
+class CatalogError(ShardKitError):
+    """The catalog refused the change; nothing was changed."""
+
+    code = "SK200"
+
+
+class CatalogUnavailableError(CatalogError):
+    """The catalog cannot be reached; tenants that can already be routed are still served."""
+
+    code = "SK201"
+    retryable = True
+
+
+class NotInitializedError(CatalogError):
+    """The catalog holds no cluster yet: run `shardkit init`."""
+
+    code = "SK202"
+
+
+class ClusterExistsError(CatalogError):
+    """The catalog, or a server, already belongs to a cluster; nothing was changed."""
+
+    code = "SK203"
+
+
+class MapConflictError(CatalogError):
+    """Somebody else changed the shard map in between; nothing was changed. Look at it again, then repeat."""
+
+    code = "SK204"
+    retryable = True
+
+
+class StaleMapError(CatalogError):
+    """A shard map older than the one in use was offered, and refused."""
+
+    code = "SK205"
+
+
+class RoutingError(ShardKitError):
+    """A request could not be routed; nothing was sent to any server."""
+
+    code = "SK300"
+
+
+class NoTenantError(RoutingError):
+    """No tenant: pass one, or enter `with kit.tenant(...)`."""
+
+    code = "SK301"
+
+
+class TenantKeyError(RoutingError, ValueError):
+    """A value cannot be a tenant key of this cluster."""
+
+    code = "SK302"
+
+
+class TenantLockedError(RoutingError):
+    """Another tenant was asked for inside a block that is locked to one."""
+
+    code = "SK303"
+
+
+class UnknownShardError(RoutingError, LookupError):
+    """The shard map has no such shard."""
+
+    code = "SK304"
+
+
+class UnknownServerError(RoutingError, LookupError):
+    """The shard map has no such server."""
+
+    code = "SK305"
+
+
+class ShardMovedError(RoutingError):
+    """The shard moved while the transaction was open: it was rolled back, run the unit of work again."""
+
+    code = "SK306"
+    retryable = True
+
+
+class ServerError(ShardKitError):
+    """A PostgreSQL server is in trouble."""
+
+    code = "SK400"
+
+
+class ServerDownError(ServerError):
+    """The server does not answer; other servers' tenants are not affected."""
+
+    code = "SK401"
+    retryable = True
+
+
+class WrongServerError(ServerError):
+    """The DSN leads to a database that is not the one named in the shard map; it was not used."""
+
+    code = "SK402"
+
+
+class PoolTimeoutError(ServerError):
+    """Every connection of this server's budget stayed busy for too long; nothing was sent."""
+
+    code = "SK403"
+    retryable = True
+
+
+class DeadlineError(ServerError):
+    """The deadline passed before the answer came; the connection was dropped."""
+
+    code = "SK404"
+    retryable = True
+
+
+class CommitUnknownError(ServerError):
+    """COMMIT was sent and its answer was lost: the work may or may not have taken effect."""
+
+    code = "SK405"
+    outcome = Outcome.UNKNOWN
+
+
+class SessionError(ShardKitError):
+    """A routed session was used in a way that would not be safe; the statement was not sent."""
+
+    code = "SK500"
+
+
+class TenantMismatchError(SessionError):
+    """An object of one tenant was given to another tenant's session; it was not written."""
+
+    code = "SK501"
+
+
+class ReadOnlyError(SessionError):
+    """A read-only unit of work tried something else than a plain read; it was not sent."""
+
+    code = "SK502"
+
+
+class IdError(ShardKitError, ValueError):
+    """A value is not an id of this cluster."""
+
+    code = "SK600"
+
+
+class PlacementError(ShardKitError):
+    """No placement satisfies what was asked; nothing was changed."""
+
+    code = "SK700"
+
+
+class NameRejectedError(ShardKitError, ValueError):
+    """A name could not become an identifier; nothing was changed."""
+
+    code = "SK800"
