@@ -1,0 +1,60 @@
+"""What kind of statement this is: may it be read outside a transaction, does it change the session itself?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.elements import TextClause
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import CompoundSelect, Select, TextualSelect
+
+_CHANGES_SESSION: Final = re.compile(
+    r"(?:^|;)\s*(?:set(?!\s+(?:local|constraints|transaction)\b)|reset|discard|listen|load|prepare|deallocate|do|call"
+    r"|create\s+(?:local\s+|global\s+)?temp(?:orary)?)\b"
+    r"|\bset_config\s*\(|\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(|\binto\s+temp(?:orary)?\b",
+    re.IGNORECASE,
+)
+_PURE_FUNCTIONS: Final = frozenset(
+    "count sum min max avg coalesce nullif greatest least lower upper length char_length abs round floor ceil concat now "
+    "current_date current_time current_timestamp localtime localtimestamp date_trunc date_part extract substring trim "
+    "replace array_agg string_agg json_agg jsonb_agg json_build_object jsonb_build_object row_number rank dense_rank lag "
+    "lead first_value last_value every bool_and bool_or any_value to_char mod sign cardinality unnest".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """``plain``: a SELECT with no lock, no side effect and no raw text. ``raw``: SQL text written by the program."""
+
+    plain: bool
+    raw: bool
+    writes: bool
+    changes_session: bool
+
+
+def kind_of(compiled: Any, statement: str) -> Kind:
+    """Kind of *statement*; remembered on *compiled*, which SQLAlchemy keeps in its statement cache."""
+    if compiled is None:
+        return Kind(plain=False, raw=True, writes=False, changes_session=bool(_CHANGES_SESSION.search(statement)))
+    known: Kind | None = compiled.__dict__.get("_shardkit_kind")
+    if known is None:
+        known = compiled.__dict__["_shardkit_kind"] = _classify(compiled.statement, statement)
+    return known
+
+
+def _classify(clause: Any, statement: str) -> Kind:
+    plain, raw, writes = isinstance(clause, Select | CompoundSelect), False, False
+    for part in visitors.iterate(clause) if clause is not None else ():
+        if isinstance(part, TextClause | TextualSelect):
+            plain, raw = False, raw or part is clause or isinstance(part, TextualSelect)
+        elif isinstance(part, UpdateBase):
+            plain, writes = False, True
+        elif (isinstance(part, FunctionElement) and str(getattr(part, "name", "")).lower() not in _PURE_FUNCTIONS) or (
+            isinstance(part, Select | CompoundSelect) and part._for_update_arg is not None
+        ):
+            plain = False
+    return Kind(plain=plain, raw=raw, writes=writes, changes_session=bool(_CHANGES_SESSION.search(statement)))

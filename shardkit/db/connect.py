@@ -1,0 +1,151 @@
+"""The one door to PostgreSQL: who connects, over what transport, and whether the server behind the DSN is the right one."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from shardkit.core.names import APP_ROLE
+from shardkit.core.shardmap import Server
+from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
+from shardkit.errors import ServerDownError, SettingsError, WrongServerError
+from shardkit.settings import Secret, Settings
+
+_IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
+_CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
+
+
+def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
+    """libpq connection string for *url* with our time-outs; refuses a transport that could be listened to."""
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.Error:  # its text would quote parts of the password
+        raise SettingsError("a database URL could not be parsed by libpq (its text is not shown, it may hold a password)") from None
+    check_transport(given, insecure=settings.insecure_transport)
+    ours = {
+        "connect_timeout": max(1, round(settings.connect_timeout_s)),
+        "tcp_user_timeout": round(settings.tcp_timeout_s * 1000),
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": max(1, round((settings.tcp_timeout_s - 5) / 2)),
+        "application_name": settings.application_name,
+    }
+    return Secret(make_conninfo(url, **{**ours, **{k: v for k, v in given.items() if k in ours}, **extra}))
+
+
+def check_transport(given: dict[str, Any], *, insecure: bool) -> None:
+    """Refuse a host off loopback whose certificate and name nobody verifies."""
+    hosts = [h for key in ("hostaddr", "host") for h in str(given.get(key) or "").split(",") if h]
+    if insecure or given.get("sslmode") == "verify-full" or all(map(is_loopback, hosts)):
+        return
+    raise SettingsError(
+        f"host {', '.join(hosts)} is not on loopback and sslmode is {given.get('sslmode') or 'not set'}: anybody in between "
+        "could read or change everything. Use sslmode=verify-full, or write out insecure_transport = true"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* is this machine: a socket directory, localhost or a loopback address."""
+    if host.startswith(("/", "@")) or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def server_url(server: Server, settings: Settings) -> str:
+    """URL with credentials: the settings' own for this server, else the map's DSN with the catalog's credentials."""
+    if server.name in settings.servers:
+        return settings.servers[server.name]
+    catalog = conninfo_to_dict(settings.catalog_url)
+    own = conninfo_to_dict(server.dsn)
+    return make_conninfo(server.dsn, **{k: catalog[k] for k in _CREDENTIALS if catalog.get(k) and not own.get(k)})  # type: ignore[arg-type]
+
+
+def app_conninfo(server: Server, settings: Settings) -> Secret:
+    """How application code connects: as the least role, and with an empty path, so that unrouted names fail."""
+    direct = settings.pooler == "none"
+    return conninfo(
+        server_url(server, settings), settings, **({"options": f"-c role={APP_ROLE} -c search_path="} if direct else {})
+    )
+
+
+def connect(server: Server, settings: Settings, *, cluster_id: UUID) -> RoutedConnection:
+    """A routed connection to *server*, which was asked for its identity. Raises ServerDownError or WrongServerError."""
+    try:
+        connection = RoutedConnection.connect(
+            app_conninfo(server, settings), autocommit=True, cursor_factory=RoutedCursor
+        )
+    except psycopg.OperationalError as exc:
+        raise down(server, exc) from exc
+    try:
+        _tune(connection, settings)
+        _check_identity(server, cluster_id, connection.execute(_IDENTITY).fetchone())
+    except BaseException as exc:
+        connection.close()
+        raise _explained(server, exc) from exc
+    return connection
+
+
+async def connect_async(server: Server, settings: Settings, *, cluster_id: UUID) -> AsyncRoutedConnection:
+    """The same for asyncio."""
+    try:
+        connection = await AsyncRoutedConnection.connect(
+            app_conninfo(server, settings), autocommit=True, cursor_factory=AsyncRoutedCursor
+        )
+    except psycopg.OperationalError as exc:
+        raise down(server, exc) from exc
+    try:
+        _tune(connection, settings)
+        _check_identity(server, cluster_id, await (await connection.execute(_IDENTITY)).fetchone())
+    except BaseException as exc:
+        await connection.close()
+        raise _explained(server, exc) from exc
+    return connection
+
+
+def connect_admin(url: str, settings: Settings, *, name: str = "the catalog", autocommit: bool = True) -> psycopg.Connection[Any]:
+    """A plain connection with the rights of *url*, for the catalog and for operators' work on a server."""
+    try:
+        return psycopg.connect(conninfo(url, settings), autocommit=autocommit)
+    except psycopg.OperationalError as exc:
+        raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
+
+
+def down(server: Server, exc: BaseException) -> ServerDownError:
+    """The error for a *server* that could not be reached."""
+    return ServerDownError(f"server {server.name!r} does not answer: {_first_line(exc)}; nothing was sent")
+
+
+def _tune(connection: RoutedConnection | AsyncRoutedConnection, settings: Settings) -> None:
+    connection.prepare_threshold = 1 if settings.pooler == "none" else None
+    connection.prepared_max = settings.prepared_max
+
+
+def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+    if row is None or row[0] != cluster_id:
+        raise WrongServerError(
+            f"the database behind server {server.name!r} belongs to {'no cluster' if row is None else 'another cluster'}: "
+            "it was not used. Correct the server's DSN"
+        )
+    if row[1] != server.server_id:
+        raise WrongServerError(
+            f"the database behind server {server.name!r} is another server of this cluster: it was not used. Correct its DSN"
+        )
+
+
+def _explained(server: Server, exc: BaseException) -> BaseException:
+    if isinstance(exc, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.InsufficientPrivilege):
+        return WrongServerError(
+            f"the database behind server {server.name!r} holds no shardkit identity: it was not used. Correct the server's DSN"
+        )
+    return exc
+
+
+def _first_line(exc: BaseException) -> str:
+    return str(exc).strip().partition("\n")[0]

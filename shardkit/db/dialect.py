@@ -1,0 +1,179 @@
+"""SQLAlchemy's psycopg dialect, taught three things: routed connections, the fence, and the phase of a COMMIT."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.psycopg import (
+    AsyncAdapt_psycopg_cursor,
+    PGDialect_psycopg,
+    PGDialectAsync_psycopg,
+)
+from sqlalchemy.util import await_only
+
+from shardkit.core.outcome import STALE_PLAN, may_have_moved
+from shardkit.db.classify import kind_of
+from shardkit.db.leg import Leg
+from shardkit.db.wire import BEGIN, READ_ONLY, RoutedCursor
+from shardkit.errors import ReadOnlyError, ShardMovedError
+
+Call = Callable[[Any, str, Any], None]
+
+
+class _Routing:
+    """What the sync and the async dialect share: SQLAlchemy runs both through the same, sync-looking, calls."""
+
+    movable: ClassVar[type]
+    dbapi: Any
+
+    def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        self._send(_execute, cursor, statement, parameters, context)
+
+    def do_executemany(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        self._send(_executemany, cursor, statement, parameters, context)
+
+    def do_execute_no_params(self, cursor: Any, statement: str, context: Any = None) -> None:
+        self._send(_execute, cursor, statement, None, context)
+
+    def _send(self, call: Call, cursor: Any, statement: str, parameters: Any, context: Any) -> None:
+        driver = self.driver_of(cursor)
+        leg: Leg | None = driver.leg
+        if leg is None or context is None:
+            call(cursor, statement, parameters)
+            return
+        _prepare(driver, context.compiled, statement)
+        try:
+            call(cursor, leg.current(statement), parameters)
+        except self.dbapi.Error as exc:
+            driver.dirty |= exc.sqlstate in STALE_PLAN
+            onward = self._onward(driver, leg, exc.sqlstate)
+            if onward is None:
+                raise
+            if driver.under_way or type(cursor) is not self.movable:
+                raise ShardMovedError(
+                    f"shard {leg.route.shard} moved from epoch {leg.route.epoch} to {onward.route.epoch} while this "
+                    "transaction was open: nothing of it took effect, run the unit of work again"
+                ) from exc
+            driver = self._change_road(context.root_connection, cursor, onward)
+            call(cursor, onward.current(statement), parameters)
+        driver.under_way = not driver.idle
+
+    def _onward(self, driver: Any, leg: Leg, sqlstate: str | None) -> Leg | None:
+        """How to go on: at the shard's new epoch, or on a fresh connection where this one had died in the pool; None: not."""
+        if driver.closed:
+            return None if driver.under_way or driver.fresh else leg
+        return self._wait(lambda: leg.guide.onward(leg)) if may_have_moved(sqlstate) else None
+
+    def _change_road(self, connection: Any, cursor: Any, leg: Leg) -> Any:
+        """Put *connection* and *cursor* on a connection to where *leg* leads; nothing was done on the old one."""
+        old = connection._dbapi_connection
+        before = old.driver_connection
+        begin, every = before.begin, before.every
+        if before.closed:
+            old._pool._invalidate(old)
+        else:
+            old.rollback()
+        new = leg.engine.raw_connection()
+        connection._dbapi_connection = new
+        driver = new.driver_connection
+        driver.begin, driver.single, driver.fresh = begin, before.single, before.closed
+        driver.embark(leg, every=every)
+        self._rebase(cursor, new)
+        if not before.closed:
+            old.close()
+        options = connection.get_execution_options()
+        if "schema_translate_map" in options:
+            connection.execution_options(schema_translate_map={None: leg.route.schema})
+        return driver
+
+    def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
+        """Keep *level* for BEGIN. AUTOCOMMIT is kept too, so that a routed session can refuse it."""
+        self._driver(dbapi_connection).begin = {"AUTOCOMMIT": b"", "READ COMMITTED": BEGIN}.get(
+            level, b"BEGIN ISOLATION LEVEL " + level.encode()
+        )
+
+    def reset_isolation_level(self, dbapi_connection: Any) -> None:
+        """Back to READ COMMITTED for the next user."""
+        self._driver(dbapi_connection).begin = BEGIN
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        """Nothing is sent: BEGIN goes with the first statement."""
+        driver = self._driver(dbapi_connection)
+        driver.pending = bool(driver.begin)
+
+    def do_commit(self, dbapi_connection: Any) -> None:
+        """COMMIT; an error is marked as one of this phase, where the outcome can be unknown."""
+        try:
+            dbapi_connection.commit()
+        except self.dbapi.Error as exc:
+            exc.in_commit = True
+            raise
+
+    @staticmethod
+    def _driver(connection: Any) -> Any:
+        return getattr(connection, "driver_connection", None) or getattr(connection, "_connection", connection)
+
+    driver_of: Callable[[Any, Any], Any]
+    _wait: Callable[[Any, Callable[[], Leg | None]], Leg | None]
+    _rebase: Callable[[Any, Any, Any], None]
+
+
+def _prepare(driver: Any, compiled: Any, statement: str) -> None:
+    """Note on *driver* what has to be known about *statement* before it goes."""
+    kind = kind_of(compiled, statement)
+    driver.single = not kind.raw
+    driver.dirty |= kind.changes_session
+    if driver.every and not kind.plain:
+        if kind.writes:
+            raise ReadOnlyError("kit.read() is for reading: use kit.begin() or kit.session() to write")
+        driver.every, driver.pending, driver.begin = False, True, READ_ONLY
+
+
+def _execute(cursor: Any, statement: str, parameters: Any) -> None:
+    cursor.execute(statement, parameters)
+
+
+def _executemany(cursor: Any, statement: str, parameters: Any) -> None:
+    cursor.executemany(statement, parameters)
+
+
+class RoutedDialect(_Routing, PGDialect_psycopg):
+    """``postgresql+shardkit``."""
+
+    supports_statement_cache = True
+    movable = RoutedCursor
+
+    def driver_of(self, cursor: Any) -> Any:  # type: ignore[override]
+        return cursor._conn
+
+    def _wait(self, ask: Callable[[], Leg | None]) -> Leg | None:  # type: ignore[override]
+        return ask()
+
+    def _rebase(self, cursor: Any, new: Any) -> None:  # type: ignore[override]
+        cursor.__init__(new.driver_connection)
+
+    @classmethod
+    def get_async_dialect_cls(cls, url: Any) -> type[Any]:
+        return AsyncRoutedDialect
+
+
+class AsyncRoutedDialect(_Routing, PGDialectAsync_psycopg):
+    """The same for asyncio: a wait for the map runs in a thread, so that the loop goes on."""
+
+    supports_statement_cache = True
+    movable = AsyncAdapt_psycopg_cursor
+
+    def driver_of(self, cursor: Any) -> Any:  # type: ignore[override]
+        return cursor._connection
+
+    def _wait(self, ask: Callable[[], Leg | None]) -> Leg | None:  # type: ignore[override]
+        return await_only(asyncio.to_thread(ask))
+
+    def _rebase(self, cursor: Any, new: Any) -> None:  # type: ignore[override]
+        cursor.__init__(new.dbapi_connection)
+
+
+registry.register("postgresql.shardkit", __name__, RoutedDialect.__name__)

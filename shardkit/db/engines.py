@@ -1,0 +1,158 @@
+"""One SQLAlchemy engine, and so one pool, per server; never one per shard."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import event
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.engine import Engine, ExceptionContext, create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool
+
+from shardkit.core.outcome import commit_outcome
+from shardkit.core.shardmap import Server
+from shardkit.db import connect, dialect
+from shardkit.errors import CommitUnknownError, Outcome, PoolTimeoutError, ReadOnlyError, ServerDownError
+from shardkit.settings import Settings
+
+assert dialect  # registers postgresql+shardkit
+
+
+class Engines:
+    """The engines of one process, made when first used; a forked child starts with none of its parent's connections."""
+
+    def __init__(self, settings: Settings, *, cluster_id: UUID, asyncio: bool = False) -> None:
+        self._settings, self._cluster_id, self._asyncio = settings, cluster_id, asyncio
+        self._engines: dict[Server, Engine] = {}
+        self._lock = threading.Lock()
+        _alive.add(self)
+
+    def of(self, server: Server) -> Engine:
+        """The engine of *server*. A server whose DSN changed gets a new one; the old one's connections end with their work."""
+        engine = self._engines.get(server)
+        if engine is None:
+            with self._lock:
+                engine = self._engines.get(server) or self._make(server)
+                for known in [s for s in self._engines if s.name == server.name and s.dsn != server.dsn]:
+                    self._engines.pop(known).dispose(close=False)
+                self._engines[server] = engine
+        return engine
+
+    def pools(self) -> dict[str, Pool]:
+        """The pool of each server that has been used."""
+        return {server.name: engine.pool for server, engine in self._engines.items()}
+
+    def dispose(self, *, close: bool = True) -> list[Engine]:
+        """Forget all engines (and close their idle connections); gives the engines back, for asyncio to close them."""
+        with self._lock:
+            engines = list(self._engines.values())
+            self._engines.clear()
+        for engine in engines:
+            if not (close and self._asyncio):
+                engine.dispose(close=close)
+        return engines
+
+    def after_fork(self) -> None:
+        """In a child: the parent's sockets are not ours, neither to use nor to close."""
+        self._lock = threading.Lock()
+        self.dispose(close=False)
+
+    def _make(self, server: Server) -> Engine:
+        same_dsn = next((e for s, e in self._engines.items() if s.name == server.name and s.dsn == server.dsn), None)
+        if same_dsn is not None:
+            return same_dsn
+        settings, cluster_id = self._settings, self._cluster_id
+        options: dict[str, Any] = {
+            "pool_size": settings.pool_size,
+            "max_overflow": 0,
+            "pool_timeout": settings.pool_timeout_s,
+            "pool_recycle": int(settings.connection_lifetime_s),
+            "pool_reset_on_return": None,  # _handed_back does it, without a round trip when there is nothing to reset
+            "pool_use_lifo": True,  # the connection used last has the warmest caches in its backend
+            "use_native_hstore": False,
+            "hide_parameters": True,
+        }
+        if self._asyncio:
+            engine = create_async_engine(
+                "postgresql+shardkit://",
+                async_creator=lambda: connect.connect_async(server, settings, cluster_id=cluster_id),
+                poolclass=_AsyncBudgetPool,
+                **options,
+            ).sync_engine
+        else:
+            engine = create_engine(
+                "postgresql+shardkit://",
+                creator=lambda: connect.connect(server, settings, cluster_id=cluster_id),
+                poolclass=_BudgetPool,
+                **options,
+            )
+        engine.pool.server_name = server.name  # type: ignore[attr-defined]
+        event.listen(engine, "checkin", _handed_back)
+        event.listen(engine, "handle_error", _typed(server))
+        return engine
+
+
+class _Bounded:
+    """A pool whose wait for a free connection ends in an error that says so."""
+
+    server_name: str
+
+    def _do_get(self) -> Any:
+        try:
+            return super()._do_get()  # type: ignore[misc]
+        except sa_exc.TimeoutError as exc:
+            raise PoolTimeoutError(
+                f"all {self.size()} connections to server {self.server_name!r} stayed busy for {self.timeout():g} s: "  # type: ignore[attr-defined]
+                "nothing was sent. Close sessions sooner, or raise pool_size (and max_connections)"
+            ) from exc
+
+
+class _BudgetPool(_Bounded, QueuePool):
+    """The budget of one server in this process."""
+
+
+class _AsyncBudgetPool(_Bounded, AsyncAdaptedQueuePool):
+    """The same for asyncio."""
+
+
+def _handed_back(connection: Any, record: Any) -> None:
+    """When a connection returns: the next user must see nothing of the last one."""
+    if connection is None:
+        return
+    driver = getattr(connection, "_connection", connection)
+    driver.disembark()
+    if driver.dirty or not driver.idle:
+        record.invalidate()
+
+
+def _typed(server: Server) -> Any:
+    """Driver errors that mean trouble with *server* or an unknown outcome become ours, with the driver's as cause."""
+
+    def handle(context: ExceptionContext) -> BaseException | None:
+        original = context.original_exception
+        sqlstate = getattr(original, "sqlstate", None)
+        if getattr(original, "in_commit", False):
+            if commit_outcome(sqlstate, lost=context.is_disconnect) is Outcome.UNKNOWN:
+                return CommitUnknownError(
+                    f"COMMIT was sent to server {server.name!r} and no answer came: the work may or may not have taken effect. "
+                    "Look before you repeat it"
+                )
+            return None
+        if sqlstate == "25006" and context.connection is not None:
+            return ReadOnlyError("kit.read() is for reading: use kit.begin() or kit.session() to write; nothing was written")
+        if context.is_disconnect or (sqlstate or "").startswith("57P"):
+            return ServerDownError(
+                f"the connection to server {server.name!r} broke before COMMIT was sent: nothing took effect"
+            )
+        return None
+
+    return handle
+
+
+_alive: weakref.WeakSet[Engines] = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [engines.after_fork() for engines in list(_alive)])

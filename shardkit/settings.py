@@ -1,0 +1,140 @@
+"""Frozen settings from arguments, the environment or a TOML file; checked at once, and secrets hide themselves."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from shardkit.core.names import check_server_name
+from shardkit.errors import SettingsError
+
+Pooler = Literal["none", "pgbouncer-transaction"]
+CONFIG_VARIABLE: Final = "SHARDKIT_CONFIG"
+PREFIX: Final = "SHARDKIT_"
+
+
+class Secret(str):
+    """A string that is shown nowhere by accident: repr hides it, and so does a traceback that prints locals."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything a program says about its cluster. Times are in seconds."""
+
+    catalog_url: Secret
+    """libpq URL of the catalog database."""
+    redis_url: Secret | None = None
+    servers: Mapping[str, Secret] = field(default_factory=dict)
+    """libpq URL with credentials, by server name, where the catalog's DSN and its own credentials are not enough."""
+    pool_size: int = 10
+    """Connections this process may hold to one server, over all its pools."""
+    pool_timeout_s: float = 5.0
+    connection_lifetime_s: float = 1800.0
+    """Age at which a connection is replaced: a backend never gives back the memory of the schemas it touched."""
+    connect_timeout_s: float = 5.0
+    tcp_timeout_s: float = 10.0
+    """How long the kernel waits for an unanswered packet before it gives a connection up."""
+    pooler: Pooler = "none"
+    """What stands between us and PostgreSQL; with a transaction pooler nothing is prepared and nothing set at start-up."""
+    prepared_max: int = 512
+    """Statements kept prepared on one connection (about 17 kB each in the backend)."""
+    poll_interval_s: float = 5.0
+    """How old the shard map may get when notifications are lost."""
+    move_wait_s: float = 5.0
+    """How long a unit of work that met a fence waits for the map to say where its shard went."""
+    map_file: Path | None = None
+    """Where the last map is kept, so that a program can start while the catalog is down."""
+    insecure_transport: bool = False
+    """Allow a host off loopback without sslmode=verify-full (or a redis:// URL off loopback)."""
+    application_name: str = "shardkit"
+
+    def __post_init__(self) -> None:
+        if not self.catalog_url:
+            raise SettingsError(
+                f"no catalog_url: set SHARDKIT_CATALOG_URL, or name a TOML file that has it in {CONFIG_VARIABLE}"
+            )
+        object.__setattr__(self, "catalog_url", Secret(self.catalog_url))
+        object.__setattr__(self, "redis_url", Secret(self.redis_url) if self.redis_url else None)
+        object.__setattr__(self, "servers", {check_server_name(n): Secret(u) for n, u in self.servers.items()})
+        if self.map_file is not None:
+            object.__setattr__(self, "map_file", Path(self.map_file))
+        if self.pooler not in get_args(Pooler):
+            raise SettingsError(f"pooler is one of {', '.join(get_args(Pooler))}, not {self.pooler!r}")
+        for name in ("pool_size", "prepared_max"):
+            _whole(name, getattr(self, name), at_least=1)
+        for found in fields(self):
+            if found.name.endswith("_s"):
+                _duration(found.name, getattr(self, found.name))
+
+    @classmethod
+    def from_toml(cls, path: str | Path, **overrides: Any) -> Settings:
+        """Settings from a TOML file: top-level keys as above, and ``[servers.NAME]`` tables with a ``url``."""
+        try:
+            data = tomllib.loads(Path(path).read_text("utf-8"))
+        except OSError as exc:
+            raise SettingsError(f"the settings file {path} cannot be read: {exc.strerror}") from exc
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise SettingsError(f"the settings file {path} is not valid TOML: {exc}") from exc
+        return cls._checked({**_flat_servers(data, str(path)), **overrides}, source=str(path))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Settings from ``SHARDKIT_CONFIG`` (a TOML file, optional) and ``SHARDKIT_<KEY>`` variables, which win over it."""
+        environ = os.environ if environ is None else environ
+        given = {
+            f.name: _parsed(f.name, environ[PREFIX + f.name.upper()])
+            for f in fields(cls)
+            if f.name != "servers" and PREFIX + f.name.upper() in environ
+        }
+        if CONFIG_VARIABLE in environ:
+            return cls.from_toml(environ[CONFIG_VARIABLE], **{**given, **overrides})
+        return cls._checked({**given, **overrides}, source="the environment")
+
+    @classmethod
+    def _checked(cls, data: Mapping[str, Any], *, source: str) -> Settings:
+        unknown = sorted(data.keys() - {f.name for f in fields(cls)})
+        if unknown:
+            raise SettingsError(f"unknown setting {', '.join(unknown)} in {source}; nothing was started")
+        return cls(**{"catalog_url": Secret(""), **data})
+
+
+def _flat_servers(data: dict[str, Any], source: str) -> dict[str, Any]:
+    tables = data.pop("servers", {})
+    try:
+        return {**data, "servers": {name: table["url"] for name, table in tables.items()}}
+    except (KeyError, TypeError, AttributeError):
+        raise SettingsError(f"each [servers.NAME] table in {source} has one key, url") from None
+
+
+def _parsed(name: str, text: str) -> Any:
+    kind = next(f.type for f in fields(Settings) if f.name == name)
+    try:
+        match str(kind):
+            case "int":
+                return int(text)
+            case "float":
+                return float(text)
+            case "bool":
+                return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[text.lower()]
+    except (ValueError, KeyError):
+        raise SettingsError(f"{PREFIX}{name.upper()} must be of type {kind}") from None
+    return text or None if name in ("redis_url", "map_file") else text
+
+
+def _whole(name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise SettingsError(f"{name} must be a whole number of at least {at_least}")
+
+
+def _duration(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise SettingsError(f"{name} must be a number of seconds above 0: every wait has an end")
