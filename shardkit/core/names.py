@@ -13,6 +13,8 @@ from shardkit.errors import NameRejectedError
 
 CATALOG_SCHEMA: Final = "shardkit_catalog"
 SERVER_SCHEMA: Final = "shardkit"
+GLOBAL_SCHEMA: Final = "shardkit_global"
+CATALOG_SERVER: Final = "catalog"
 APP_ROLE: Final = "shardkit_app"
 OPERATOR_ROLE: Final = "shardkit_operator"
 TENANT_SETTING: Final = "shardkit.tenant"
@@ -48,6 +50,8 @@ def parse_schema(name: str) -> ShardSchema | None:
 
 def check_server_name(name: str) -> str:
     """*name* if it can name a server: 1 to 31 of ``a-z 0-9 _ -``, a letter first."""
+    if name == CATALOG_SERVER:
+        raise NameRejectedError(f"{name!r} is the name of the catalog's own database; choose another for a server")
     if not _SERVER.fullmatch(name):
         raise NameRejectedError(
             f"{name!r} cannot name a server: use 1 to 31 of a-z, 0-9, '_' and '-', beginning with a letter"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any, Final
 from uuid import UUID
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
-from shardkit.errors import ServerDownError, SettingsError, WrongServerError
+from shardkit.errors import ServerDownError, SettingsError, ShardKitError, WrongServerError
 from shardkit.settings import Secret, Settings
 
 _IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
@@ -24,7 +29,9 @@ def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
     try:
         given = conninfo_to_dict(url)
     except psycopg.Error:  # its text would quote parts of the password
-        raise SettingsError("a database URL could not be parsed by libpq (its text is not shown, it may hold a password)") from None
+        raise SettingsError(
+            "a database URL could not be parsed by libpq (its text is not shown, it may hold a password)"
+        ) from None
     check_transport(given, insecure=settings.insecure_transport)
     ours = {
         "connect_timeout": max(1, round(settings.connect_timeout_s)),
@@ -109,7 +116,9 @@ async def connect_async(server: Server, settings: Settings, *, cluster_id: UUID)
     return connection
 
 
-def connect_admin(url: str, settings: Settings, *, name: str = "the catalog", autocommit: bool = True) -> psycopg.Connection[Any]:
+def connect_admin(
+    url: str, settings: Settings, *, name: str = "the catalog", autocommit: bool = True
+) -> psycopg.Connection[Any]:
     """A plain connection with the rights of *url*, for the catalog and for operators' work on a server."""
     try:
         return psycopg.connect(conninfo(url, settings), autocommit=autocommit)
@@ -140,7 +149,9 @@ def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | N
 
 
 def _explained(server: Server, exc: BaseException) -> BaseException:
-    if isinstance(exc, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.InsufficientPrivilege):
+    if isinstance(
+        exc, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.InsufficientPrivilege
+    ):
         return WrongServerError(
             f"the database behind server {server.name!r} holds no shardkit identity: it was not used. Correct the server's DSN"
         )
@@ -149,3 +160,44 @@ def _explained(server: Server, exc: BaseException) -> BaseException:
 
 def _first_line(exc: BaseException) -> str:
     return str(exc).strip().partition("\n")[0]
+
+
+@contextmanager
+def transaction(connection: psycopg.Connection[Any], *, isolation: str = "READ COMMITTED") -> Iterator[None]:
+    """A transaction on an administrative connection, at *isolation*."""
+    connection.isolation_level = psycopg.IsolationLevel[isolation.replace(" ", "_")]
+    with connection.transaction():
+        yield
+
+
+@contextmanager
+def instead_of(constraints: Mapping[str, ShardKitError]) -> Iterator[None]:
+    """Inside the block, the violation of a constraint named in *constraints* raises the error given for it."""
+    try:
+        yield
+    except psycopg.errors.IntegrityError as exc:
+        ours = constraints.get(exc.diag.constraint_name or "")
+        if ours is None:
+            raise
+        raise ours from exc
+
+
+def listen(connection: psycopg.Connection[Any], channel: str) -> psycopg.Connection[Any]:
+    """*connection*, listening on *channel*."""
+    connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+    return connection
+
+
+def wait_for_notice(connection: psycopg.Connection[Any], *, timeout_s: float, unless: threading.Event) -> None:
+    """Return when a notification came, *timeout_s* has passed, or *unless* is set (looked at every quarter of a second)."""
+    deadline = time.monotonic() + timeout_s
+    while not unless.is_set() and (left := deadline - time.monotonic()) > 0:
+        if any(True for _ in connection.notifies(timeout=min(left, 0.25), stop_after=1)):
+            return
+
+
+def is_closed(server: Server, settings: Settings, *, cluster_id: UUID, schema: str) -> bool:
+    """Whether *schema* is gone from *server*. Asked on a connection of its own, from whatever thread met the fence."""
+    with connect(server, settings, cluster_id=cluster_id) as connection:
+        row = connection.execute("SELECT to_regnamespace(%s) IS NULL", (schema,)).fetchone()
+        return row is not None and bool(row[0])

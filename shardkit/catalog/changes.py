@@ -1,0 +1,118 @@
+"""Changes to the catalog, each one transaction, by compare-and-set on the version of the map it was planned on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+from shardkit.catalog.rows import SQL, load_map
+from shardkit.core.hashing import HASH_VERSION, TenantKey, TenantType
+from shardkit.core.shardmap import Server, ServerState, ShardMap
+from shardkit.db.connect import instead_of, transaction
+from shardkit.errors import CatalogError, ClusterExistsError, MapConflictError
+
+
+def create_cluster(
+    connection: Any,
+    *,
+    cluster_id: UUID,
+    shard_count: int,
+    tenant_type: TenantType,
+    servers: Mapping[str, Server],
+    placements: Mapping[int, str],
+) -> ShardMap:
+    """Write a new cluster's first map, all shards at epoch 1. Raises ClusterExistsError if there is one already."""
+    exists = ClusterExistsError("this catalog already holds a cluster; nothing was changed")
+    with instead_of({"cluster_pkey": exists}), transaction(connection):
+        connection.execute(
+            SQL["create_cluster"],
+            {
+                "cluster_id": cluster_id,
+                "shard_count": shard_count,
+                "tenant_type": tenant_type,
+                "hash_version": HASH_VERSION,
+            },
+        )
+        for server in servers.values():
+            _put_server(connection, server, version=1)
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                SQL["put_placement"],
+                [{"shard": s, "server": n, "epoch": 1, "parent": None, "version": 1} for s, n in placements.items()],
+            )
+    return load_map(connection)
+
+
+@contextmanager
+def change(connection: Any, *, expected: int | None) -> Iterator[int]:
+    """One change of the map, inside the block; gives the new version. *expected* None: it does not depend on the rest.
+
+    Raises MapConflictError, and changes nothing, if the map is no longer at version *expected*.
+    """
+    with transaction(connection):
+        row = (
+            connection.execute(SQL["raise_version"])
+            if expected is None
+            else connection.execute(SQL["lock_version"], {"expected": expected})
+        ).fetchone()
+        if row is None:
+            raise MapConflictError(
+                f"the shard map is no longer at version {expected}: somebody changed it in between; nothing was changed"
+            )
+        yield row[0]
+        connection.execute(SQL["notify"], {"version": row[0]})
+
+
+def add_server(connection: Any, server: Server) -> None:
+    """Add a server, with no shard on it."""
+    known = CatalogError(f"a server {server.name!r} (or the same database) is in the map already; nothing was changed")
+    with (
+        instead_of({"servers_pkey": known, "servers_server_id_key": known}),
+        change(connection, expected=None) as version,
+    ):
+        _put_server(connection, server, version=version)
+
+
+def set_server_state(connection: Any, name: str, state: ServerState) -> None:
+    """Change what a server may be used for."""
+    with change(connection, expected=None) as version:
+        connection.execute(SQL["set_server_state"], {"name": name, "state": state.value, "version": version})
+
+
+def remove_server(connection: Any, name: str) -> None:
+    """Remove a server that holds no shard."""
+    full = CatalogError(f"server {name!r} still holds shards: drain it first; nothing was changed")
+    with instead_of({"placements_server_fkey": full}), change(connection, expected=None):
+        connection.execute(SQL["remove_server"], {"name": name})
+
+
+def pin(connection: Any, tenant: TenantKey, shard: int | None) -> None:
+    """Send *tenant* to *shard* against its hash, or take the pin away (None). It moves no rows."""
+    with change(connection, expected=None) as version:
+        connection.execute(SQL["put_pin"], {"tenant": str(tenant), "shard": shard, "version": version})
+
+
+def flip(connection: Any, shard: int, *, server: str, expected_epoch: int) -> int:
+    """Send *shard* to *server* at the epoch after *expected_epoch*; gives that epoch. Raises MapConflictError if it is not there."""
+    with change(connection, expected=None) as version:
+        values = {"server": server, "epoch": expected_epoch + 1, "expected_epoch": expected_epoch, "shard": shard}
+        if connection.execute(SQL["flip_placement"], {**values, "version": version}).rowcount != 1:
+            raise MapConflictError(f"shard {shard} is no longer at epoch {expected_epoch}; nothing was changed")
+    return expected_epoch + 1
+
+
+def _put_server(connection: Any, server: Server, *, version: int) -> None:
+    connection.execute(
+        SQL["put_server"],
+        {
+            "name": server.name,
+            "dsn": server.dsn,
+            "server_id": server.server_id,
+            "weight": server.weight,
+            "state": server.state.value,
+            "replicas": list(server.replicas),
+            "version": version,
+        },
+    )

@@ -1,0 +1,140 @@
+"""From tenant to leg: look-ups in the map in memory, remembered until the map changes, and the way on after a fence."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy.engine import Engine
+
+from shardkit.catalog.watch import MapWatch
+from shardkit.core.hashing import TenantKey
+from shardkit.core.names import CATALOG_SERVER, GLOBAL_SCHEMA
+from shardkit.core.shardmap import Route, Server, ShardMap
+from shardkit.db.connect import is_closed
+from shardkit.db.engines import Engines
+from shardkit.db.leg import Leg, opening_for
+from shardkit.db.wire import Opening
+from shardkit.errors import NoTenantError, ShardMovedError
+from shardkit.settings import Settings
+
+_REMEMBERED = 65_536
+
+
+class Router:
+    """Routes tenants by the watch's map; ``engines`` has a pool for each server."""
+
+    def __init__(self, settings: Settings, *, asyncio: bool = False, follow: bool = True) -> None:
+        self._settings = settings
+        self.watch = MapWatch(settings, follow=follow)
+        self.engines = Engines(settings, cluster_id=self.map.cluster_id, asyncio=asyncio)
+        self._kind: type = {"str": str, "int": int}[self.map.tenant_type]
+        self._memo = _Memo(self.map)
+
+    @property
+    def map(self) -> ShardMap:
+        """The map in memory."""
+        return self.watch.map
+
+    @property
+    def cluster_id(self) -> UUID:
+        """Whose map it is."""
+        return self.map.cluster_id
+
+    def locate(self, tenant: TenantKey) -> Route:
+        """Route of *tenant*; for one that was asked for lately, a dictionary's look-up."""
+        memo = self._memo
+        if memo.map is self.watch.map and type(tenant) is self._kind:
+            try:
+                return memo.routes[tenant]
+            except KeyError:
+                pass
+        return self._look_up(tenant)
+
+    def _look_up(self, tenant: TenantKey) -> Route:
+        memo = self._memo
+        if memo.map is not self.watch.map:
+            memo = self._memo = _Memo(self.watch.map)
+        route = memo.map.locate(tenant)
+        if len(memo.routes) >= _REMEMBERED:
+            memo.routes.clear()
+        memo.routes[tenant] = route
+        return route
+
+    def set_out(self, tenant: TenantKey | None, shard: int | None) -> tuple[Leg, Engine]:
+        """Leg and engine of a unit of work that begins now."""
+        if tenant is not None:
+            route = self.locate(tenant)
+        elif shard is not None:
+            route = self.map.route(shard)
+        else:
+            raise NoTenantError
+        return self._leg(route), self._engine(route)
+
+    def onward(self, leg: Leg) -> Leg | None:
+        """The leg at its shard's new epoch, waiting for the map if need be; None if the shard has not moved."""
+        route = leg.route
+
+        def moved(found: ShardMap) -> bool:
+            new = _again(found, route)
+            return (new.shard, new.epoch) != (route.shard, route.epoch)
+
+        if not moved(self.map):
+            self.watch.refresh()
+            if not moved(self.map) and not is_closed(
+                self.map.server(route.server), self._settings, cluster_id=self.cluster_id, schema=route.schema
+            ):
+                return None
+        found = self.watch.wait_for(moved, timeout_s=self._settings.move_wait_s)
+        if found is None:
+            raise ShardMovedError(
+                f"shard {route.shard} is being moved: its schema {route.schema} is closed and the map does not name a new one "
+                f"after {self._settings.move_wait_s:g} s; nothing took effect, run the unit of work again"
+            )
+        new = _again(found, route)
+        return Leg(new, self.engines.of(found.server(new.server)), opening_for(new), self, was=leg.was or route.schema)
+
+    def global_leg(self) -> tuple[Leg, Engine]:
+        """Leg and engine of the one place where global tables live: a schema beside the catalog's own."""
+        server = Server(CATALOG_SERVER, self._settings.catalog_url, self.cluster_id)
+        route = Route(None, -1, GLOBAL_SCHEMA, CATALOG_SERVER, 0)
+        engine = self.engines.of(server).execution_options(schema_translate_map={None: GLOBAL_SCHEMA})
+        return Leg(route, engine, Opening(GLOBAL_SCHEMA.encode()), _Fixed()), engine
+
+    def close(self) -> None:
+        """Stop watching the map."""
+        self.watch.close()
+
+    def _leg(self, route: Route) -> Leg:
+        return Leg(route, self.engines.of(self.map.server(route.server)), opening_for(route), self)
+
+    def _engine(self, route: Route) -> Engine:
+        memo = self._memo
+        engine = memo.engines.get(route.schema)
+        if engine is None:
+            base = self.engines.of(self.map.server(route.server))
+            engine = memo.engines[route.schema] = base.execution_options(schema_translate_map={None: route.schema})
+        return engine
+
+
+class _Fixed:
+    """The guide of what never moves."""
+
+    def onward(self, _leg: Leg) -> None:
+        """It does not."""
+
+
+class _Memo:
+    """What was looked up in one map; it goes with the map."""
+
+    __slots__ = ("engines", "map", "routes")
+
+    def __init__(self, shardmap: ShardMap) -> None:
+        self.map = shardmap
+        self.routes: dict[TenantKey, Route] = {}
+        self.engines: dict[str, Engine] = {}
+
+
+def _again(found: ShardMap, route: Route) -> Route:
+    """The same request in another map: a tenant may have been pinned elsewhere meanwhile."""
+    return found.route(route.shard) if route.tenant is None else found.locate(route.tenant)
+

@@ -1,0 +1,59 @@
+"""Whose work this is: an explicit tenant, else the one of the block one stands in, else an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from shardkit.core.hashing import TenantKey
+from shardkit.errors import NoTenantError, TenantLockedError
+
+
+@dataclass(frozen=True, slots=True)
+class _Current:
+    tenant: TenantKey
+    locked: bool
+
+
+class TenantContext:
+    """The current tenant of one kit, in a ContextVar: it follows tasks, and is not inherited by new threads."""
+
+    def __init__(self) -> None:
+        self._current: ContextVar[_Current | None] = ContextVar("shardkit_tenant", default=None)
+
+    @property
+    def tenant(self) -> TenantKey | None:
+        """Tenant of the block one stands in, if any."""
+        current = self._current.get()
+        return current.tenant if current else None
+
+    def resolve(self, tenant: TenantKey | None) -> TenantKey:
+        """*tenant*, else the block's. Raises NoTenantError, or TenantLockedError for another one than a locked block's."""
+        current = self._current.get()
+        if tenant is None:
+            if current is None:
+                raise NoTenantError
+            return current.tenant
+        if current is not None and current.locked and not _same(current.tenant, tenant):
+            raise TenantLockedError(
+                "this block is locked to one tenant and another was asked for; nothing was sent. "
+                "Leave the block first, or use operator access if that is what you mean"
+            )
+        return tenant
+
+    @contextmanager
+    def enter(self, tenant: TenantKey, *, lock: bool) -> Iterator[TenantKey]:
+        """Make *tenant* the current one inside the block; *lock* refuses any other until its end."""
+        before = self._current.get()
+        tenant = self.resolve(tenant)
+        token = self._current.set(_Current(tenant, lock or (before is not None and before.locked)))
+        try:
+            yield tenant
+        finally:
+            self._current.reset(token)
+
+
+def _same(one: TenantKey, other: TenantKey) -> bool:
+    return type(one) is type(other) and one == other

@@ -1,0 +1,132 @@
+"""A real ``sqlalchemy.orm.Session`` whose transactions run on one tenant's shard.
+
+The route is looked up when a transaction begins, never earlier; nothing of it is kept afterwards. AsyncSession drives the
+same class, so that both colours share every decision made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
+from sqlalchemy.sql.dml import Delete, Update
+from sqlalchemy.sql.selectable import Select
+
+from shardkit.core.hashing import TenantKey
+from shardkit.core.shardmap import Route
+from shardkit.db.leg import Leg, driver_connection
+from shardkit.errors import ReadOnlyError, SessionError
+from shardkit.orm.keys import assign_ids
+from shardkit.orm.tenancy import CRITERIA, TENANT_PARAMETER, criteria_of, own
+
+
+class Guide(Protocol):
+    """What a session asks when a transaction begins."""
+
+    def set_out(self, tenant: TenantKey | None, shard: int | None) -> tuple[Leg, Engine]:
+        """Leg and engine (with the shard's schema translated in) for *tenant*, or for operator access to *shard*."""
+
+
+class RoutedSession(Session):
+    """A Session of one tenant (or of an operator, on one shard). ``session.route`` says where its transaction runs."""
+
+    def __init__(
+        self,
+        *,
+        guide: Guide,
+        tenant: TenantKey | None = None,
+        shard: int | None = None,
+        read_only: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(close_resets_only=False, **options)
+        self._guide, self._tenant, self._shard, self._read_only = guide, tenant, shard, read_only
+        self._leg: Leg | None = None
+        self._engine: Engine | None = None
+
+    @property
+    def tenant(self) -> TenantKey | None:
+        """Whose session this is; None for an operator's. It cannot be changed."""
+        return self._tenant
+
+    @property
+    def route(self) -> Route:
+        """Where the open transaction runs, or where the next one would."""
+        return (self._leg or self._guide.set_out(self._tenant, self._shard)[0]).route
+
+    def get_bind(self, mapper: Any = None, *, bind: Any = None, **_: Any) -> Any:
+        """Engine of the server that holds the shard; the same one until the transaction ends."""
+        if bind is not None:
+            return bind
+        if self._engine is None:
+            self._leg, self._engine = self._guide.set_out(self._tenant, self._shard)
+        return self._engine
+
+    def _execute_internal(self, statement: Any, params: Any = None, **keywords: Any) -> Any:
+        """Every statement of a tenant's session is filtered here.
+
+        The public hook, do_orm_execute, makes SQLAlchemy prepare each ORM statement twice; this costs one option.
+        """
+        if self._tenant is not None and isinstance(statement, Select):
+            if statement._propagate_attrs and not isinstance(params, Sequence):
+                statement = statement.options(CRITERIA)
+                params = {TENANT_PARAMETER: self._tenant, **(params or {})}
+        elif self._tenant is not None and isinstance(statement, Update | Delete) and statement._propagate_attrs and not isinstance(params, Sequence):
+            statement = statement.options(criteria_of(self._tenant))
+        return super()._execute_internal(statement, params, **keywords)  # type: ignore[call-overload]
+
+    def flush(self, objects: Any = None) -> None:
+        """As ever; a read-only session refuses to write."""
+        if self._read_only and (self._new or self._deleted or self._dirty_states):
+            raise ReadOnlyError("kit.read() is for reading: use kit.begin() or kit.session() to write; nothing was written")
+        super().flush(objects)
+
+
+class AsyncRoutedSession(AsyncSession):
+    """The same for asyncio: a real ``AsyncSession`` around a RoutedSession."""
+
+    sync_session_class = RoutedSession
+    sync_session: RoutedSession
+
+    @property
+    def tenant(self) -> TenantKey | None:
+        """Whose session this is; None for an operator's."""
+        return self.sync_session.tenant
+
+    @property
+    def route(self) -> Route:
+        """Where the open transaction runs, or where the next one would."""
+        return self.sync_session.route
+
+
+@event.listens_for(RoutedSession, "after_begin")
+def _embark(session: RoutedSession, _transaction: SessionTransaction, connection: Connection) -> None:
+    leg = session._leg
+    if leg is None:  # the session was bound to a connection by hand: the program's own business
+        return
+    driver = driver_connection(connection)
+    if driver.leg is leg:  # a savepoint
+        return
+    if not driver.begin:
+        raise SessionError(
+            "AUTOCOMMIT is refused on a routed session: the tenant and the path are set for a transaction. "
+            "For reads outside one there is kit.read(...)"
+        )
+    driver.embark(leg, every=session._read_only and driver.begin == b"BEGIN")
+
+
+@event.listens_for(RoutedSession, "after_transaction_end")
+def _arrive(session: RoutedSession, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session._leg = session._engine = None
+
+
+@event.listens_for(RoutedSession, "before_flush")
+def _complete(session: RoutedSession, _context: UOWTransaction, _instances: Any) -> None:
+    if session._new:
+        own(session.new, session._tenant)
+        assign_ids(session, session.new)

@@ -1,0 +1,101 @@
+"""Tenants share a shard, so scoped models carry ``tenant_id``, and every ORM query of a tenant's session is filtered by it.
+
+The filter is the first line; the second is row-level security in PostgreSQL (``shardkit.protect`` in sql/server.sql), which
+also stops raw SQL that forgets the WHERE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from sqlalchemy import DDL, Index, Text, UniqueConstraint, bindparam, event, text
+from sqlalchemy.orm import Mapped, Mapper, mapped_column, with_loader_criteria
+from sqlalchemy.schema import Table
+
+from shardkit.core.hashing import TenantKey
+from shardkit.errors import SettingsError, TenantMismatchError
+
+TENANT_COLUMN: Final = "tenant_id"
+TENANT_PARAMETER: Final = "shardkit_tenant"
+
+
+class TenantScoped:
+    """Mixin of a model whose rows belong to tenants: adds ``tenant_id``, filled and filtered by the session.
+
+    It leads every unique constraint and index of the table (a unique e-mail address is unique within its tenant; without
+    it a tenant would learn which keys other tenants use), and ``(tenant_id, primary key)`` is unique, so that a replica
+    identity can carry it. ``session.get(Order, oid)`` still takes the id alone. For a cluster with int tenants annotate
+    ``tenant_id: Mapped[int]`` in the model.
+    """
+
+    tenant_id: Mapped[str] = mapped_column(
+        Text, nullable=False, server_default=text("current_setting('shardkit.tenant')"), sort_order=1
+    )
+
+
+CRITERIA: Final = with_loader_criteria(
+    TenantScoped,
+    lambda cls: cls.tenant_id == bindparam(TENANT_PARAMETER),
+    include_aliases=True,
+    propagate_to_loaders=False,  # every statement of the session gets it anyway, also a loader's
+)
+"""The filter of SELECTs: one object with one parameter, so that the statement cache serves all tenants."""
+
+
+def criteria_of(tenant: TenantKey) -> Any:
+    """The filter of ORM UPDATE and DELETE, whose parameters are values to set."""
+    return with_loader_criteria(
+        TenantScoped, lambda cls: cls.tenant_id == tenant, include_aliases=True, propagate_to_loaders=False
+    )
+
+
+def own(instances: Iterable[Any], tenant: TenantKey | None) -> None:
+    """Give *tenant* to new scoped instances that have none; refuse another tenant's."""
+    for instance in instances:
+        if isinstance(instance, TenantScoped):
+            theirs: Any = instance.tenant_id
+            if theirs is None and tenant is not None:
+                instance.tenant_id = tenant  # type: ignore[assignment]
+            elif theirs is None:
+                raise TenantMismatchError(
+                    f"a new {type(instance).__name__} in an operator's session needs its tenant_id; nothing was written"
+                )
+            elif tenant is not None and (type(theirs) is not type(tenant) or theirs != tenant):
+                raise TenantMismatchError(
+                    f"a new {type(instance).__name__} belongs to another tenant than the session; nothing was written"
+                )
+
+
+@event.listens_for(Mapper, "after_mapper_constructed")
+def _scope_once(_mapper: Mapper[Any], cls: type[Any]) -> None:
+    if not issubclass(cls, TenantScoped):
+        return
+    table = cls.__table__  # type: ignore[attr-defined]
+    if TENANT_COLUMN not in table.c:
+        raise SettingsError(
+            f"table {table.name!r} of the scoped model {cls.__name__} has no {TENANT_COLUMN} of its own, so PostgreSQL could "
+            "not protect its rows: use single-table inheritance, or declare the column in this class too"
+        )
+    if not table.info.setdefault("shardkit_scoped", False):
+        table.info["shardkit_scoped"] = True
+        scope(table)
+
+
+def scope(table: Table) -> None:
+    """Put ``tenant_id`` at the head of *table*'s unique keys and indexes, and protect it when it is created."""
+    tenant = table.c[TENANT_COLUMN]
+    for constraint in [c for c in table.constraints if isinstance(c, UniqueConstraint)]:
+        columns = list(constraint.columns)
+        if columns[0] is not tenant:
+            table.constraints.remove(constraint)
+            table.append_constraint(UniqueConstraint(tenant, *(c for c in columns if c is not tenant), name=constraint.name))
+    for index in list(table.indexes):
+        if list(index.columns)[:1] != [tenant]:
+            table.indexes.remove(index)
+            expressions = [e for e in index.expressions if e is not tenant]
+            Index(index.name, tenant, *expressions, unique=index.unique, **index.dialect_kwargs)
+    key = list(table.primary_key.columns)
+    if tenant not in key and key:
+        table.append_constraint(UniqueConstraint(tenant, *key, name=f"{table.name}_tenant_key"))
+    event.listen(table, "after_create", DDL("SELECT shardkit.protect('%(fullname)s')"))

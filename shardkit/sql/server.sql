@@ -1,0 +1,68 @@
+-- role_app --
+-- Application code runs as this role: rows of one tenant at a time, no DDL.
+CREATE ROLE shardkit_app NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE
+
+-- role_operator --
+-- Operator access and moves: rows of every tenant of a shard, no DDL; taken with SET LOCAL ROLE, never inherited.
+CREATE ROLE shardkit_operator NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE
+
+-- missing_roles --
+-- Which of our roles this PostgreSQL does not have yet.
+SELECT name FROM unnest(ARRAY['shardkit_app', 'shardkit_operator']) AS name
+WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name)
+
+-- base --
+-- Schema of ours on a server: its identity, and the right to look at it.
+CREATE SCHEMA IF NOT EXISTS shardkit;
+CREATE TABLE IF NOT EXISTS shardkit.identity (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    cluster_id uuid NOT NULL,
+    server_id uuid NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT USAGE ON SCHEMA shardkit TO shardkit_app, shardkit_operator;
+GRANT SELECT ON shardkit.identity TO shardkit_app, shardkit_operator;
+ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO shardkit_app, shardkit_operator;
+ALTER DEFAULT PRIVILEGES GRANT USAGE, SELECT, UPDATE ON SEQUENCES TO shardkit_app, shardkit_operator;
+
+-- protect --
+-- Row-level security of a tenant-scoped table: the app role sees its tenant's rows only, an operator all of them.
+CREATE OR REPLACE FUNCTION shardkit.protect(scoped regclass) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    kind regtype := (SELECT atttypid FROM pg_attribute WHERE attrelid = scoped AND attname = 'tenant_id' AND NOT attisdropped);
+    owner_rule text;
+BEGIN
+    IF kind IS NULL THEN
+        RAISE EXCEPTION 'table % has no column tenant_id: it cannot be protected', scoped;
+    END IF;
+    owner_rule := format('tenant_id = current_setting(''shardkit.tenant'')%s',
+                         CASE WHEN kind IN ('text'::regtype, 'varchar'::regtype) THEN '' ELSE '::' || kind END);
+    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', scoped);
+    EXECUTE format('DROP POLICY IF EXISTS shardkit_tenant ON %s', scoped);
+    EXECUTE format('CREATE POLICY shardkit_tenant ON %s TO shardkit_app USING (%s) WITH CHECK (%s)', scoped, owner_rule, owner_rule);
+    EXECUTE format('DROP POLICY IF EXISTS shardkit_operator ON %s', scoped);
+    EXECUTE format('CREATE POLICY shardkit_operator ON %s TO shardkit_operator USING (true) WITH CHECK (true)', scoped);
+END $$
+
+-- read_identity --
+-- Which cluster and server this database says it is; no row where it says nothing.
+SELECT cluster_id, server_id FROM shardkit.identity
+
+-- has_identity --
+-- Whether the identity table is there at all.
+SELECT to_regclass('shardkit.identity') IS NOT NULL
+
+-- write_identity --
+-- Make this database a server of a cluster; only once.
+INSERT INTO shardkit.identity (cluster_id, server_id) VALUES (%(cluster_id)s, %(server_id)s)
+
+-- forget_identity --
+-- Undo write_identity, for a server that leaves the cluster or an init that failed.
+DELETE FROM shardkit.identity WHERE cluster_id = %(cluster_id)s
+
+-- shard_schemas --
+-- Schemas on this server that look like shards, with the size of their relations by the planner's own counts.
+SELECT n.nspname, coalesce(sum(c.relpages) FILTER (WHERE c.relkind IN ('r', 'i', 't', 'm')), 0)::bigint * 8192
+FROM pg_namespace n LEFT JOIN pg_class c ON c.relnamespace = n.oid
+WHERE n.nspname ~ '^s[0-9]{4,5}_e[0-9]+$' GROUP BY 1 ORDER BY 1
