@@ -1,7 +1,7 @@
 """The only place that builds or checks schema, server, role, lock and key names.
 
-Identifiers never come from a request: shard schemas are made from two integers, everything else is a constant, so that no
-quoting rule stands between a tenant and another tenant's rows.
+Identifiers never come from a request: shard schemas are made from two integers, everything else is a constant, so that
+no quoting rule stands between a tenant and another tenant's rows.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class ServerState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One PostgreSQL database that holds shards. ``dsn`` carries no password: credentials are the settings' business."""
+    """One PostgreSQL database that holds shards. ``dsn`` has no password: credentials are the settings' business."""
 
     name: str
     dsn: str = field(repr=False)
@@ -72,7 +72,7 @@ class ShardMap:
     def shard_of(self, tenant: object) -> int:
         """Shard of *tenant*: its pin, else its hash. Raises TenantKeyError for what cannot be a key."""
         shard = shard_of(tenant, tenant_type=self.tenant_type, shard_count=self.shard_count)
-        return self.pins.get(tenant, shard) if self.pins else shard  # type: ignore[call-overload,no-any-return]
+        return self.pins.get(tenant, shard) if self.pins else shard  # type: ignore[call-overload]  # checked above
 
     def locate(self, tenant: TenantKey) -> Route:
         """Route of *tenant*."""
