@@ -1,8 +1,8 @@
 """Tenant key to shard number, the same in Python and in SQL.
 
-``shard = h & (shard_count - 1)``, where h is the first 8 bytes of MD5(key), big-endian: with at most 8192 shards only bytes
-6 and 7 count. MD5, which guards nothing here, because PostgreSQL computes it with immutable built-ins that a publication's
-row filter accepts. PostgreSQL hashes text as it stores it, so the database must be UTF8.
+``shard = h & (shard_count - 1)``, where h is the first 8 bytes of MD5(key), big-endian: with at most 8192 shards only
+bytes 6 and 7 count. MD5, which guards nothing here, because PostgreSQL computes it with immutable built-ins that a
+publication's row filter accepts. PostgreSQL hashes text as it stores it, so the database must be UTF8.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TenantType: TypeAlias = Literal["str", "int"]
 HASH_VERSION: Final = 1
 MAX_SHARDS: Final = 8192  # an id has 13 bits for its shard
 MAX_KEY_BYTES: Final = 1024
-_KEY_TYPES: Final = {"str": str, "int": int}
+TENANT_TYPES: Final = {"str": str, "int": int}
 
 
 def check_shard_count(count: int) -> int:
@@ -37,7 +37,7 @@ def key_bytes(tenant: object, tenant_type: TenantType) -> bytes:
     Raises TenantKeyError for any other type (``bool`` and subclasses too), for an empty or overlong str, and for what
     PostgreSQL cannot store.
     """
-    if type(tenant) is not _KEY_TYPES[tenant_type]:
+    if type(tenant) is not TENANT_TYPES[tenant_type]:
         raise TenantKeyError(
             f"this cluster's tenants are of type {tenant_type}, not {type(tenant).__name__}: a key is never converted, "
             "because '42' and 42 live in different shards"

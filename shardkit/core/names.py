@@ -32,7 +32,7 @@ class ShardSchema(NamedTuple):
 
 def schema_name(shard: int, epoch: int) -> str:
     """Schema of *shard* at *epoch*: ``s0291_e17``. The epoch in the name is the fence (DESIGN, law 1)."""
-    if not (0 <= shard <= 99_999 and 1 <= epoch <= 999_999_999):
+    if type(shard) is not int or type(epoch) is not int or not (0 <= shard <= 99_999 and 1 <= epoch <= 999_999_999):
         raise NameRejectedError(f"no schema name for shard {shard!r} at epoch {epoch!r}")
     return f"s{shard:04d}_e{epoch}"
 
@@ -48,7 +48,7 @@ def parse_schema(name: str) -> ShardSchema | None:
 
 def check_server_name(name: str) -> str:
     """*name* if it can name a server: 1 to 31 of ``a-z 0-9 _ -``, a letter first."""
-    if not _SERVER.fullmatch(name):
+    if not isinstance(name, str) or not _SERVER.fullmatch(name):
         raise NameRejectedError(
             f"{name!r} cannot name a server: use 1 to 31 of a-z, 0-9, '_' and '-', beginning with a letter"
         )

@@ -1,7 +1,7 @@
 """Which shard belongs on which server: even by weight, and never moving a shard for nothing.
 
-Three rules, in this order: a server's *quota* of shards follows its weight (largest remainder); a server *keeps what it
-has* up to its quota; a shard that must go asks the *consistent hash ring* for its preference among the servers with room.
+Three rules, in this order: a server's *quota* of shards follows its weight (largest remainder); a server *keeps what
+it has* up to its quota; a shard that must go asks the *consistent hash ring* for its preference among those with room.
 The ring alone leaves the fullest of 64 servers a third over its share; with quotas every server holds exactly its own.
 
 Where loads are given, shards are weighed instead of counted (``levelling``): even counts are not even load.
