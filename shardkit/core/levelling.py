@@ -66,6 +66,8 @@ def level(
 
     *loads* must have every shard of *current*, and a sum above zero.
     """
+    if not current:
+        return {}
     shares = fair_shares(servers, math.fsum(loads[shard] for shard in current))
     piles = {name: _Pile(name, servers[name], shares[name]) for name in sorted(servers)}
     placement: dict[int, str] = {}

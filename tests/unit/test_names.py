@@ -54,7 +54,7 @@ def test_whatever_parses_is_exactly_what_we_would_build(text):
         "s0291",
         "xs0291_e17",
         "s0291_e17;drop",
-        "s٠291_e17",
+        "s\u0660291_e17",
         "s-001_e1",
         "s0291_e1_000",
     ],
