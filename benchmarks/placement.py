@@ -31,7 +31,7 @@ def run(bench: Bench) -> None:
 
 
 def max_over_mean(shards: int = SHARDS) -> float:
-    """Fullest server over its fair share in whole shards (rounded up), the worst of 1 to 64 servers, equal and unequal."""
+    """Fullest server over its fair share in whole shards (rounded up); worst of 1 to 64 servers, equal and unequal."""
     worst = 0.0
     for count in range(1, 65):
         for servers in (_fleet(count), {f"pg{n}": 1.0 + n % 4 for n in range(count)}):
