@@ -1,7 +1,8 @@
 """Tenant key to shard number, the same in Python and in SQL.
 
-``shard = last bytes of the first 8 bytes of MD5(key), as a big-endian number, & (shard_count - 1)``. MD5, which guards nothing
-here, because PostgreSQL computes it with immutable built-ins that a publication's row filter accepts.
+``shard = h & (shard_count - 1)``, where h is the first 8 bytes of MD5(key), big-endian: with at most 8192 shards only
+bytes 6 and 7 count. MD5, which guards nothing here, because PostgreSQL computes it with immutable built-ins that a
+publication's row filter accepts. PostgreSQL hashes text as it stores it, so the database must be UTF8.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ TenantType: TypeAlias = Literal["str", "int"]
 HASH_VERSION: Final = 1
 MAX_SHARDS: Final = 8192  # an id has 13 bits for its shard
 MAX_KEY_BYTES: Final = 1024
-_KEY_TYPES: Final = {"str": str, "int": int}
+TENANT_TYPES: Final = {"str": str, "int": int}
 
 
 def check_shard_count(count: int) -> int:
     """*count* if a cluster can have that many shards: a power of two from 1 to 8192."""
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_SHARDS or count & (count - 1):
         raise SettingsError(
-            f"{count!r} shards are not possible: the number must be a power of two from 1 to {MAX_SHARDS}, and it is fixed at init"
+            f"{count!r} shards are not possible: the number must be a power of two from 1 to {MAX_SHARDS}, "
+            "and it is fixed at init"
         )
     return count
 
@@ -32,9 +34,10 @@ def check_shard_count(count: int) -> int:
 def key_bytes(tenant: object, tenant_type: TenantType) -> bytes:
     """The bytes that are hashed: a ``str`` as UTF-8, an ``int`` as its 8 bytes (signed, big-endian).
 
-    Raises TenantKeyError for any other type (``bool`` too), for an empty or overlong str, and for what PostgreSQL cannot store.
+    Raises TenantKeyError for any other type (``bool`` and subclasses too), for an empty or overlong str, and for what
+    PostgreSQL cannot store.
     """
-    if type(tenant) is not _KEY_TYPES[tenant_type]:
+    if type(tenant) is not TENANT_TYPES[tenant_type]:
         raise TenantKeyError(
             f"this cluster's tenants are of type {tenant_type}, not {type(tenant).__name__}: a key is never converted, "
             "because '42' and 42 live in different shards"
@@ -64,7 +67,7 @@ def shard_of(tenant: object, *, tenant_type: TenantType, shard_count: int) -> in
 
 
 def sql_shard_of(column: str, *, tenant_type: TenantType, shard_count: int) -> str:
-    """The same in SQL, of a *column* (an identifier already quoted by the caller); accepted by a publication's row filter."""
+    """The same in SQL, of a *column* of type text or bigint (its name, already quoted); a row filter accepts it."""
     digest = f"md5({column})" if tenant_type == "str" else f"md5(int8send({column}))"
     raw = f"decode({digest}, 'hex')"
     return f"((get_byte({raw}, 6) * 256 + get_byte({raw}, 7)) & {check_shard_count(shard_count) - 1})"

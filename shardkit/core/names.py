@@ -1,7 +1,7 @@
 """The only place that builds or checks schema, server, role, lock and key names.
 
-Identifiers never come from a request: shard schemas are made from two integers, everything else is a constant, so that no
-quoting rule stands between a tenant and another tenant's rows.
+Identifiers never come from a request: shard schemas are made from two integers, everything else is a constant, so that
+no quoting rule stands between a tenant and another tenant's rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ShardSchema(NamedTuple):
 
 def schema_name(shard: int, epoch: int) -> str:
     """Schema of *shard* at *epoch*: ``s0291_e17``. The epoch in the name is the fence (DESIGN, law 1)."""
-    if not (0 <= shard <= 99_999 and 1 <= epoch <= 999_999_999):
+    if type(shard) is not int or type(epoch) is not int or not (0 <= shard <= 99_999 and 1 <= epoch <= 999_999_999):
         raise NameRejectedError(f"no schema name for shard {shard!r} at epoch {epoch!r}")
     return f"s{shard:04d}_e{epoch}"
 
@@ -52,7 +52,7 @@ def check_server_name(name: str) -> str:
     """*name* if it can name a server: 1 to 31 of ``a-z 0-9 _ -``, a letter first."""
     if name == CATALOG_SERVER:
         raise NameRejectedError(f"{name!r} is the name of the catalog's own database; choose another for a server")
-    if not _SERVER.fullmatch(name):
+    if not isinstance(name, str) or not _SERVER.fullmatch(name):
         raise NameRejectedError(
             f"{name!r} cannot name a server: use 1 to 31 of a-z, 0-9, '_' and '-', beginning with a letter"
         )

@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
-from shardkit.core.hashing import TenantKey, TenantType, shard_of
+from shardkit.core.hashing import HASH_VERSION, TENANT_TYPES, TenantKey, TenantType, check_shard_count, shard_of
 from shardkit.core.names import schema_name
-from shardkit.errors import UnknownServerError, UnknownShardError
+from shardkit.errors import SettingsError, UnknownServerError, UnknownShardError
 
 
 class ServerState(enum.Enum):
@@ -24,7 +24,7 @@ class ServerState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One PostgreSQL database that holds shards. ``dsn`` carries no password: credentials are the settings' business."""
+    """One PostgreSQL database that holds shards. ``dsn`` has no password: credentials are the settings' business."""
 
     name: str
     dsn: str = field(repr=False)
@@ -54,7 +54,11 @@ class Route(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShardMap:
-    """Servers, placements and pins of one cluster at one version."""
+    """Servers, placements and pins of one cluster at one version.
+
+    Dicts are copied, once: a map made from another one (``dataclasses.replace``) shares what did not change.
+    Raises SettingsError for a map by which this program would route wrongly.
+    """
 
     cluster_id: UUID
     version: int
@@ -63,16 +67,32 @@ class ShardMap:
     servers: Mapping[str, Server]
     placements: Mapping[int, Placement]
     pins: Mapping[TenantKey, int] = field(default_factory=dict, repr=False)
-    hash_version: int = 1
+    hash_version: int = HASH_VERSION
+    _children: Mapping[int, list[int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_shard_count(self.shard_count)
+        if self.tenant_type not in TENANT_TYPES:
+            raise SettingsError(f"tenants of type {self.tenant_type!r} are not possible: it is 'str' or 'int'")
+        if self.hash_version != HASH_VERSION:
+            raise SettingsError(
+                f"this map places tenants by hash version {self.hash_version!r}, this shardkit knows only "
+                f"{HASH_VERSION}: use the release that the cluster was made with, or a newer one"
+            )
         for name in ("servers", "placements", "pins"):
-            object.__setattr__(self, name, MappingProxyType(getattr(self, name)))
+            table = getattr(self, name)
+            if not isinstance(table, MappingProxyType):
+                object.__setattr__(self, name, MappingProxyType(dict(table)))
+        children: dict[int, list[int]] = {}
+        for shard, place in self.placements.items():
+            if place.parent is not None:
+                children.setdefault(place.parent, []).append(shard)
+        object.__setattr__(self, "_children", children)
 
     def shard_of(self, tenant: object) -> int:
         """Shard of *tenant*: its pin, else its hash. Raises TenantKeyError for what cannot be a key."""
         shard = shard_of(tenant, tenant_type=self.tenant_type, shard_count=self.shard_count)
-        return self.pins.get(tenant, shard) if self.pins else shard  # type: ignore[call-overload,no-any-return]
+        return self.pins.get(tenant, shard) if self.pins else shard  # type: ignore[call-overload]  # checked above
 
     def locate(self, tenant: TenantKey) -> Route:
         """Route of *tenant*."""
@@ -107,5 +127,11 @@ class ShardMap:
 
     def descendants(self, shard: int) -> list[int]:
         """Shards that were isolated out of *shard*, and out of those; an id born in *shard* may live in any of them."""
-        found = [n for n, place in self.placements.items() if place.parent == shard]
-        return sorted({s for n in found for s in (n, *self.descendants(n))})
+        found: set[int] = set()
+        ahead = [shard]
+        while ahead:
+            for child in self._children.get(ahead.pop(), ()):
+                if child not in found and child != shard:
+                    found.add(child)
+                    ahead.append(child)
+        return sorted(found)

@@ -1,0 +1,141 @@
+"""Carries load from servers above their share to servers below it, moving as little as possible.
+
+Each shard moves at most once, and only to where the fuller of the two servers ends less full than it was. So the
+fullest server never gets fuller, and it ends after at most as many steps as there are shards.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+NOISE = 1e-9  # relative: what sums of floats may be off
+
+
+class _Step(NamedTuple):
+    load: float
+    shard: int
+    target: _Pile
+
+
+@dataclass(slots=True, eq=False)
+class _Pile:
+    """What one server holds while the plan is made; ``movable`` are (load, shard), lightest first."""
+
+    name: str
+    weight: float
+    share: float
+    load: float = 0.0
+    count: int = 0
+    movable: list[tuple[float, int]] = field(default_factory=list)
+
+    def fullness(self, more: float = 0.0) -> float:
+        """Load over share, with *more* added."""
+        return (self.load + more) / self.share
+
+    def add(self, load: float) -> None:
+        self.load += load
+        self.count += 1
+
+    def give(self, step: _Step) -> None:
+        self.movable.remove((step.load, step.shard))
+        self.load -= step.load
+        self.count -= 1
+        step.target.add(step.load)
+
+
+def fair_shares(servers: Mapping[str, float], total: float) -> dict[str, float]:
+    """Each server's part of *total*, by weight."""
+    weight = math.fsum(servers.values())
+    return {name: total * (own / weight) for name, own in servers.items()}
+
+
+def over_share(held: Mapping[str, float], servers: Mapping[str, float]) -> dict[str, float]:
+    """Load of each of *servers* (name → weight) over its fair share: 1.0 is even, 0.0 is empty."""
+    shares = fair_shares(servers, math.fsum(held.values()))
+    return {name: held.get(name, 0.0) / share if share else 0.0 for name, share in shares.items()}
+
+
+def level(
+    current: Mapping[int, str | None], servers: Mapping[str, float], *, loads: Mapping[int, float], tolerance: float
+) -> dict[int, str]:
+    """Placement with no server more than *tolerance* above its share of *loads*, as far as the shards allow.
+
+    *loads* must have every shard of *current*, and a sum above zero.
+    """
+    if not current:
+        return {}
+    shares = fair_shares(servers, math.fsum(loads[shard] for shard in current))
+    piles = {name: _Pile(name, servers[name], shares[name]) for name in sorted(servers)}
+    placement: dict[int, str] = {}
+    homeless: list[tuple[float, int]] = []
+    for shard in sorted(current):
+        pile = piles.get(current[shard] or "")
+        if pile is None:
+            homeless.append((-loads[shard], shard))
+        else:
+            placement[shard] = pile.name
+            pile.add(loads[shard])
+            if loads[shard] > 0:
+                pile.movable.append((loads[shard], shard))
+    for negative, shard in sorted(homeless):  # heaviest first: the light ones then fill what is left uneven
+        target = _emptiest(piles, -negative)
+        target.add(-negative)
+        placement[shard] = target.name
+    for pile in piles.values():
+        pile.movable.sort()
+
+    limit = (1 + tolerance) * (1 + NOISE)
+    stuck: set[str] = set()
+    while over := [pile for pile in piles.values() if pile.fullness() > limit and pile.name not in stuck]:
+        fullest = max(over, key=_Pile.fullness)
+        others = {name: pile for name, pile in piles.items() if pile is not fullest}
+        step = _fitting(fullest, others, limit) or _easing(fullest, others, max(tolerance, NOISE))
+        if step is None:
+            stuck.add(fullest.name)
+        else:
+            fullest.give(step)
+            placement[step.shard] = step.target.name
+            stuck.clear()
+    return placement
+
+
+def _emptiest(piles: Mapping[str, _Pile], more: float) -> _Pile:
+    """The server that is least full once it holds *more*; of equals the one with fewer shards, then by name."""
+    return min(piles.values(), key=lambda pile: (pile.fullness(more), pile.count / pile.weight, pile.name))
+
+
+def _fitting(source: _Pile, others: Mapping[str, _Pile], limit: float) -> _Step | None:
+    """The step that fits on another server within *limit* and brings *source* there with the least load moved."""
+    excess = source.load - limit * source.share
+    room = max((limit * pile.share - pile.load for pile in others.values()), default=0.0)
+    fits = source.movable[: bisect_right(source.movable, (room, math.inf))]
+    if not fits:
+        return None
+    above = bisect_left(fits, (excess, -1))
+    if above == len(fits):
+        load, shard = fits[-1]
+    else:
+        load, shard = fits[above]  # ends it alone, unless a lighter one and one more together are lighter still
+        if above:
+            below = fits[above - 1]
+            if below[0] + fits[bisect_left(fits, (excess - below[0], -1))][0] < load:
+                load, shard = below
+    return _Step(load, shard, _emptiest(others, load))
+
+
+def _easing(source: _Pile, others: Mapping[str, _Pile], gain: float) -> _Step | None:
+    """The step that leaves the fuller of both servers least full, if that is at least *gain* better than now."""
+    best: tuple[tuple[float, float], _Step] | None = None
+    for pile in others.values():
+        even = (source.load * pile.share - pile.load * source.share) / (source.share + pile.share)
+        at = bisect_left(source.movable, (even, -1))
+        for load, shard in source.movable[max(at - 1, 0) : at + 1]:
+            here, there = source.fullness(-load), pile.fullness(load)
+            rank = max(here, there), there
+            if rank[0] <= source.fullness() - gain and (best is None or rank < best[0]):
+                best = rank, _Step(load, shard, pile)
+    return best and best[1]
