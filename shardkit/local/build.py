@@ -92,8 +92,9 @@ def prepare(site: Site, *, clear: bool) -> None:
     if not (site.home / "servers").exists():
         site.directory("servers")
     if clear:
-        for directory in (site.home / "servers").iterdir():
-            clear_stale(directory)
+        for path in (site.home / "servers").iterdir():
+            if path.is_dir():
+                clear_stale(path)
 
 
 def missing(home: Path, state: State) -> list[str]:

@@ -29,7 +29,7 @@ class LocalCluster:
     """
 
     def __init__(self, state: State, site: Site) -> None:
-        self._state = state
+        self.state = state
         self._site = site
         self._control = site.control
         self._owner = os.getpid()
@@ -37,17 +37,17 @@ class LocalCluster:
     @property
     def servers(self) -> tuple[LocalServer, ...]:
         """The PostgreSQL servers, ``pg1`` first."""
-        return self._state.servers
+        return self.state.servers
 
     @property
     def catalog_url(self) -> str:
         """Address of the database ``shardkit_catalog`` on the first server, with the password."""
-        return self._state.catalog_url
+        return self.state.catalog_url
 
     @property
     def redis_url(self) -> str | None:
         """Address of the Redis-protocol server, with the password; None where there is none."""
-        return self._state.redis_url
+        return self.state.redis_url
 
     @property
     def data_dir(self) -> Path:
@@ -69,14 +69,19 @@ class LocalCluster:
             shutil.rmtree(self.data_dir, ignore_errors=True)
             atexit.unregister(self.down)
 
+    def running(self) -> dict[str, int]:
+        """Process ids of the servers that run, by name."""
+        pids = self._control.running() or {}
+        return {name: pids[name] for name in (*self.state.ports, REDIS) if name in pids}
+
     def pid(self, name: str) -> int | None:
         """Process id of the server *name* (``redis`` too), or None while it is stopped."""
-        return (self._control.running() or {}).get(self._known(name))
+        return self.running().get(self._known(name))
 
     def start_server(self, name: str) -> None:
         """Start a stopped server and wait until it is ready; one that runs is left alone."""
         if self.pid(name) is None:
-            build.start(self._site, self._state, [name])
+            build.start(self._site, self.state, [name])
 
     def stop_server(self, name: str, *, mode: Literal["fast", "immediate"] = "fast") -> None:
         """Stop one server: ``fast`` breaks its connections, ``immediate`` also leaves it to crash recovery."""
@@ -107,9 +112,9 @@ class LocalCluster:
         return f"LocalCluster({', '.join(server.dsn for server in self.servers)}; {str(self.data_dir)!r})"
 
     def _known(self, name: str) -> str:
-        if name in self._state.ports or (name == REDIS and self._state.redis_port):
+        if name in self.state.ports or (name == REDIS and self.state.redis_port):
             return name
-        raise UnknownServerError(f"no server {name!r} here; there are {', '.join(self._state.ports)}")
+        raise UnknownServerError(f"no server {name!r} here; there are {', '.join(self.state.ports)}")
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ class Control:
     @classmethod
     def launch(cls, home: Path, *, owned: bool) -> Self:
         """Start a keeper: one that goes when this process goes (*owned*), or one that stays."""
-        with (home / "keeper.log").open("ab") as log:
+        with os.fdopen(os.open(home / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             process = subprocess.Popen(  # noqa: S603  our own file, by our own interpreter
                 [sys.executable, "-I", "-S", str(_KEEPER), str(home), str(os.getpid() if owned else 0)],
                 stdin=subprocess.DEVNULL,

@@ -26,7 +26,7 @@ class FreshDatabases:
 
 @contextlib.contextmanager
 def fresh_databases(on: Sequence[LocalServer], count: int) -> Iterator[FreshDatabases]:
-    """*count* empty databases ``pg1``, ``pg2`` … spread over the servers *on* in turn, and one for a catalog on the first."""
+    """*count* empty databases ``pg1``, ``pg2`` … on the servers *on* in turn, and one for a catalog on the first."""
     mark = f"t{secrets.token_hex(6)}"
     homes = {f"pg{number + 1}": on[number % len(on)] for number in range(count)}
     wanted: dict[LocalServer, list[str]] = {}

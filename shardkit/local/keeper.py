@@ -1,8 +1,8 @@
-"""The keeper: one small process per local cluster that starts its servers, takes them down, and never leaves one behind.
+"""The keeper: one small process per local cluster that starts its servers and never leaves one behind.
 
-It is run by path, ``python -I -S keeper.py HOME OWNER``, and knows the standard library only, so that it is up in a blink
-and can be the single-threaded parent every server needs: Linux' "signal me when my parent dies" follows the *thread* that
-started a process, and threads of an application come and go.
+It is run by path, ``python -I -S keeper.py HOME OWNER``, and knows the standard library only, so that it is up in a
+blink and can be the single-threaded parent every server needs: Linux' "signal me when my parent dies" follows the
+*thread* that started a process, and threads of an application come and go.
 
 OWNER is the process id a temporary cluster belongs to: when it is gone, so are the servers and HOME. With OWNER 0 the
 keeper detaches and lives until it is told to stop. It is asked through ``HOME/keeper.sock``: one JSON object each way.
@@ -205,7 +205,7 @@ def answer(keeper: Keeper, connection: socket.socket) -> bool:
 def serve(keeper: Keeper, listener: socket.socket, *, owner: int) -> None:
     """Answer until told to stop, or until the owner is gone."""
     wake, waker = socket.socketpair()
-    waker.setblocking(False)
+    waker.setblocking(False)  # noqa: FBT003  its signature
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     leaving: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -217,7 +217,7 @@ def serve(keeper: Keeper, listener: socket.socket, *, owner: int) -> None:
             wake.recv(4096)
             keeper.reap()
         if listener in ready:
-            with contextlib.suppress(OSError, ValueError):  # a client that went away, or talks nonsense, is its own problem
+            with contextlib.suppress(OSError, ValueError):  # a client that went away, or talks nonsense
                 if not answer(keeper, listener.accept()[0]):
                     return
 

@@ -1,6 +1,7 @@
-"""Root where user namespaces are refused: servers run as ``nobody``, who must be able to enter the programs and the data.
+"""Root where user namespaces are refused: servers run as ``nobody``, who must reach the programs and the data.
 
-No user is made and no existing directory's permissions are changed: programs out of reach are copied, data out of reach is an error.
+No user is made and no foreign directory's permissions are changed: programs out of reach are copied, data out of reach
+is an error.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def reachable(program: Path) -> Path:
         return program
     package = next((p for p in program.parents if p.parent.name in {"site-packages", "dist-packages"}), None)
     if package is None:
-        raise LocalClusterError(f"'nobody' cannot enter {_barred(program)}, where {program.name} is; nothing was started")
+        raise LocalClusterError(f"'nobody' cannot enter {_barred(program)} to run {program.name}; nothing was started")
     about = program.stat()
     mark = hashlib.sha256(f"{program} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:12]
     copy = CACHE / f"shardkit-{os.geteuid()}-{mark}"
@@ -57,9 +58,10 @@ def _copy_package(package: Path, copy: Path) -> None:
     new = Path(tempfile.mkdtemp(prefix=f"{copy.name}-", dir=CACHE))
     try:
         # A wheel's shared libraries lie beside its package and are found relative to the program.
+        python = shutil.ignore_patterns("__pycache__", "*.py")
         for part in (package, package.with_name(f"{package.name}.libs")):
             if part.is_dir():
-                shutil.copytree(part, new / part.name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+                shutil.copytree(part, new / part.name, symlinks=True, ignore=python)
         new.chmod(0o755)
         new.rename(copy)
     except OSError:

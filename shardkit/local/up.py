@@ -58,10 +58,10 @@ class Wish:
         """The state of the cluster to be: *old* grown as wished; SettingsError where it cannot become that."""
         names = [f"pg{number}" for number in range(1, self.servers + 1)]
         if old is None:
-            ports = self.ports or free_ports(self.servers + self.redis)
+            chosen = self.ports or free_ports(self.servers + self.redis)
             password = None if self.trust else secrets.token_urlsafe(24)
-            redis_port = ports[self.servers] if self.redis else None
-            return State(dict(zip(names, ports, strict=False)), redis_port, password, self.fast, self.settings)
+            redis_port = chosen[self.servers] if self.redis else None
+            return State(dict(zip(names, chosen, strict=False)), redis_port, password, self.fast, self.settings)
         if self.servers < len(old.ports):
             raise SettingsError(
                 f"the cluster has {len(old.ports)} servers, {self.servers} were asked for, and servers are not taken "
@@ -73,7 +73,7 @@ class Wish:
         given = self.ports or []
         new_ports = given[len(old.ports) : self.servers] or free_ports(len(grown))
         ports = old.ports | dict(zip(grown, new_ports, strict=True))
-        redis_port = old.redis_port or ((given[self.servers:] or free_ports(1))[0] if self.redis else None)
+        redis_port = old.redis_port or ((given[self.servers :] or free_ports(1))[0] if self.redis else None)
         if given and given != [*ports.values(), *([redis_port] if self.redis else [])]:
             raise SettingsError("the cluster has other ports than were asked for; nothing was changed. Leave them out")
         return replace(old, ports=ports, redis_port=redis_port, settings=old.settings | self.settings)
@@ -91,9 +91,9 @@ def run_local(
 ) -> LocalCluster:
     """Start real servers on loopback: *servers* PostgreSQL, and one Redis-protocol server if *redis*.
 
-    Without *data_dir* the cluster is temporary and ends with this process, however that ends. With it the data stays and
-    the servers run on until ``down()``; calling again finds them running, starts what is not, and adds servers if more
-    are asked for than there are.
+    Without *data_dir* the cluster is temporary and ends with this process, however that ends. With it the data stays
+    and the servers run on until ``down()``; calling again finds them running, starts what is not, and adds servers if
+    more are asked for than there are.
 
     *trust* and *fast* are for tests: no passwords, and no safety when the machine crashes. *ports* are those of the
     PostgreSQL servers in order, then of Redis (left out: free ones). *settings* go into every server's configuration.
