@@ -1,0 +1,31 @@
+"""Every test may use real servers; its directory is its marker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["shardkit.testing"]
+
+HERE = Path(__file__).parent
+KINDS = {
+    "unit": "no server",
+    "sim": "no server, much chance",
+    "integration": "real servers",
+    "acceptance": "the installed program",
+    "faults": "real servers, ill-treated",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for kind, meaning in KINDS.items():
+        config.addinivalue_line("markers", f"{kind}: {meaning}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            kind = item.path.relative_to(HERE).parts[0]
+            if kind in KINDS:
+                item.add_marker(kind)
