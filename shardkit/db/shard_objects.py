@@ -8,6 +8,7 @@ from __future__ import annotations
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from shardkit.core import names
+from shardkit.core.ids import EPOCH_MS
 from shardkit.errors import NameRejectedError
 from shardkit.sql import statements
 
@@ -18,8 +19,14 @@ def server_objects() -> list[Composed]:
     Roles that insert need ``USAGE`` on the schema.
     """
     ids = statements("ids")
-    parts = {"server_schema": Identifier(names.SERVER_SCHEMA), "lock_class": Literal(names.ID_LOCK_CLASS)}
-    return [SQL(ids[name]).format(**parts) for name in ("server_schema", "next_id")]
+    return [
+        SQL(ids["server_schema"]).format(server_schema=Identifier(names.SERVER_SCHEMA)),
+        SQL(ids["next_id"]).format(
+            server_schema=Identifier(names.SERVER_SCHEMA),
+            epoch_ms=Literal(EPOCH_MS),
+            lock_class=Literal(names.ID_LOCK_CLASS),
+        ),
+    ]
 
 
 def shard_objects(shard: int, schema: str) -> Composed:
@@ -29,7 +36,7 @@ def shard_objects(shard: int, schema: str) -> Composed:
     """
     named = names.parse_schema(schema)
     if named is None or named.shard != shard:
-        raise NameRejectedError(f"{schema!r} is not a schema of shard {shard!r}: it was given no ids, nothing was changed")
+        raise NameRejectedError(f"{schema!r} is not a schema of shard {shard!r}; nothing was changed")
     return SQL(statements("ids")["shard_ids"]).format(
         schema=Identifier(schema),
         server_schema=Identifier(names.SERVER_SCHEMA),

@@ -16,8 +16,8 @@ _NEXT_IDS = text("SELECT next_id() FROM generate_series(1, :count)")
 class ShardKey(TypeDecorator[int]):
     """The column type of an id: ``id: Mapped[int] = mapped_column(ShardKey, primary_key=True)``.
 
-    As a primary key it is ``BIGINT DEFAULT next_id() NOT NULL``, and the shard whose schema comes first in ``search_path``
-    when the table is made is the one whose ids it gets. Elsewhere, and where it is also a foreign key, it is a plain ``BIGINT``.
+    As a primary key it is ``BIGINT DEFAULT next_id() NOT NULL``, the same text in every shard: ``search_path``, when
+    the table is made, says whose ids it gets. Elsewhere, and where it is also a foreign key, it is a plain ``BIGINT``.
     """
 
     impl = BigInteger
@@ -46,8 +46,8 @@ def _is_own_key(column: Column[Any]) -> bool:
 def assign_ids(session: Session, new: Iterable[object]) -> None:
     """Give the objects in *new* their ids before a flush, in the order of ``add()``, by one statement for all of them.
 
-    Without that SQLAlchemy sends one INSERT per object, because it cannot match the rows it gets back. A single object is left
-    to the column's default, which costs no round trip of its own. Ids that were set by the program stay.
+    Without that SQLAlchemy sends one INSERT per object, because it cannot match the rows it gets back. A single object
+    is left to the column's default, which costs no round trip of its own. Ids that were set by the program stay.
     """
     wanting = []
     keys: dict[Mapper[Any], str | None] = {}
@@ -58,7 +58,7 @@ def assign_ids(session: Session, new: Iterable[object]) -> None:
             keys[mapper] = _key_name(mapper)
         key = keys[mapper]
         if key is not None and state.dict.get(key) is None:
-            wanting.append((state.insert_order, key, instance))
+            wanting.append((state.insert_order or 0, key, instance))
     if len(wanting) < 2:
         return
     wanting.sort(key=lambda want: want[0])

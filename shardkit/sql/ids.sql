@@ -21,7 +21,7 @@ BEGIN
     LOOP
         began := pg_sequence_last_value(origin);
         pos := began + nextval(ids);
-        ms := floor(date_part('epoch', clock_timestamp()) * 1000)::bigint - 1767225600000;
+        ms := floor(date_part('epoch', clock_timestamp()) * 1000)::bigint - {epoch_ms};
         EXIT WHEN pos >> 10 = ms AND began = pg_sequence_last_value(origin);
 
         IF (pos >> 10 < ms OR pos IS NULL) AND NOT raised THEN
@@ -42,7 +42,7 @@ BEGIN
                 PERFORM pg_sleep(0.001) WHERE pos & 1023 = 0;
             ELSE
                 -- More than 1,024 ids in a millisecond: wait for the one this id names (no wait where that is past).
-                PERFORM pg_sleep((pos >> 10) / 1000.0 - (date_part('epoch', clock_timestamp()) - 1767225600));
+                PERFORM pg_sleep(((pos >> 10) + {epoch_ms}) / 1000.0 - date_part('epoch', clock_timestamp()));
             END IF;
             EXIT;
         END IF;
