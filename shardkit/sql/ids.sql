@@ -47,7 +47,7 @@ BEGIN
             EXIT;
         END IF;
     END LOOP;
-    RETURN (pos >> 10) << 23 | shard::bigint << 10 | (pos & 1023);
+    RETURN ((pos >> 10) << 23) | (shard::bigint << 10) | (pos & 1023);  -- SQL's bit operators bind equally: keep these ( )
 END
 $function$
 
