@@ -1,0 +1,166 @@
+"""A laboratory for ids: a database of its own, a clock and a sleep that can be replaced, and the checker.
+
+The clock is replaced in the text of the function alone (``clock_timestamp()``, ``pg_sleep(``); everything else is what ships.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from shardkit.core import names
+from shardkit.db.shard_objects import server_objects, shard_objects
+
+SHARD = 291
+SCHEMA = names.schema_name(SHARD, 17)
+START_US = 1_800_000_000_000_000  # where a virtual clock begins: 2027-01-15
+
+# A clock is a sequence of microseconds that tests set; sequences are seen at once by every session.
+_CLOCK = """
+CREATE SEQUENCE shardkit.lab_us MINVALUE -9000000000000000;
+CREATE SEQUENCE shardkit.lab_slept_us MINVALUE 0;
+SELECT setval('shardkit.lab_slept_us', 0);
+CREATE FUNCTION shardkit.lab_offset() RETURNS timestamptz LANGUAGE sql VOLATILE
+RETURN clock_timestamp() + make_interval(secs => pg_sequence_last_value('shardkit.lab_us') / 1e6);
+CREATE FUNCTION shardkit.lab_virtual() RETURNS timestamptz LANGUAGE sql VOLATILE
+RETURN to_timestamp(pg_sequence_last_value('shardkit.lab_us') / 1e6);
+CREATE FUNCTION shardkit.lab_ticking() RETURNS timestamptz LANGUAGE sql VOLATILE
+RETURN to_timestamp(setval('shardkit.lab_us', pg_sequence_last_value('shardkit.lab_us') + 1000) / 1e6);
+CREATE FUNCTION shardkit.lab_sleep(seconds float8) RETURNS bigint LANGUAGE sql VOLATILE RETURN CASE WHEN seconds > 0 THEN
+    setval('shardkit.lab_us', pg_sequence_last_value('shardkit.lab_us') + ceil(seconds * 1e6)::bigint) * 0
+    + setval('shardkit.lab_slept_us', pg_sequence_last_value('shardkit.lab_slept_us') + ceil(seconds * 1e6)::bigint) END;
+"""
+
+# Instagram's function as published in 2012, the planted violation.
+INSTAGRAM = """
+CREATE OR REPLACE FUNCTION s0291_e17.next_id() RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE seq_id bigint; now_millis bigint; result bigint;
+BEGIN
+    SELECT nextval('s0291_e17.shardkit_ids') % 1024 INTO seq_id;
+    SELECT floor(extract(epoch FROM clock_timestamp()) * 1000) INTO now_millis;
+    result := (now_millis - 1767225600000) << 23;
+    result := result | (291 << 10);
+    result := result | seq_id;
+    RETURN result;
+END $$
+"""
+
+_REAL: dict[str, tuple[str, str]] = {
+    "real": ("clock_timestamp()", "pg_sleep("),
+    "offset": ("shardkit.lab_offset()", "pg_sleep("),
+    "virtual": ("shardkit.lab_virtual()", "shardkit.lab_sleep("),
+    "ticking": ("shardkit.lab_ticking()", "pg_sleep("),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One statement's ids, and when it was sent and answered (system-wide monotonic seconds)."""
+
+    sent: float
+    answered: float
+    ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What the checker found."""
+
+    repeated: int
+    inversions: int
+
+
+def check(draws: list[Draw]) -> Faults:
+    """Ids that came twice, and ids not greater than one that was already in somebody's hands when they were asked for."""
+    every = [key for draw in draws for key in draw.ids]
+    inversions = sum(a >= b for draw in draws for a, b in itertools.pairwise(draw.ids))
+    answered = sorted(draws, key=lambda draw: draw.answered)
+    highest, done = 0, 0
+    for draw in sorted(draws, key=lambda draw: draw.sent):
+        while done < len(answered) and answered[done].answered < draw.sent:
+            highest = max(highest, *answered[done].ids)
+            done += 1
+        inversions += sum(key <= highest for key in draw.ids)
+    return Faults(repeated=len(every) - len(set(every)), inversions=inversions)
+
+
+def draw(connection: psycopg.Connection, count: int, *, schema: str = SCHEMA) -> Draw:
+    """*count* ids in one statement."""
+    assert names.parse_schema(schema)
+    sent = time.monotonic()
+    rows = connection.execute(f"SELECT {schema}.next_id() FROM generate_series(1, %s)", (count,)).fetchall()
+    return Draw(sent, time.monotonic(), [key for (key,) in rows])
+
+
+def draw_many(url: str, sizes: list[int]) -> list[Draw]:
+    """What one client draws, statement after statement; also the body of a client process."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        return [draw(connection, size) for size in sizes]
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """A database with one shard in it."""
+
+    url: str
+
+    @contextmanager
+    def connect(self) -> Iterator[psycopg.Connection]:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            yield connection
+
+    def install(self, clock: str = "real", *, edit: Callable[[str], str] = lambda text: text) -> None:
+        """Put the shipped function in place, with its *clock* replaced and, for a planted violation, its text edited."""
+        schema, function = (part.as_string() for part in server_objects())
+        now, sleep = _REAL[clock]
+        function = edit(function.replace("clock_timestamp()", now).replace("pg_sleep(", sleep))
+        with self.connect() as connection:
+            connection.execute(schema)
+            connection.execute(function)
+
+    def set_clock(self, us: int) -> None:
+        with self.connect() as connection:
+            connection.execute("SELECT setval('shardkit.lab_us', %s)", (us,))
+
+    def slept_us(self) -> int:
+        return self.scalar("SELECT pg_sequence_last_value('shardkit.lab_slept_us')")
+
+    def scalar(self, query: str, *params: object) -> int:
+        with self.connect() as connection:
+            row = connection.execute(query, params).fetchone()
+            assert row is not None
+            return row[0]
+
+    def advisory_locks(self) -> int:
+        return self.scalar(
+            "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database"
+            " WHERE locktype = 'advisory' AND datname = current_database() AND classid::bigint = %s",
+            names.ID_LOCK_CLASS,
+        )
+
+
+@contextmanager
+def laboratory(server_url: str) -> Iterator[Lab]:
+    """A fresh database on the server, with shard 291 in it and the shipped function; dropped at the end."""
+    name = f"ids_{secrets.token_hex(4)}"
+    with psycopg.connect(server_url, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+    lab = Lab(make_conninfo(server_url, dbname=name))
+    try:
+        lab.install()
+        with lab.connect() as connection:
+            connection.execute(_CLOCK)
+            connection.execute("SELECT setval('shardkit.lab_us', 0)")
+            connection.execute(f"CREATE SCHEMA {SCHEMA}")
+            connection.execute(shard_objects(SHARD, SCHEMA))
+        yield lab
+    finally:
+        with psycopg.connect(server_url, autocommit=True) as server:
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
