@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Mid greys and mid tones have a contrast of at least 3:1 on white and on #0d1117; the background stays transparent.
 INK: Final = "#7d8590"
 COLOURS: Final = {True: "#2f9e44", False: "#e8590c", None: "#4c8dd6"}
+WORDS: Final = {True: "", False: "  goal missed", None: ""}
 _TITLES: Final = {"ratio": "ours / other (lower is better)", "faster": "times faster (higher is better)"}
 
 
@@ -48,16 +49,18 @@ def _by_unit(report: Report) -> dict[str, dict[str, Result]]:
 def _panel(axes: Axes, unit: str, group: dict[str, Result]) -> None:
     for place, result in enumerate(group.values()):
         whiskers = [[result.median - result.p25], [result.p75 - result.median]]
-        axes.barh(place, result.median, height=0.62, color=COLOURS[result.met], xerr=whiskers, ecolor=INK, capsize=3)
+        axes.barh(
+            place, result.median, height=0.5, color=COLOURS[result.met], alpha=0.6, xerr=whiskers, ecolor=INK, capsize=3
+        )
         if result.goal is not None:
             axes.plot([result.goal] * 2, [place - 0.42, place + 0.42], color=INK, linewidth=2, linestyle=(0, (2, 1)))
         axes.annotate(
-            f"{result.median:.3g}", (max(result.p75, result.goal or 0), place), xytext=(6, 0),
+            f"{result.median:.3g}{WORDS[result.met]}", (max(result.p75, result.goal or 0), place), xytext=(6, 0),
             textcoords="offset points", va="center", color=INK, fontsize=8,
         )  # fmt: skip
     axes.set_yticks(range(len(group)), list(group))
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.18)
     axes.set_xlim(left=0)
     if unit == "ratio":
         axes.axvline(1, color=INK, linewidth=0.8)
