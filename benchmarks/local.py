@@ -1,0 +1,101 @@
+"""How long a real cluster of four PostgreSQL servers and Redis takes to come up and go, and the memory it holds."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from time import perf_counter
+from typing import Final
+
+import psycopg
+
+from benchmarks.harness import Bench
+from shardkit.local import LocalCluster, run_local
+
+QUESTION: Final = "How fast does a local cluster come up, cold and warm, and how much memory does it hold?"
+SERVERS: Final = 4
+TMPFS: Final = Path("/dev/shm")
+SPACE: Final = 1 << 30
+
+
+def run(bench: Bench) -> None:
+    rounds = bench.pick(full=9, quick=3)
+    parent = _tmpfs()
+    bench.params |= {"servers": SERVERS, "redis": True, "tmpfs": parent is not None}
+    if parent is None:
+        bench.skip("tmpfs", "no writable tmpfs with 1 GiB free: these times are those of a disk, the goals are not")
+    cold, warm, down, memory = [], [], [], []
+    task = bench.progress.add_task("up, down, up, down", total=rounds)
+    for _ in range(rounds):
+        home = Path(tempfile.mkdtemp(prefix="shardkit-bench-", dir=parent))
+        try:
+            with _up(home / "cluster", cold) as cluster:
+                bench.versions["postgresql"] = _postgresql_version(cluster)
+                _down(cluster, down)
+            with _up(home / "cluster", warm) as cluster:
+                memory.append(pss_mb(cluster.running().values()))
+                _down(cluster, down)
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
+        bench.progress.advance(task)
+    bench.record("up_cold_s", cold, unit="s", goal=3)
+    bench.record("up_warm_s", warm, unit="s", goal=0.5)
+    bench.record("down_s", down, unit="s")
+    bench.record("memory_mb", memory, unit="MB")
+
+
+def pss_mb(roots: Iterable[int]) -> float:
+    """Memory of the processes *roots* and all below them, in MB; pages they share are counted once in all.
+
+    That is PSS: RSS would count PostgreSQL's shared buffers once per backend.
+    """
+    parents = {int(stat.parent.name): parent for stat in Path("/proc").glob("[0-9]*/stat") if (parent := _parent(stat))}
+    family = set(roots)
+    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= grown
+    return sum(_pss_kb(pid) for pid in family) * 1024 / 1e6
+
+
+def _parent(stat: Path) -> int | None:
+    try:
+        return int(stat.read_text("utf-8", "replace").rpartition(")")[2].split()[1])
+    except OSError:
+        return None  # it ended just now
+
+
+def _pss_kb(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0  # it ended just now
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _up(data_dir: Path, taken: list[float]) -> LocalCluster:
+    start = perf_counter()
+    cluster = run_local(servers=SERVERS, redis=True, data_dir=data_dir)
+    taken.append(perf_counter() - start)
+    return cluster
+
+
+def _down(cluster: LocalCluster, taken: list[float]) -> None:
+    start = perf_counter()
+    cluster.down()
+    taken.append(perf_counter() - start)
+
+
+def _postgresql_version(cluster: LocalCluster) -> str:
+    with closing(psycopg.connect(cluster.servers[0].url, connect_timeout=10)) as connection:
+        number = connection.info.server_version
+    return f"{number // 10000}.{number % 10000}"
+
+
+def _tmpfs() -> Path | None:
+    """A folder in memory, where there is one with room: the goals are meant for it."""
+    try:
+        return TMPFS if shutil.disk_usage(TMPFS).free >= SPACE else None
+    except OSError:
+        return None
