@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy import exc as sa_exc
 
+from shardkit._async import colour
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
@@ -40,7 +41,7 @@ class AsyncShardKit:
         if settings is None:
             settings = Settings(catalog_url=catalog_url or "", **given)  # type: ignore[arg-type]
         self.settings = settings
-        self._router = Router(settings, asyncio=ASYNC)
+        self._router = Router(settings, asyncio=colour.ASYNC)
         self._context = TenantContext()
 
     @classmethod
@@ -153,7 +154,7 @@ class AsyncShardKit:
         """Stop watching the map and close idle connections."""
         self._router.close()
         for engine in self._router.engines.dispose():
-            await _close(engine)
+            await colour.close(engine)
 
     async def __aenter__(self) -> Self:
         return self

@@ -22,8 +22,14 @@ def create_cluster(
     tenant_type: TenantType,
     servers: Mapping[str, Server],
     placements: Mapping[int, str],
-) -> ShardMap:
-    """Write a new cluster's first map, all shards at epoch 1. Raises ClusterExistsError if there is one already."""
+) -> None:
+    """Write a new cluster's first map, all shards at epoch 1; it counts once ``make_ready`` has said so.
+
+    Does nothing for the cluster that is there, unfinished, with the same id; raises ClusterExistsError for any other.
+    """
+    row = connection.execute(SQL["cluster"]).fetchone()
+    if row is not None and row[0] == cluster_id:
+        return
     exists = ClusterExistsError("this catalog already holds a cluster; nothing was changed")
     with instead_of({"cluster_pkey": exists}), transaction(connection):
         connection.execute(
@@ -42,6 +48,28 @@ def create_cluster(
                 SQL["put_placement"],
                 [{"shard": s, "server": n, "epoch": 1, "parent": None, "version": 1} for s, n in placements.items()],
             )
+
+
+def unfinished(connection: Any, *, shard_count: int, tenant_type: TenantType, servers: list[str]) -> UUID | None:
+    """Id of a cluster whose init was stopped, if it was the same init. Raises ClusterExistsError for a ready or another one."""
+    row = connection.execute(SQL["cluster"]).fetchone()
+    if row is None:
+        return None
+    cluster_id, count, kind, _, _, ready = row
+    if ready:
+        raise ClusterExistsError("this catalog already holds a cluster; nothing was changed. `shardkit status` shows it")
+    named = [name for name, *_ in connection.execute(SQL["servers"])]
+    if (count, kind, named) != (shard_count, tenant_type, servers):
+        raise ClusterExistsError(
+            f"an init with {count} shards, {kind} tenants and servers {', '.join(named)} was begun here and not finished; "
+            "nothing was changed. Run it again with these, or give an empty catalog database"
+        )
+    return cluster_id  # type: ignore[no-any-return]
+
+
+def make_ready(connection: Any) -> ShardMap:
+    """End an init: from now on programs may use the cluster."""
+    connection.execute(SQL["make_ready"])
     return load_map(connection)
 
 

@@ -25,7 +25,9 @@ def load_map(connection: Any, known: ShardMap | None = None) -> ShardMap:
         row = connection.execute(SQL["cluster"]).fetchone()
         if row is None:
             raise NotInitializedError
-        cluster_id, shard_count, tenant_type, hash_version, version = row
+        cluster_id, shard_count, tenant_type, hash_version, version, ready = row
+        if not ready:
+            raise NotInitializedError("`shardkit init` was begun here and not finished: run it again")
         if known is not None:
             if known.cluster_id != cluster_id:
                 raise StaleMapError(

@@ -64,8 +64,8 @@ class ShardMap:
     version: int
     shard_count: int
     tenant_type: TenantType
-    servers: Mapping[str, Server]
-    placements: Mapping[int, Placement]
+    servers: Mapping[str, Server] = field(repr=False)
+    placements: Mapping[int, Placement] = field(repr=False)
     pins: Mapping[TenantKey, int] = field(default_factory=dict, repr=False)
     hash_version: int = HASH_VERSION
     _children: Mapping[int, list[int]] = field(init=False, repr=False, compare=False)

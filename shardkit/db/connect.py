@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -201,3 +201,14 @@ def is_closed(server: Server, settings: Settings, *, cluster_id: UUID, schema: s
     with connect(server, settings, cluster_id=cluster_id) as connection:
         row = connection.execute("SELECT to_regnamespace(%s) IS NULL", (schema,)).fetchone()
         return row is not None and bool(row[0])
+
+
+def public_dsn(url: str) -> str:
+    """*url* without secrets and credentials, as the catalog stores it."""
+    given = conninfo_to_dict(url)
+    return make_conninfo("", **{k: v for k, v in given.items() if k in ("host", "hostaddr", "port", "dbname", "sslmode", "target_session_attrs")})
+
+
+def execute_script(connection: Any, script: LiteralString) -> None:
+    """Run SQL of our own through a SQLAlchemy connection."""
+    connection.exec_driver_sql(script)

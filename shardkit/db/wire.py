@@ -173,8 +173,9 @@ class _RoutedCursor:
         ):
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
             return
-        conn.pending = False
-        self._reset()  # type: ignore[attr-defined]
+        every, conn.pending, conn.every = conn.every, False, False
+        yield from self._start_query(query)  # type: ignore[attr-defined]  # resets the cursor; nothing is pending now
+        conn.every = every
         pgq = self._convert_query(query, params)  # type: ignore[attr-defined]
         yield from self._fly_gen(leg.opening, pgq, prepare, binary)
         self._last_query = query

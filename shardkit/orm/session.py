@@ -31,6 +31,17 @@ class Guide(Protocol):
         """Leg and engine (with the shard's schema translated in) for *tenant*, or for operator access to *shard*."""
 
 
+class FixedGuide:
+    """A guide that always gives the same leg: where global tables live."""
+
+    def __init__(self, there: tuple[Leg, Engine]) -> None:
+        self._there = there
+
+    def set_out(self, _tenant: TenantKey | None, _shard: int | None) -> tuple[Leg, Engine]:
+        """There."""
+        return self._there
+
+
 class RoutedSession(Session):
     """A Session of one tenant (or of an operator, on one shard). ``session.route`` says where its transaction runs."""
 

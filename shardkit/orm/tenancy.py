@@ -36,7 +36,7 @@ class TenantScoped:
 
 CRITERIA: Final = with_loader_criteria(
     TenantScoped,
-    lambda cls: cls.tenant_id == bindparam(TENANT_PARAMETER),
+    lambda cls: cls.tenant_id == bindparam("shardkit_tenant"),  # spelled out: a lambda may close over values only
     include_aliases=True,
     propagate_to_loaders=False,  # every statement of the session gets it anyway, also a loader's
 )

@@ -4,7 +4,7 @@ SELECT to_regclass('shardkit_catalog.cluster') IS NOT NULL
 
 -- cluster --
 -- The one row that says what this cluster is, and the version of its map.
-SELECT cluster_id, shard_count, tenant_type, hash_version, map_version FROM shardkit_catalog.cluster
+SELECT cluster_id, shard_count, tenant_type, hash_version, map_version, ready FROM shardkit_catalog.cluster
 
 -- servers --
 -- All servers; they are few.
@@ -22,6 +22,10 @@ SELECT tenant, shard FROM shardkit_catalog.pins WHERE changed_in > %(version)s
 -- Begin a cluster; the primary key lets only one row in.
 INSERT INTO shardkit_catalog.cluster (cluster_id, shard_count, tenant_type, hash_version, map_version)
 VALUES (%(cluster_id)s, %(shard_count)s, %(tenant_type)s, %(hash_version)s, 1)
+
+-- make_ready --
+-- The last step of an init: from now on programs may use the cluster.
+UPDATE shardkit_catalog.cluster SET ready = true
 
 -- lock_version --
 -- Compare and set: raise the map's version if it is still the one the change was planned on.

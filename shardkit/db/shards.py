@@ -1,0 +1,34 @@
+"""Makes one shard: its schema, its ids, and what the program keeps in it, in one transaction."""
+
+from __future__ import annotations
+
+from typing import Any, LiteralString, cast
+
+import psycopg
+from psycopg import sql
+
+from shardkit.core.names import APP_ROLE, OPERATOR_ROLE
+from shardkit.db.shard_objects import shard_objects
+
+
+def create_shard(connection: psycopg.Connection[Any], shard: int, schema: str, script: str) -> bool:
+    """Make *schema* for *shard* and run *script* in it; False if it was there already.
+
+    *script* is the program's own DDL with unqualified names (a Blueprint): part of the program, like its code.
+    """
+    with connection.transaction():
+        if connection.execute("SELECT to_regnamespace(%s)", (schema,)).fetchone() != (None,):
+            return False
+        connection.execute(
+            sql.SQL(";\n").join(
+                [
+                    sql.SQL("CREATE SCHEMA {0}; GRANT USAGE ON SCHEMA {0} TO {1}, {2}").format(
+                        *map(sql.Identifier, (schema, APP_ROLE, OPERATOR_ROLE))
+                    ),
+                    shard_objects(shard, schema),
+                    sql.SQL("SET LOCAL search_path TO {}").format(sql.Identifier(schema)),
+                    sql.SQL(cast("LiteralString", script)),
+                ]
+            )
+        )
+    return True
