@@ -27,7 +27,10 @@ def run(bench: Bench) -> None:
     bench.params |= {"servers": SERVERS, "redis": True, "tmpfs": parent is not None}
     if parent is None:
         bench.skip("tmpfs", "no writable tmpfs with 1 GiB free: these times are those of a disk, the goals are not")
-    cold, warm, down, memory = [], [], [], []
+    cold: list[float] = []
+    warm: list[float] = []
+    down: list[float] = []
+    memory: list[float] = []
     task = bench.progress.add_task("up, down, up, down", total=rounds)
     for _ in range(rounds):
         home = Path(tempfile.mkdtemp(prefix="shardkit-bench-", dir=parent))

@@ -12,7 +12,6 @@ from sqlalchemy import create_engine
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.pool import NullPool
 
-import shardkit
 from shardkit.core.names import CATALOG_SCHEMA
 from shardkit.db.connect import connect_admin, execute_script
 from shardkit.errors import SettingsError
@@ -21,7 +20,7 @@ from shardkit.settings import Settings
 
 def own_tree(name: str) -> Path:
     """Our own tree ``catalog`` or ``shard``: beside the package in a checkout, inside it in a wheel."""
-    package = Path(shardkit.__file__).parent
+    package = Path(__file__).parents[1]
     return next(p for p in (package / "migrations" / name, package.parent / "migrations" / name) if p.is_dir())
 
 

@@ -31,6 +31,9 @@ class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A connection that breaks is what some of these tests are about; no need to print it."""
+
 
 @pytest.fixture
 def proxy() -> Iterator[DelayProxy]:

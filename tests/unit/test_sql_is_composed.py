@@ -21,6 +21,7 @@ FOLDERS = ("shardkit", "benchmarks", "examples")
 SINKS = {"text", "SQL", "execute", "executemany", "exec_driver_sql", "execute_batch", "stream", "copy", "copy_expert"}
 KEYWORDS = {"text", "statement", "query", "obj", "sql"}
 NAMES_MODULE = "shardkit.core.names"
+COMPOSED_TYPES = {"SQL", "Composed", "Composable"}
 PASSED_THROUGH = {"dedent", "cleandoc", "cast", "str", "literal_column"}
 
 
@@ -64,6 +65,11 @@ class Checker:
     def _assigned(scope: ast.AST) -> dict[str, list[ast.expr]]:
         """Every value that a name is given in *scope*, those of its inner functions left out."""
         found: dict[str, list[ast.expr]] = {}
+        if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
+            for argument in [*scope.args.posonlyargs, *scope.args.args, *scope.args.kwonlyargs]:
+                annotation = ast.unparse(argument.annotation) if argument.annotation else ""
+                if annotation.rpartition(".")[2] in COMPOSED_TYPES:
+                    found[argument.arg] = [ast.Call(ast.Name("SQL"), [], [])]  # the type checkers see to that
         waiting = list(ast.iter_child_nodes(scope))
         while waiting:
             node = waiting.pop()
@@ -185,6 +191,7 @@ def test_sql_is_never_made_from_strings() -> None:
         'def f(x):\n    query = "SELECT 1"\n    query += f" LIMIT {x}"\n    cursor.execute(query)',
         'if (q := f"SELECT {x}"):\n    cursor.execute(q)',
         'cursor.execute(f"SELECT {schema_name(1, 2)}")',
+        "def f(query: str):\n    cursor.execute(query.format(x))",
         'from elsewhere import schema_name\ntext(f"SET search_path TO {schema_name(1, 2)}")',
         'from shardkit.core import names\ntext(f"SELECT {names.CATALOG_SCHEMA}.{x}")',
     ],
@@ -210,6 +217,7 @@ def test_planted_string_is_found(planted: str) -> None:
         'connection.exec_driver_sql(sql.SQL("DROP SCHEMA {}").format(sql.Identifier(x)).as_string(None))',
         'from shardkit.core import names\ntext(f"SELECT id FROM {names.CATALOG_SCHEMA}.server")',
         'from shardkit.core.names import schema_name\ntext(f"SET LOCAL search_path TO {schema_name(1, 2)}")',
+        "def f(query: sql.SQL):\n    cursor.execute(query.format(sql.Identifier(x)))",
         'print(f"{x}")\npath.read_text(f"{x}")\nshutil.copy(source, target)',
     ],
 )
