@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             kind = item.path.relative_to(HERE).parts[0]
             if kind in KINDS:
                 item.add_marker(kind)
+
+
+@pytest.fixture
+def eventually():
+    """``eventually(condition)`` returns the condition's first true value, or fails after *within_s*."""
+
+    def wait(condition, *, within_s=30.0):
+        deadline = time.monotonic() + within_s
+        pause = threading.Event()
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"still not so after {within_s:g} s: {condition}")
+            pause.wait(0.01)
+        return value
+
+    return wait

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -14,6 +15,8 @@ from psycopg import sql
 from shardkit.local.state import LocalServer
 
 CONNECT_TIMEOUT_S = 10
+
+Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +37,30 @@ def fresh_databases(on: Sequence[LocalServer], count: int) -> Iterator[FreshData
         wanted.setdefault(server, []).append(f"{mark}_{name}")
     wanted.setdefault(on[0], []).append(f"{mark}_catalog")
     try:
-        # FILE_COPY is the slower way here: it asks for two checkpoints.
-        _on_each(wanted, sql.SQL("CREATE DATABASE {} STRATEGY wal_log"))
+        _on_each(wanted, _create)
         yield FreshDatabases(
             servers={name: server.url_of(f"{mark}_{name}") for name, server in homes.items()},
             catalog_url=on[0].url_of(f"{mark}_catalog"),
         )
     finally:
-        _on_each(wanted, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)"))
+        _on_each(wanted, _drop)
 
 
-def _on_each(databases: dict[LocalServer, list[str]], statement: sql.SQL) -> None:
+def _create(connection: Connection, name: str) -> None:
+    # FILE_COPY is the slower way here: it asks for two checkpoints.
+    connection.execute(sql.SQL("CREATE DATABASE {} STRATEGY wal_log").format(sql.Identifier(name)))
+
+
+def _drop(connection: Connection, name: str) -> None:
+    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _on_each(databases: dict[LocalServer, list[str]], do: Callable[[Connection, str], None]) -> None:
     def work(server: LocalServer) -> None:
         url = server.url_of("postgres")
         with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as connection:
             for name in databases[server]:
-                connection.execute(statement.format(sql.Identifier(name)))
+                do(connection, name)
 
     with ThreadPoolExecutor(len(databases)) as pool:
         list(pool.map(work, databases))

@@ -194,6 +194,8 @@ def answer(keeper: Keeper, connection: socket.socket) -> bool:
     with connection, connection.makefile("rwb") as stream:
         request = json.loads(stream.readline() or b'{"do": "status"}')
         do = request.pop("do")
+        if do == "down":
+            os.dup(connection.fileno())  # closes only with this process: so the client sees when it is gone
         try:
             reply = keeper.status() if do in {"status", "down"} else getattr(keeper, do)(**request)
         except OSError as exc:

@@ -8,6 +8,7 @@ import errno
 import re
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from shardkit.errors import DiskFullError, PortTakenError, SettingsError
 from shardkit.local import build, nobody
 from shardkit.local.binaries import find_postgres, find_redis
 from shardkit.local.build import REDIS, Site
-from shardkit.local.cluster import OURS, LocalCluster, locked, remove_data
+from shardkit.local.cluster import OURS, STOP_TIMEOUT_S, LocalCluster, locked, remove_data
 from shardkit.local.control import Control
 from shardkit.local.ports import check_free, check_ports, free_ports
 from shardkit.local.state import State
@@ -143,6 +144,10 @@ def _up(home: Path, wish: Wish, *, old: State | None, owned: bool) -> LocalClust
     except BaseException:
         if before is None:
             control.down()
+        elif old is not None:
+            old.save(home)
+            for name in (control.running() or {}).keys() - before.keys():
+                control.end(name, number=signal.SIGINT, timeout_s=STOP_TIMEOUT_S)
         raise
     cluster = LocalCluster(state, site)
     if owned:
