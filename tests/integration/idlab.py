@@ -27,16 +27,17 @@ _CLOCK = """
 CREATE SEQUENCE shardkit.lab_us MINVALUE -9000000000000000;
 CREATE SEQUENCE shardkit.lab_slept_us MINVALUE 0;
 SELECT setval('shardkit.lab_slept_us', 0);
+CREATE FUNCTION shardkit.lab_add(clock regclass, us bigint) RETURNS bigint LANGUAGE sql VOLATILE
+RETURN setval(clock, pg_sequence_last_value(clock) + us);
 CREATE FUNCTION shardkit.lab_offset() RETURNS timestamptz LANGUAGE sql VOLATILE
 RETURN clock_timestamp() + make_interval(secs => pg_sequence_last_value('shardkit.lab_us') / 1e6);
 CREATE FUNCTION shardkit.lab_virtual() RETURNS timestamptz LANGUAGE sql VOLATILE
 RETURN to_timestamp(pg_sequence_last_value('shardkit.lab_us') / 1e6);
 CREATE FUNCTION shardkit.lab_ticking() RETURNS timestamptz LANGUAGE sql VOLATILE
-RETURN to_timestamp(setval('shardkit.lab_us', pg_sequence_last_value('shardkit.lab_us') + 1000) / 1e6);
+RETURN to_timestamp(shardkit.lab_add('shardkit.lab_us', 1000) / 1e6);
 CREATE FUNCTION shardkit.lab_sleep(seconds float8) RETURNS bigint LANGUAGE sql VOLATILE RETURN CASE
-    WHEN seconds > 0 THEN setval('shardkit.lab_us', pg_sequence_last_value('shardkit.lab_us') + ceil(seconds * 1e6)::bigint)
-    * 0 + setval('shardkit.lab_slept_us', pg_sequence_last_value('shardkit.lab_slept_us') + ceil(seconds * 1e6)::bigint)
-    END;
+    WHEN seconds > 0 THEN shardkit.lab_add('shardkit.lab_us', ceil(seconds * 1e6)::bigint)
+    - shardkit.lab_add('shardkit.lab_slept_us', ceil(seconds * 1e6)::bigint) END;
 """
 
 # Instagram's function as published in 2012, the planted violation.

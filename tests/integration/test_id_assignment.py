@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+import psycopg
 import pytest
 from idlab import SCHEMA, SHARD, laboratory
 from sqlalchemy import ForeignKey, create_engine, event, insert, select, text
@@ -53,8 +54,7 @@ class Plain(Base):
 def engine(local_cluster):
     with laboratory(local_cluster.servers[0].url) as lab:
         engine = create_engine(
-            "postgresql+psycopg://",
-            creator=lambda: __import__("psycopg").connect(lab.url, options=f"-csearch_path={SCHEMA}"),
+            "postgresql+psycopg://", creator=lambda: psycopg.connect(lab.url, options=f"-csearch_path={SCHEMA}")
         )
         Base.metadata.create_all(engine)
         yield engine
