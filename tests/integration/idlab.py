@@ -1,6 +1,6 @@
 """A laboratory for ids: a database of its own, a clock and a sleep that can be replaced, and the checker.
 
-The clock is replaced in the text of the function alone (``clock_timestamp()``, ``pg_sleep(``); everything else is what ships.
+The clock is replaced in the text of the function alone (``clock_timestamp()``, ``pg_sleep(``); the rest is what ships.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ _CLOCK = """
 CREATE SEQUENCE shardkit.lab_us MINVALUE -9000000000000000;
 CREATE SEQUENCE shardkit.lab_slept_us MINVALUE 0;
 SELECT setval('shardkit.lab_slept_us', 0);
+CREATE FUNCTION shardkit.lab_add(clock regclass, us bigint) RETURNS bigint LANGUAGE sql VOLATILE
+RETURN setval(clock, pg_sequence_last_value(clock) + us);
 CREATE FUNCTION shardkit.lab_offset() RETURNS timestamptz LANGUAGE sql VOLATILE
 RETURN clock_timestamp() + make_interval(secs => pg_sequence_last_value('shardkit.lab_us') / 1e6);
 CREATE FUNCTION shardkit.lab_virtual() RETURNS timestamptz LANGUAGE sql VOLATILE
 RETURN to_timestamp(pg_sequence_last_value('shardkit.lab_us') / 1e6);
 CREATE FUNCTION shardkit.lab_ticking() RETURNS timestamptz LANGUAGE sql VOLATILE
-RETURN to_timestamp(setval('shardkit.lab_us', pg_sequence_last_value('shardkit.lab_us') + 1000) / 1e6);
-CREATE FUNCTION shardkit.lab_sleep(seconds float8) RETURNS bigint LANGUAGE sql VOLATILE RETURN CASE WHEN seconds > 0 THEN
-    setval('shardkit.lab_us', pg_sequence_last_value('shardkit.lab_us') + ceil(seconds * 1e6)::bigint) * 0
-    + setval('shardkit.lab_slept_us', pg_sequence_last_value('shardkit.lab_slept_us') + ceil(seconds * 1e6)::bigint) END;
+RETURN to_timestamp(shardkit.lab_add('shardkit.lab_us', 1000) / 1e6);
+CREATE FUNCTION shardkit.lab_sleep(seconds float8) RETURNS bigint LANGUAGE sql VOLATILE RETURN CASE
+    WHEN seconds > 0 THEN shardkit.lab_add('shardkit.lab_us', ceil(seconds * 1e6)::bigint)
+    - shardkit.lab_add('shardkit.lab_slept_us', ceil(seconds * 1e6)::bigint) END;
 """
 
 # Instagram's function as published in 2012, the planted violation.
@@ -52,7 +54,7 @@ BEGIN
 END $$
 """
 
-_REAL: dict[str, tuple[str, str]] = {
+_CLOCKS: dict[str, tuple[str, str]] = {
     "real": ("clock_timestamp()", "pg_sleep("),
     "offset": ("shardkit.lab_offset()", "pg_sleep("),
     "virtual": ("shardkit.lab_virtual()", "shardkit.lab_sleep("),
@@ -78,7 +80,7 @@ class Faults:
 
 
 def check(draws: list[Draw]) -> Faults:
-    """Ids that came twice, and ids not greater than one that was already in somebody's hands when they were asked for."""
+    """Ids that came twice, and ids not greater than one that somebody already held when they were asked for."""
     every = [key for draw in draws for key in draw.ids]
     inversions = sum(a >= b for draw in draws for a, b in itertools.pairwise(draw.ids))
     answered = sorted(draws, key=lambda draw: draw.answered)
@@ -117,9 +119,9 @@ class Lab:
             yield connection
 
     def install(self, clock: str = "real", *, edit: Callable[[str], str] = lambda text: text) -> None:
-        """Put the shipped function in place, with its *clock* replaced and, for a planted violation, its text edited."""
+        """Put the shipped function in place with its *clock* replaced; to plant a violation, *edit* its text."""
         schema, function = (part.as_string() for part in server_objects())
-        now, sleep = _REAL[clock]
+        now, sleep = _CLOCKS[clock]
         function = edit(function.replace("clock_timestamp()", now).replace("pg_sleep(", sleep))
         with self.connect() as connection:
             connection.execute(schema)

@@ -183,6 +183,9 @@ def cancelled_often(lab: Lab, *, times: int) -> int:
     """Locks left behind in a session whose statements were cancelled while it raised the origin with every id."""
     lab.set_clock(START_US)
     with lab.connect() as victim, lab.connect() as other, ThreadPoolExecutor(1) as pool:
+        draw(
+            victim, 3
+        )  # a session's first call plans for so long that the cancel would come before the origin is raised
 
         def drawn() -> int:
             row = other.execute(f"SELECT coalesce(pg_sequence_last_value('{SCHEMA}.shardkit_ids'), 0)").fetchone()
