@@ -33,8 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Without a name: list the benchmarks and the question each one answers.",
-        epilog="Exit codes: 0 done (goals may be missed: read the table), 1 failed, 2 usage, "
-        "3 compare found something worse.",
+        epilog="Exit codes: 0 done (goals may be missed: read the table), 1 failed, 2 usage, 3 compare found something worse.",
     )
     parser.add_argument("name", nargs="?", help="a benchmark, or 'compare'")
     parser.add_argument("files", nargs="*", type=Path, help="for compare: the report before and the report after")

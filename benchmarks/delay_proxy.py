@@ -39,9 +39,7 @@ class DelayProxy:
     The proxy's process ends when the block or this process does.
     """
 
-    def __init__(
-        self, target_host: str, target_port: int, *, one_way_s: float = 0.000375, calibrate: bool = True
-    ) -> None:
+    def __init__(self, target_host: str, target_port: int, *, one_way_s: float = 0.000375, calibrate: bool = True) -> None:
         asked_s = _asked_s(one_way_s) if calibrate else one_way_s
         self._arguments = [target_host, str(target_port), str(asked_s)]
         self._process: subprocess.Popen[bytes] | None = None
@@ -58,9 +56,7 @@ class DelayProxy:
         self.port = int(line)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         process, self._process = self._process, None
         if process is None:
             return

@@ -133,9 +133,7 @@ class Bench:
             rounds=self._rounds, results=self.results, skipped=self.skipped, samples=self.samples,
         )  # fmt: skip
 
-    def _schedule(
-        self, names: list[str], *, rounds: int, block: int, warmup: int | None
-    ) -> Iterator[tuple[str, int, bool]]:
+    def _schedule(self, names: list[str], *, rounds: int, block: int, warmup: int | None) -> Iterator[tuple[str, int, bool]]:
         """(variant, operations, whether they count), in the order to run them."""
         task = self.progress.add_task(" · ".join(names), total=rounds * len(names))
         yield from ((name, block if warmup is None else warmup, False) for name in names)

@@ -49,9 +49,7 @@ def _by_unit(report: Report) -> dict[str, dict[str, Result]]:
 def _panel(axes: Axes, unit: str, group: dict[str, Result]) -> None:
     for place, result in enumerate(group.values()):
         whiskers = [[result.median - result.p25], [result.p75 - result.median]]
-        axes.barh(
-            place, result.median, height=0.5, color=COLOURS[result.met], alpha=0.6, xerr=whiskers, ecolor=INK, capsize=3
-        )
+        axes.barh(place, result.median, height=0.5, color=COLOURS[result.met], alpha=0.6, xerr=whiskers, ecolor=INK, capsize=3)
         if result.goal is not None:
             axes.plot([result.goal] * 2, [place - 0.42, place + 0.42], color=INK, linewidth=2, linestyle=(0, (2, 1)))
         axes.annotate(

@@ -43,9 +43,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     p75: float
     max: float
     ci: Annotated[list[float], Meta(min_length=2, max_length=2, description="95 % bootstrap interval of the median")]
-    unit: Annotated[
-        str, Meta(min_length=1, description="'ratio' (ours / other), 'faster' (other / ours), 's', 'ms', …")
-    ]
+    unit: Annotated[str, Meta(min_length=1, description="'ratio' (ours / other), 'faster' (other / ours), 's', 'ms', …")]
     better: Literal["lower", "higher"]
     n: Annotated[int, Meta(ge=1)]
     goal: Annotated[float | None, Meta(description="the median must be on its better side")] = None
@@ -83,9 +81,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     skipped: Annotated[dict[str, str], Meta(description="what did not run, and why")]
     samples: Annotated[
         dict[str, list[float | list[float]]],
-        Meta(
-            description="<key>: one value per round; <key>.ours, <key>.other: the seconds of each operation, by round"
-        ),
+        Meta(description="<key>: one value per round; <key>.ours, <key>.other: the seconds of each operation, by round"),
     ]
 
     def __post_init__(self) -> None:

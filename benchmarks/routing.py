@@ -9,16 +9,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
-from benchmarks.delay_proxy import DelayProxy
-from benchmarks.harness import Bench
 from psycopg import sql
-from sqlalchemy import BigInteger, Identity, Text, create_engine
+from sqlalchemy import BigInteger, Identity, Text, create_engine, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.ext.horizontal_shard import ShardedSession, set_shard_id
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from sqlalchemy import select
 
+from benchmarks.delay_proxy import DelayProxy
+from benchmarks.harness import Bench
 from shardkit import AsyncShardKit, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local
 from shardkit.local import LocalCluster
 from shardkit.local.databases import fresh_databases
@@ -101,7 +100,11 @@ class Place:
 def run(bench: Bench) -> None:
     """All keys; each shard count on databases of its own, on the same servers."""
     rounds = bench.pick(15, 5)
-    bench.params |= {"rows_per_tenant": ROWS, "transport": "TCP on loopback", "fsync": "on, data on tmpfs where it has room"}
+    bench.params |= {
+        "rows_per_tenant": ROWS,
+        "transport": "TCP on loopback",
+        "fsync": "on, data on tmpfs where it has room",
+    }
     with run_local(servers=2, redis=False, trust=True) as cluster:
         for shards in (16, 256):
             with fresh_databases(cluster.servers, 3) as databases:
@@ -224,7 +227,9 @@ def _async(bench: Bench, place: Place, *, rounds: int) -> None:
                     session.add(PlainPhoto(title="new", likes=0, tenant_id="tenant-1"))
 
             block = bench.pick(200, 100)
-            reads = await bench.interleave_async({"ours": read, "plain": plain_read}, rounds=rounds, block=block, warmup=6 * 256)
+            reads = await bench.interleave_async(
+                {"ours": read, "plain": plain_read}, rounds=rounds, block=block, warmup=6 * 256
+            )
             bench.ratio("async_read_256", ours=reads["ours"], other=reads["plain"], goal=0.95)
             writes = await bench.interleave_async(
                 {"ours": write, "plain": plain_write}, rounds=rounds, block=block, warmup=3 * 256

@@ -124,9 +124,7 @@ def _parsed(name: str, text: str) -> Any:
             case "float":
                 return float(text)
             case "bool":
-                return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[
-                    text.lower()
-                ]
+                return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[text.lower()]
     except (ValueError, KeyError):
         raise SettingsError(f"{PREFIX}{name.upper()} must be of type {kind}") from None
     return text or None if name in ("redis_url", "map_file") else text

@@ -137,4 +137,3 @@ class _Memo:
 def _again(found: ShardMap, route: Route) -> Route:
     """The same request in another map: a tenant may have been pinned elsewhere meanwhile."""
     return found.route(route.shard) if route.tenant is None else found.locate(route.tenant)
-

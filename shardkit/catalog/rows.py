@@ -30,9 +30,7 @@ def load_map(connection: Any, known: ShardMap | None = None) -> ShardMap:
             raise NotInitializedError("`shardkit init` was begun here and not finished: run it again")
         if known is not None:
             if known.cluster_id != cluster_id:
-                raise StaleMapError(
-                    "the catalog now belongs to another cluster than the map in use: its map was refused"
-                )
+                raise StaleMapError("the catalog now belongs to another cluster than the map in use: its map was refused")
             if version == known.version:
                 return known
             if version < known.version:
@@ -43,9 +41,7 @@ def load_map(connection: Any, known: ShardMap | None = None) -> ShardMap:
         since = {"version": known.version if known else 0}
         servers = {row[0]: _server(*row) for row in connection.execute(SQL["servers"])}
         placements = dict(known.placements) if known else {}
-        placements.update(
-            (shard, Placement(*place)) for shard, *place in connection.execute(SQL["placements_since"], since)
-        )
+        placements.update((shard, Placement(*place)) for shard, *place in connection.execute(SQL["placements_since"], since))
         changed = connection.execute(SQL["pins_since"], since).fetchall()
     pins = known.pins if known else {}
     if changed:

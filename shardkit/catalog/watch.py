@@ -57,8 +57,7 @@ class MapWatch:
                 if isinstance(exc, CatalogError):
                     raise
                 raise CatalogUnavailableError(
-                    "the catalog does not answer; tenants are routed by the map in memory, "
-                    f"version {self.map.version}"
+                    f"the catalog does not answer; tenants are routed by the map in memory, version {self.map.version}"
                 ) from exc
             if found.version > self.map.version:
                 self._replace(found)

@@ -31,9 +31,7 @@ def local() -> None:
 
 
 @local.command()
-@click.option(
-    "--servers", type=click.IntRange(1, 64), help="PostgreSQL servers; more than before adds some.  [default: 3]"
-)
+@click.option("--servers", type=click.IntRange(1, 64), help="PostgreSQL servers; more than before adds some.  [default: 3]")
 @data_dir_option
 @click.option(
     "--port",

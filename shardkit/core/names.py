@@ -55,7 +55,5 @@ def check_server_name(name: str) -> str:
     if name == CATALOG_SERVER:
         raise NameRejectedError(f"{name!r} is the name of the catalog's own database; choose another for a server")
     if not isinstance(name, str) or not _SERVER.fullmatch(name):
-        raise NameRejectedError(
-            f"{name!r} cannot name a server: use 1 to 31 of a-z, 0-9, '_' and '-', beginning with a letter"
-        )
+        raise NameRejectedError(f"{name!r} cannot name a server: use 1 to 31 of a-z, 0-9, '_' and '-', beginning with a letter")
     return name

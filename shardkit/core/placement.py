@@ -163,9 +163,7 @@ def _weighed(shards: Iterable[int], loads: Mapping[int, float]) -> dict[int, flo
     return {shard: known.get(shard, mean) if total else mean for shard in shards}
 
 
-def _load_of(
-    servers: Iterable[str], placement: Mapping[int, str | None], loads: Mapping[int, float]
-) -> Mapping[str, float]:
+def _load_of(servers: Iterable[str], placement: Mapping[int, str | None], loads: Mapping[int, float]) -> Mapping[str, float]:
     """Load of each of *servers* under *placement*."""
     held: dict[str, list[float]] = {name: [] for name in servers}
     for shard, name in placement.items():

@@ -25,7 +25,7 @@ _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert",
 
 
 def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
-    """libpq connection string for *url* with our time-outs; refuses a transport that could be listened to."""
+    """Libpq connection string for *url* with our time-outs; refuses a transport that could be listened to."""
     try:
         given = conninfo_to_dict(url)
     except psycopg.Error:  # its text would quote parts of the password
@@ -85,9 +85,7 @@ def app_conninfo(server: Server, settings: Settings) -> Secret:
 def connect(server: Server, settings: Settings, *, cluster_id: UUID) -> RoutedConnection:
     """A routed connection to *server*, which was asked for its identity. Raises ServerDownError or WrongServerError."""
     try:
-        connection = RoutedConnection.connect(
-            app_conninfo(server, settings), autocommit=True, cursor_factory=RoutedCursor
-        )
+        connection = RoutedConnection.connect(app_conninfo(server, settings), autocommit=True, cursor_factory=RoutedCursor)
     except psycopg.OperationalError as exc:
         raise down(server, exc) from exc
     try:
@@ -149,9 +147,7 @@ def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | N
 
 
 def _explained(server: Server, exc: BaseException) -> BaseException:
-    if isinstance(
-        exc, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.InsufficientPrivilege
-    ):
+    if isinstance(exc, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.InsufficientPrivilege):
         return WrongServerError(
             f"the database behind server {server.name!r} holds no shardkit identity: it was not used. Correct the server's DSN"
         )
@@ -206,7 +202,10 @@ def is_closed(server: Server, settings: Settings, *, cluster_id: UUID, schema: s
 def public_dsn(url: str) -> str:
     """*url* without secrets and credentials, as the catalog stores it."""
     given = conninfo_to_dict(url)
-    return make_conninfo("", **{k: v for k, v in given.items() if k in ("host", "hostaddr", "port", "dbname", "sslmode", "target_session_attrs")})
+    return make_conninfo(
+        "",
+        **{k: v for k, v in given.items() if k in ("host", "hostaddr", "port", "dbname", "sslmode", "target_session_attrs")},
+    )
 
 
 def execute_script(connection: Any, script: LiteralString) -> None:

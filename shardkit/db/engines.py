@@ -144,9 +144,7 @@ def _typed(server: Server) -> Any:
                 )
             return None
         if sqlstate == "25006" and context.connection is not None:
-            return ReadOnlyError(
-                "kit.read() is for reading: use kit.begin() or kit.session() to write; nothing was written"
-            )
+            return ReadOnlyError("kit.read() is for reading: use kit.begin() or kit.session() to write; nothing was written")
         if context.is_disconnect or (sqlstate or "").startswith("57P"):
             return ServerDownError(
                 f"the connection to server {server.name!r} broke before COMMIT was sent: nothing took effect"

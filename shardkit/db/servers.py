@@ -49,7 +49,9 @@ def check_encoding(connection: psycopg.Connection[Any], name: str) -> None:
     """Python and SQL agree on a tenant's shard only where text is stored as UTF-8."""
     row = connection.execute("SHOW server_encoding").fetchone()
     if row is None or row[0] != "UTF8":
-        raise SettingsError(f"the database of server {name!r} has encoding {row and row[0]}: shardkit needs UTF8; nothing was changed")
+        raise SettingsError(
+            f"the database of server {name!r} has encoding {row and row[0]}: shardkit needs UTF8; nothing was changed"
+        )
 
 
 def _roles(connection: psycopg.Connection[Any]) -> None:

@@ -62,9 +62,9 @@ class Opening:
     def message(self) -> bytes:
         """The settings as SQL, for a first statement that cannot travel in a pipeline."""
         role = sql.SQL("SET LOCAL ROLE {};").format(sql.Identifier(self.role.decode())) if self.role else sql.SQL("")
-        settings = sql.SQL(
-            "SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true)"
-        ).format(sql.Literal(self.schema.decode()), sql.Literal(self.tenant.decode()))
+        settings = sql.SQL("SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true)").format(
+            sql.Literal(self.schema.decode()), sql.Literal(self.tenant.decode())
+        )
         return (role + settings).as_bytes(None)
 
 
@@ -164,13 +164,7 @@ class _RoutedCursor:
     ) -> Generator[Any, Any, None]:
         conn = self._conn
         leg = conn.leg
-        if (
-            leg is None
-            or not (conn.pending or conn.every)
-            or not (params or conn.single)
-            or conn._pipeline
-            or not conn.idle
-        ):
+        if leg is None or not (conn.pending or conn.every) or not (params or conn.single) or conn._pipeline or not conn.idle:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
             return
         every, conn.pending, conn.every = conn.every, False, False
@@ -181,9 +175,7 @@ class _RoutedCursor:
         self._last_query = query
         yield from conn._prepared.maintain_gen(conn)
 
-    def _fly_gen(
-        self, opening: Opening, query: Any, prepare: bool | None, binary: bool | None
-    ) -> Generator[Any, Any, None]:
+    def _fly_gen(self, opening: Opening, query: Any, prepare: bool | None, binary: bool | None) -> Generator[Any, Any, None]:
         conn, wire = self._conn, self._pgconn
         prep, name = self._get_prepared(query, prepare)  # type: ignore[attr-defined]
         wire.enter_pipeline_mode()

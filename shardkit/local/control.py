@@ -122,9 +122,7 @@ class Control:
         if self.process:
             self.process.wait()
         if self.running() is not None:
-            raise LocalClusterError(
-                f"the servers in {self.home} did not stop in {ASK_TIMEOUT_S:g} s; some may still run"
-            )
+            raise LocalClusterError(f"the servers in {self.home} did not stop in {ASK_TIMEOUT_S:g} s; some may still run")
 
     def _connect(self) -> socket.socket:
         # A socket's path has room for 107 bytes; through the directory's descriptor it is always short.

@@ -10,7 +10,8 @@ from sqlalchemy.orm import DeclarativeBase
 
 class ShardedBase(DeclarativeBase):
     """Base of the models every shard has. Any other declarative base works too; this one names constraints predictably,
-    so that revisions can find them."""
+    so that revisions can find them.
+    """
 
     metadata: ClassVar[MetaData] = MetaData(
         naming_convention={

@@ -86,7 +86,12 @@ class RoutedSession(Session):
             if statement._propagate_attrs and not isinstance(params, Sequence):
                 statement = statement.options(CRITERIA)
                 params = {TENANT_PARAMETER: self._tenant, **(params or {})}
-        elif self._tenant is not None and isinstance(statement, Update | Delete) and statement._propagate_attrs and not isinstance(params, Sequence):
+        elif (
+            self._tenant is not None
+            and isinstance(statement, Update | Delete)
+            and statement._propagate_attrs
+            and not isinstance(params, Sequence)
+        ):
             statement = statement.options(criteria_of(self._tenant))
         return super()._execute_internal(statement, params, **keywords)  # type: ignore[call-overload]
 

@@ -88,7 +88,11 @@ def _refuse_foreign(settings: Settings, servers: Mapping[str, str], cluster_id: 
 
 
 def _create_all(
-    settings: Settings, servers: Mapping[str, str], placements: Mapping[int, str], blueprint: Blueprint, progress: Progress
+    settings: Settings,
+    servers: Mapping[str, str],
+    placements: Mapping[int, str],
+    blueprint: Blueprint,
+    progress: Progress,
 ) -> None:
     def work(job: tuple[str, Sequence[int]]) -> None:
         name, shards = job

@@ -39,7 +39,9 @@ def run_env(target_metadata: Any = None, **options: Any) -> None:
     """What a tree's ``env.py`` calls: offline it renders SQL, online it runs on the connection it was given."""
     given = context.config.attributes
     if context.is_offline_mode():
-        context.configure(dialect=postgresql.dialect(), output_buffer=given["output"], target_metadata=target_metadata, **options)
+        context.configure(
+            dialect=postgresql.dialect(), output_buffer=given["output"], target_metadata=target_metadata, **options
+        )
     else:
         schema = given.get("schema")
         context.configure(

@@ -21,9 +21,7 @@ ROOT = Path(shardkit.__file__).parents[1]
 
 
 def shardkit_cli(*arguments, cwd=ROOT, code=0, **how):
-    program = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from shardkit.cli import main; main(prog_name='shardkit')"
-    )
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from shardkit.cli import main; main(prog_name='shardkit')"
     argv = [sys.executable, "-c", program, *map(str, arguments)]
     done = subprocess.run(argv, check=False, capture_output=True, text=True, cwd=cwd, **how)
     assert done.returncode == code, done

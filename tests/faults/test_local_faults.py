@@ -113,9 +113,7 @@ def test_a_program_that_forgets_down_leaves_nothing(eventually, ending):
 
 
 def test_a_forked_child_does_not_take_the_servers_down():
-    with program(
-        "main()\nif not os.fork(): sys.exit()\nos.wait(); print('child gone', flush=True); sys.stdin.read()"
-    ) as (
+    with program("main()\nif not os.fork(): sys.exit()\nos.wait(); print('child gone', flush=True); sys.stdin.read()") as (
         process,
         cluster,
     ):

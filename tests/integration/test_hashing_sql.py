@@ -70,12 +70,8 @@ def test_sql_and_python_send_every_key_to_the_same_shard(connection, tenant_type
 
 def test_the_comparison_sees_a_rule_that_is_off_by_one_byte(connection):
     """The planted violation: bytes 5 and 6 instead of 6 and 7."""
-    wrong = sql.SQL(
-        sql_shard_of("k", tenant_type="int", shard_count=8192).replace(", 6)", ", 5)").replace(", 7)", ", 6)")
-    )
-    found = connection.execute(
-        sql.SQL("SELECT {} FROM unnest(%s::bigint[]) AS k").format(wrong), [EDGES["int"]]
-    ).fetchall()
+    wrong = sql.SQL(sql_shard_of("k", tenant_type="int", shard_count=8192).replace(", 6)", ", 5)").replace(", 7)", ", 6)"))
+    found = connection.execute(sql.SQL("SELECT {} FROM unnest(%s::bigint[]) AS k").format(wrong), [EDGES["int"]]).fetchall()
     assert [shard for (shard,) in found] != [row[-1] for row in shards_in_python(EDGES["int"], "int")]
 
 

@@ -144,9 +144,7 @@ def test_a_crowd_while_the_clock_jumps(lab) -> None:
 
 def stalled_between_reading_and_drawing(lab: Lab, *, edit=lambda text: text) -> list[Draw]:
     """A session sleeps over a raise of the origin, with its old origin in hand; then the clock is set back."""
-    lab.install(
-        "virtual", edit=lambda text: edit(text.replace("began + nextval", "began + shardkit.lab_stall() + nextval"))
-    )
+    lab.install("virtual", edit=lambda text: edit(text.replace("began + nextval", "began + shardkit.lab_stall() + nextval")))
     with lab.connect() as keeper, lab.connect() as other, lab.connect() as stalled:
         keeper.execute(
             "CREATE FUNCTION shardkit.lab_stall() RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN"
@@ -183,9 +181,7 @@ def cancelled_often(lab: Lab, *, times: int) -> int:
     """Locks left behind in a session whose statements were cancelled while it raised the origin with every id."""
     lab.set_clock(START_US)
     with lab.connect() as victim, lab.connect() as other, ThreadPoolExecutor(1) as pool:
-        draw(
-            victim, 3
-        )  # a session's first call plans for so long that the cancel would come before the origin is raised
+        draw(victim, 3)  # a session's first call plans for so long that the cancel would come before the origin is raised
 
         def drawn() -> int:
             row = other.execute(f"SELECT coalesce(pg_sequence_last_value('{SCHEMA}.shardkit_ids'), 0)").fetchone()
@@ -210,9 +206,7 @@ def test_cancel_while_raising_the_origin_leaves_no_lock(lab) -> None:
 def test_a_lock_left_behind_would_be_seen(lab) -> None:
     lab.install(
         "ticking",
-        edit=lambda text: text.replace(
-            "THEN pg_advisory_unlock", "AND pg_sleep(0.05)::text = '' THEN pg_advisory_unlock"
-        ),
+        edit=lambda text: text.replace("THEN pg_advisory_unlock", "AND pg_sleep(0.05)::text = '' THEN pg_advisory_unlock"),
     )
     assert cancelled_often(lab, times=10) > 0
 

@@ -44,9 +44,7 @@ def test_improvement_is_no_regression() -> None:
 
 
 def test_noise_alone_is_reported_in_less_than_one_of_fifty_figures() -> None:
-    alarms = sum(
-        verdict != "same" for seed in range(40) for verdict in verdicts(make(seed), make(seed + 1000)).values()
-    )
+    alarms = sum(verdict != "same" for seed in range(40) for verdict in verdicts(make(seed), make(seed + 1000)).values())
     assert alarms <= 40 * 5 / 50
 
 

@@ -182,9 +182,7 @@ def fake_postgres(directory, version):
     return directory
 
 
-@pytest.mark.parametrize(
-    ("version", "major"), [("14.9", None), ("15.1", 15), ("18.6 (Debian 18.6-1)", 18), ("19beta1", 19)]
-)
+@pytest.mark.parametrize(("version", "major"), [("14.9", None), ("15.1", 15), ("18.6 (Debian 18.6-1)", 18), ("19beta1", 19)])
 def test_too_old_postgres_is_passed_over(monkeypatch, tmp_path, version, major):
     no_binaries(monkeypatch)
     directory = fake_postgres(tmp_path / "bin", version)
@@ -217,9 +215,7 @@ def test_no_keeper(tmp_path):
 
 
 def test_unknown_server_is_named(tmp_path):
-    cluster = LocalCluster(
-        STATE, build.Site(tmp_path, Control(tmp_path), "plain", binaries.Postgres(tmp_path, 18), None)
-    )
+    cluster = LocalCluster(STATE, build.Site(tmp_path, Control(tmp_path), "plain", binaries.Postgres(tmp_path, 18), None))
     with pytest.raises(UnknownServerError, match="pg9"):
         cluster.pid("pg9")
     with pytest.raises(SettingsError, match="slow"):

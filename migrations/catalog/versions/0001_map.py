@@ -53,4 +53,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Away with the map."""
-    op.execute("DROP TABLE shardkit_catalog.pins, shardkit_catalog.placements, shardkit_catalog.servers, shardkit_catalog.cluster")
+    op.execute(
+        "DROP TABLE shardkit_catalog.pins, shardkit_catalog.placements, shardkit_catalog.servers, shardkit_catalog.cluster"
+    )
