@@ -28,12 +28,12 @@ class Secret(str):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything a program says about its cluster. Times are in seconds."""
+    """Everything a program says about its cluster. Times are in seconds; URLs are kept as Secret, whose repr hides them."""
 
-    catalog_url: Secret
+    catalog_url: str
     """libpq URL of the catalog database."""
-    redis_url: Secret | None = None
-    servers: Mapping[str, Secret] = field(default_factory=dict)
+    redis_url: str | None = None
+    servers: Mapping[str, str] = field(default_factory=dict)
     """libpq URL with credentials, by server name, where the catalog's DSN and its own credentials are not enough."""
     pool_size: int = 10
     """Connections this process may hold to one server, over all its pools."""

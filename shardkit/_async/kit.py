@@ -39,7 +39,7 @@ class AsyncShardKit:
 
     def __init__(self, catalog_url: str | None = None, *, settings: Settings | None = None, **given: Any) -> None:
         if settings is None:
-            settings = Settings(catalog_url=catalog_url or "", **given)  # type: ignore[arg-type]
+            settings = Settings(catalog_url=catalog_url or "", **given)
         self.settings = settings
         self._router = Router(settings, asyncio=colour.ASYNC)
         self._context = TenantContext()

@@ -163,4 +163,11 @@ def _keep_asking(alive: weakref.ref[MapWatch]) -> None:
 
 
 _alive: weakref.WeakSet[MapWatch] = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [watch.after_fork() for watch in list(_alive)])
+
+
+def _after_fork() -> None:
+    for watch in list(_alive):
+        watch.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

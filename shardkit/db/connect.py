@@ -71,7 +71,7 @@ def server_url(server: Server, settings: Settings) -> str:
         return settings.servers[server.name]
     catalog = conninfo_to_dict(settings.catalog_url)
     own = conninfo_to_dict(server.dsn)
-    return make_conninfo(server.dsn, **{k: catalog[k] for k in _CREDENTIALS if catalog.get(k) and not own.get(k)})  # type: ignore[arg-type]
+    return make_conninfo(server.dsn, **{k: catalog[k] for k in _CREDENTIALS if catalog.get(k) and not own.get(k)})
 
 
 def app_conninfo(server: Server, settings: Settings) -> Secret:

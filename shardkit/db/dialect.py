@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg import (
@@ -78,7 +78,7 @@ class _Routing:
             old.rollback()
         new = leg.engine.raw_connection()
         connection._dbapi_connection = new
-        driver = new.driver_connection
+        driver: Any = new.driver_connection
         driver.begin, driver.single, driver.fresh = begin, before.single, before.closed
         driver.embark(leg, every=every)
         self._rebase(cursor, new)
@@ -116,9 +116,11 @@ class _Routing:
     def _driver(connection: Any) -> Any:
         return getattr(connection, "driver_connection", None) or getattr(connection, "_connection", connection)
 
-    driver_of: Callable[[Any, Any], Any]
-    _wait: Callable[[Any, Callable[[], Leg | None]], Leg | None]
-    _rebase: Callable[[Any, Any, Any], None]
+    if TYPE_CHECKING:
+
+        def driver_of(self, cursor: Any) -> Any: ...
+        def _wait(self, ask: Callable[[], Leg | None]) -> Leg | None: ...
+        def _rebase(self, cursor: Any, new: Any) -> None: ...
 
 
 def _prepare(driver: Any, compiled: Any, statement: str) -> None:
@@ -146,17 +148,19 @@ class RoutedDialect(_Routing, PGDialect_psycopg):
     supports_statement_cache = True
     movable = RoutedCursor
 
-    def driver_of(self, cursor: Any) -> Any:  # type: ignore[override]
+    def driver_of(self, cursor: Any) -> Any:
+        """The routed connection under *cursor*."""
         return cursor._conn
 
-    def _wait(self, ask: Callable[[], Leg | None]) -> Leg | None:  # type: ignore[override]
+    def _wait(self, ask: Callable[[], Leg | None]) -> Leg | None:
         return ask()
 
-    def _rebase(self, cursor: Any, new: Any) -> None:  # type: ignore[override]
+    def _rebase(self, cursor: Any, new: Any) -> None:
         cursor.__init__(new.driver_connection)
 
     @classmethod
-    def get_async_dialect_cls(cls, url: Any) -> type[Any]:
+    def get_async_dialect_cls(cls, url: Any) -> type[Any]:  # noqa: ARG003  # SQLAlchemy's signature
+        """The same for asyncio."""
         return AsyncRoutedDialect
 
 
@@ -166,13 +170,14 @@ class AsyncRoutedDialect(_Routing, PGDialectAsync_psycopg):
     supports_statement_cache = True
     movable = AsyncAdapt_psycopg_cursor
 
-    def driver_of(self, cursor: Any) -> Any:  # type: ignore[override]
+    def driver_of(self, cursor: Any) -> Any:
+        """The routed connection under *cursor*."""
         return cursor._connection
 
-    def _wait(self, ask: Callable[[], Leg | None]) -> Leg | None:  # type: ignore[override]
+    def _wait(self, ask: Callable[[], Leg | None]) -> Leg | None:
         return await_only(asyncio.to_thread(ask))
 
-    def _rebase(self, cursor: Any, new: Any) -> None:  # type: ignore[override]
+    def _rebase(self, cursor: Any, new: Any) -> None:
         cursor.__init__(new.dbapi_connection)
 
 

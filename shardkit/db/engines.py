@@ -155,4 +155,11 @@ def _typed(server: Server) -> Any:
 
 
 _alive: weakref.WeakSet[Engines] = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [engines.after_fork() for engines in list(_alive)])
+
+
+def _after_fork() -> None:
+    for engines in list(_alive):
+        engines.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -69,11 +69,11 @@ class Opening:
 
 
 class _Query(_queries.PostgresQuery):
-    """psycopg's query, with a conversion cache as large as shards × statements (its own holds 128 and then thrashes)."""
+    """psycopg's query, with a conversion cache as large as shards times statements (its own holds 128 and then thrashes)."""
 
     __slots__ = ()
 
-    def convert(self, query: Any, vars: Any) -> None:
+    def convert(self, query: Any, vars: Any) -> None:  # noqa: A002  # psycopg's name
         if vars is None or not isinstance(query, str) or len(query) > _queries.MAX_CACHED_STATEMENT_LENGTH:
             super().convert(query, vars)
             return
@@ -157,7 +157,7 @@ class _RoutedCursor:
         _pgconn: Any
         _last_query: Any
 
-    _query_cls = _Query
+    _query_cls: Any = _Query
 
     def _execute_gen(
         self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
@@ -171,11 +171,11 @@ class _RoutedCursor:
         yield from self._start_query(query)  # type: ignore[attr-defined]  # resets the cursor; nothing is pending now
         conn.every = every
         pgq = self._convert_query(query, params)  # type: ignore[attr-defined]
-        yield from self._fly_gen(leg.opening, pgq, prepare, binary)
+        yield from self._fly_gen(leg.opening, pgq, prepare=prepare, binary=binary)
         self._last_query = query
         yield from conn._prepared.maintain_gen(conn)
 
-    def _fly_gen(self, opening: Opening, query: Any, prepare: bool | None, binary: bool | None) -> Generator[Any, Any, None]:
+    def _fly_gen(self, opening: Opening, query: Any, *, prepare: bool | None, binary: bool | None) -> Generator[Any, Any, None]:
         conn, wire = self._conn, self._pgconn
         prep, name = self._get_prepared(query, prepare)  # type: ignore[attr-defined]
         wire.enter_pipeline_mode()
@@ -190,9 +190,7 @@ class _RoutedCursor:
                 self._send_query_prepared(name, query, binary=binary)  # type: ignore[attr-defined]
             wire.pipeline_sync()
             yield from generators.send(wire)
-            answers = []
-            for _ in range(before + 2):  # the last one is the answer to the sync
-                answers.append((yield from generators.fetch_many(wire)))
+            answers = yield from _answers_gen(wire, before + 2)  # the last one is the answer to the sync
         finally:
             if wire.status == pq.ConnStatus.OK:
                 wire.exit_pipeline_mode()
@@ -206,6 +204,13 @@ class _RoutedCursor:
             conn._prepared.validate(key, prep, name, results)
         self._check_results(results)  # type: ignore[attr-defined]
         self._set_results(results)  # type: ignore[attr-defined]
+
+
+def _answers_gen(wire: Any, count: int) -> Generator[Any, Any, list[Any]]:
+    answers: list[Any] = []
+    while len(answers) < count:
+        answers.append((yield from generators.fetch_many(wire)))
+    return answers
 
 
 class RoutedCursor(_RoutedCursor, psycopg.Cursor[Any]):

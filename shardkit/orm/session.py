@@ -69,7 +69,7 @@ class RoutedSession(Session):
         """Where the open transaction runs, or where the next one would."""
         return (self._leg or self._guide.set_out(self._tenant, self._shard)[0]).route
 
-    def get_bind(self, mapper: Any = None, *, bind: Any = None, **_: Any) -> Any:
+    def get_bind(self, mapper: Any = None, *, bind: Any = None, **_: Any) -> Any:  # noqa: ARG002  # SQLAlchemy's signature
         """Engine of the server that holds the shard; the same one until the transaction ends."""
         if bind is not None:
             return bind
@@ -93,7 +93,7 @@ class RoutedSession(Session):
             and not isinstance(params, Sequence)
         ):
             statement = statement.options(criteria_of(self._tenant))
-        return super()._execute_internal(statement, params, **keywords)  # type: ignore[call-overload]
+        return super()._execute_internal(statement, params, **keywords)
 
     def flush(self, objects: Any = None) -> None:
         """As ever; a read-only session refuses to write."""
