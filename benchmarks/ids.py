@@ -102,9 +102,7 @@ def run(bench: Bench) -> None:
         )
         ours = taken["ours"]
         bench.ratio("bulk_vs_bigserial", ours=ours, other=taken["serial"], goal=1.0)
-        bench.ratio(
-            "bulk_vs_server_default_faster", ours=ours, other=taken["server default"], goal=2.5, better="higher"
-        )
+        bench.ratio("bulk_vs_server_default_faster", ours=ours, other=taken["server default"], goal=2.5, better="higher")
         bench.ratio("bulk_one_column_vs_bigserial", ours=taken["narrow ours"], other=taken["narrow serial"])
         repeated, inversions = crowd(url, rounds=bench.pick(8, 2))
         bench.count("repeated", repeated)

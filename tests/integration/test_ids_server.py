@@ -41,11 +41,7 @@ def draw(connection: psycopg.Connection, count: int) -> Draw:
 
 def crowd(lab: Lab, clients: int, sizes: list[int]) -> list[Draw]:
     with ThreadPoolExecutor(clients) as pool:
-        return [
-            one
-            for many in pool.map(draw_many, [lab.url] * clients, [sizes] * clients, [SCHEMA] * clients)
-            for one in many
-        ]
+        return [one for many in pool.map(draw_many, [lab.url] * clients, [sizes] * clients, [SCHEMA] * clients) for one in many]
 
 
 def test_the_checker_sees_what_it_is_for() -> None:
