@@ -153,10 +153,8 @@ class Journal:
 
     def placement(self) -> tuple[str, int]:
         """Where the catalog says the shard is: server, epoch."""
-        row = self.connection.execute(
-            "SELECT server, epoch FROM shardkit_catalog.placements WHERE shard = %s", (self.move.shard,)
-        ).fetchone()
-        return row[0], row[1]
+        server, epoch = self.connection.execute(SQL["placement"], {"shard": self.move.shard}).fetchone()
+        return server, epoch
 
     def note(self, facts: Mapping[str, Any], *, problem: str | None = None) -> None:
         """Keep figures, or say what went wrong."""

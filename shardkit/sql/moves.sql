@@ -76,3 +76,7 @@ WHERE move_id = %(move_id)s AND server = %(server)s AND kind = %(kind)s AND name
 -- busy_shards --
 -- Shards that a move has in its hands now: no migration, no second move.
 SELECT DISTINCT shard FROM shardkit_catalog.moves WHERE NOT ended
+
+-- placement --
+-- Where a shard is.
+SELECT server, epoch FROM shardkit_catalog.placements WHERE shard = %(shard)s
