@@ -52,6 +52,10 @@ class End:
         options = {} if extra.get("replication") else {"options": SESSION}
         return conninfo(self.url, self._settings, application_name=self.session, **options, **extra)
 
+    def conninfo_of_subscription(self) -> str:
+        """How the other server reaches this one, to apply its changes."""
+        return conninfo(self.url, self._settings, application_name=self.session.replace("move", "apply"))
+
     def one(self, name: str, /, *, on: str = "main", **parameters: Any) -> Any:
         """First column of the first row of one of our statements; None without a row."""
         row = self.on(on).execute(SQL[name], parameters).fetchone()

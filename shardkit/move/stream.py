@@ -30,7 +30,7 @@ class ChangeStream:
         self._state = threading.Condition()
         self._changed: dict[str, dict[Key, int]] = {}
         self._emptied: set[str] = set()
-        self._mark = 0
+        self._mark = self._count = 0
         self._lsn = 0
         self._problem: BaseException | None = None
         self._stop = False
@@ -134,8 +134,8 @@ class ChangeStream:
             match event:
                 case Changed(table, key, applied):
                     with self._state:
-                        keys = self._changed.setdefault(table, {})
-                        keys[key] = keys.get(key, 0) + 1
+                        self._count += 1
+                        self._changed.setdefault(table, {})[key] = self._count
                         if not applied:
                             self.foreign.setdefault(table, key)
                 case Emptied(table, applied):
