@@ -128,14 +128,9 @@ def flip(connection: Any, shard: int, *, server: str, expected_epoch: int) -> in
     Raises MapConflictError, and changes nothing, if the shard is no longer at the expected one.
     """
     with change(connection, expected=None) as version:
-        return flip_in(connection, shard, server=server, expected_epoch=expected_epoch, version=version)
-
-
-def flip_in(connection: Any, shard: int, *, server: str, expected_epoch: int, version: int) -> int:
-    """The same inside a change that does more."""
-    values = {"server": server, "epoch": expected_epoch + 1, "expected_epoch": expected_epoch, "shard": shard}
-    if connection.execute(SQL["flip_placement"], {**values, "version": version}).rowcount != 1:
-        raise MapConflictError(f"shard {shard} is no longer at epoch {expected_epoch}; nothing was changed")
+        values = {"server": server, "epoch": expected_epoch + 1, "expected_epoch": expected_epoch, "shard": shard}
+        if connection.execute(SQL["flip_placement"], {**values, "version": version}).rowcount != 1:
+            raise MapConflictError(f"shard {shard} is no longer at epoch {expected_epoch}; nothing was changed")
     return expected_epoch + 1
 
 

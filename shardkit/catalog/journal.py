@@ -10,11 +10,10 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from shardkit.catalog.changes import change, flip_in
 from shardkit.core.moving import Step
 from shardkit.db.connect import instead_of, transaction
 from shardkit.errors import CatalogError, LeaseLostError, MapConflictError, MoveBusyError, UnknownMoveError
@@ -68,7 +67,9 @@ def begin(
 ) -> Move:
     """Write a new move. Raises MoveBusyError where the shard has one that has not ended."""
     if not connection.execute(SQL["has_moves"]).fetchone()[0]:
-        raise CatalogError("this catalog was made by an older release and has no journal of moves: run `shardkit migrate catalog`")
+        raise CatalogError(
+            "this catalog was made by an older release and has no journal of moves: run `shardkit migrate catalog`"
+        )
     busy = MoveBusyError(f"shard {shard} has a move that has not ended; nothing was done. `shardkit moves list` shows it")
     given = {"of_move": of_move, "tenant": tenant, "into_shard": into_shard, "options": json.dumps(dict(options or {}))}
     with instead_of({"moves_one_a_shard": busy, "moves_one_rollback": busy}), transaction(connection):
@@ -142,14 +143,17 @@ class Journal:
     def flip(self) -> None:
         """Send the shard to the move's target, with step FOLLOW, in one commit; fine if it is there already."""
         move = self.move
-        try:
-            with change(self.connection, expected=None) as version:
-                flip_in(self.connection, move.shard, server=move.target, expected_epoch=move.epoch, version=version)
-                self._entered(Step.FOLLOW)
-        except MapConflictError:
-            if self.placement() != (move.target, move.epoch + 1):
-                raise
+        if self.connection.execute(SQL["flip"], {**self.ours, "step": Step.FOLLOW.word}).fetchone() is not None:
+            self.move = replace(move, step=Step.FOLLOW)
+        elif self.placement() == (move.target, move.epoch + 1):
             self.enter(Step.FOLLOW)
+        elif find(self.connection, move.id).lease != self._lease:
+            raise LeaseLostError
+        else:
+            raise MapConflictError(
+                f"the catalog no longer has shard {move.shard} on {move.source!r} at epoch {move.epoch} (was it restored from an older "
+                f"backup?): the shard is whole on {move.target!r} at epoch {move.epoch + 1}; the catalog was not changed"
+            )
 
     def placement(self) -> tuple[str, int]:
         """Where the catalog says the shard is: server, epoch."""
@@ -163,7 +167,10 @@ class Journal:
     def register(self, server: str, kind: str, name: str) -> None:
         """Remember an object before it is made."""
         found = {**self.ours, "server": server, "kind": kind, "name": name}
-        if not self.connection.execute(SQL["register"], found).rowcount and find(self.connection, self.move.id).lease != self._lease:
+        if (
+            not self.connection.execute(SQL["register"], found).rowcount
+            and find(self.connection, self.move.id).lease != self._lease
+        ):
             raise LeaseLostError
 
     def objects(self, *, inherited: bool = False) -> list[MoveObject]:
@@ -185,5 +192,3 @@ class Journal:
 def _move(row: Any) -> Move:
     *head, step, lease, options, facts, problem, holder, created, updated = row
     return Move(*head, Step.of(step), lease, options, facts, problem, holder, created, updated)
-
-

@@ -56,7 +56,8 @@ def parse_schema(name: str) -> ShardSchema | None:
 
 def stream_name(cluster: UUID, move: int, way: str) -> str:
     """Name of the publication, slot and subscription of a move's stream *way* (``out`` or ``back``). Slots of all clusters on
-    one PostgreSQL share a name space, hence the cluster."""
+    one PostgreSQL share a name space, hence the cluster.
+    """
     if way not in ("out", "back") or type(move) is not int or move < 1:
         raise NameRejectedError(f"no stream name for move {move!r}, way {way!r}")
     return f"shardkit_{cluster.hex[:8]}_{move}_{way}"

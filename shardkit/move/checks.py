@@ -77,7 +77,9 @@ def refuse(findings: Sequence[Finding]) -> None:
 def check_identity(end: End, server: Server, cluster_id: UUID) -> None:
     """Raise WrongServerError unless the database behind *end* is *server*."""
     if identity(end.on()) != (cluster_id, server.server_id):
-        raise WrongServerError(f"the database behind server {server.name!r} is not that server of this cluster: it was not used")
+        raise WrongServerError(
+            f"the database behind server {server.name!r} is not that server of this cluster: it was not used"
+        )
 
 
 def check_state(server: Server) -> None:
@@ -99,31 +101,59 @@ def _servers(site: Site, source: dict[str, Any], target: dict[str, Any]) -> Iter
         if facts["version"] < OLDEST:
             yield Finding(f"{name} has PostgreSQL {facts['version'] // 10_000}", "moves need 15 or later")
         if facts["standby"]:
-            yield Finding(f"{name} is a standby", "correct its DSN: it must lead to the primary (target_session_attrs=read-write)")
+            yield Finding(
+                f"{name} is a standby", "correct its DSN: it must lead to the primary (target_session_attrs=read-write)"
+            )
         if facts["wal_level"] != "logical":
             yield Finding(f"{name} has wal_level = {facts['wal_level']}", "set wal_level = logical and restart it")
-        for what, setting, needed in (("slots", "max_replication_slots", 2), ("senders", "max_wal_senders", 2), ("workers", "max_logical_replication_workers", 1)):
+        for what, setting, needed in (
+            ("slots", "max_replication_slots", 2),
+            ("senders", "max_wal_senders", 2),
+            ("workers", "max_logical_replication_workers", 1),
+        ):
             if facts[f"{what}_free"] < needed:
-                yield Finding(f"{name} has {max(0, facts[f'{what}_free'])} replication {what} free, and a move needs {needed}", f"raise {setting}, or drop what is not used")
+                yield Finding(
+                    f"{name} has {max(0, facts[f'{what}_free'])} replication {what} free, and a move needs {needed}",
+                    f"raise {setting}, or drop what is not used",
+                )
         if not facts["replication"]:
-            yield Finding(f"the login on {name} may not replicate", "ALTER ROLE … REPLICATION (managed PostgreSQL has a role for it)")
+            yield Finding(
+                f"the login on {name} may not replicate", "ALTER ROLE … REPLICATION (managed PostgreSQL has a role for it)"
+            )
         if not (facts["superuser"] or facts["subscriber"]):
-            yield Finding(f"the login on {name} may not subscribe", "GRANT pg_create_subscription TO it (PostgreSQL 16 and later; 15 needs a superuser)")
+            yield Finding(
+                f"the login on {name} may not subscribe",
+                "GRANT pg_create_subscription TO it (PostgreSQL 16 and later; 15 needs a superuser)",
+            )
         if not facts["creator"]:
             yield Finding(f"the login on {name} may not create schemas", "GRANT CREATE ON DATABASE … TO it")
         if facts["prepared"]:
-            yield Finding(f"{name} has {facts['prepared']} prepared transactions", "commit or roll them back (pg_prepared_xacts): a slot would wait for them for ever")
+            yield Finding(
+                f"{name} has {facts['prepared']} prepared transactions",
+                "commit or roll them back (pg_prepared_xacts): a slot would wait for them for ever",
+            )
         if facts["oldest_write_s"] > site.slot_timeout_s:
             yield Finding(
                 f"{name} has a write transaction that is open for {facts['oldest_write_s']:.0f} s",
                 "end it (pg_stat_activity): making a replication slot waits for every open write transaction of the whole server",
             )
         if facts["event_triggers"]:
-            yield Finding(f"{name} has event triggers ({facts['event_triggers']})", "they see the move's DDL; disable them if they mind", refuses=False)
+            yield Finding(
+                f"{name} has event triggers ({facts['event_triggers']})",
+                "they see the move's DDL; disable them if they mind",
+                refuses=False,
+            )
         if facts["synchronous_commit"] in ("off", "local"):
-            yield Finding(f"{name} has synchronous_commit = {facts['synchronous_commit']}", "its writers may lose acknowledged writes in a crash, move or not", refuses=False)
+            yield Finding(
+                f"{name} has synchronous_commit = {facts['synchronous_commit']}",
+                "its writers may lose acknowledged writes in a crash, move or not",
+                refuses=False,
+            )
     if target["version"] // 10_000 < source["version"] // 10_000:
-        yield Finding("the target's PostgreSQL is older than the source's", "upgrade it first: a structure may not fit into an older release")
+        yield Finding(
+            "the target's PostgreSQL is older than the source's",
+            "upgrade it first: a structure may not fit into an older release",
+        )
     if source["locale"] != target["locale"] or source["collation_version"] != target["collation_version"]:
         yield Finding(
             f"encoding or collation differ ({source['locale']} {source['collation_version']} / {target['locale']} {target['collation_version']})",
@@ -146,12 +176,19 @@ def _shard(site: Site) -> Iterator[Finding]:
         "triggers": ("trigger {} fires for replicated rows as well", "ALTER TABLE … ENABLE TRIGGER … for the time of the move"),
         "bodies": ("function {} names the schema in its text", "leave the schema out: it gets a new name with every move"),
         "strangers": ("{} lies outside of the shard and depends on it", "drop it, or move it into the shard"),
-        "large_objects": ("column {} may name large objects, and this database has some", "use bytea: large objects are not replicated"),
+        "large_objects": (
+            "column {} may name large objects, and this database has some",
+            "use bytea: large objects are not replicated",
+        ),
     }
     for question, (what, remedy) in questions.items():
         for (name,) in site.source.on().execute(CHECKS[question], {"schema": site.schema}):
             yield Finding(what.format(name), remedy)
-    for end, schema in ((site.target, site.schema), (site.target, schema_name(site.shard, site.epoch + 1)), (site.source, schema_name(site.shard, site.epoch + 1))):
+    for end, schema in (
+        (site.target, site.schema),
+        (site.target, schema_name(site.shard, site.epoch + 1)),
+        (site.source, schema_name(site.shard, site.epoch + 1)),
+    ):
         if end.one("schema_exists", schema=schema):
             yield Finding(
                 f"server {end.name!r} has a schema {schema} that no move of the journal made",
@@ -163,7 +200,9 @@ def _room(site: Site, source: dict[str, Any], target: dict[str, Any]) -> Iterato
     needed = 2 * site.size + (64 << 20)
     free = _free_bytes(site.target, target["data_directory"])
     if free is not None and free < needed:
-        yield Finding(f"the target's disk has {free >> 20} MB free", f"make room for {needed >> 20} MB: rows, indexes and their WAL")
+        yield Finding(
+            f"the target's disk has {free >> 20} MB free", f"make room for {needed >> 20} MB: rows, indexes and their WAL"
+        )
     if source["wal_keep_mb"] >= 0 and source["wal_keep_mb"] << 20 < min(site.size, site.wal_limit):
         yield Finding(
             f"max_slot_wal_keep_size on the source is {source['wal_keep_mb']} MB",
@@ -185,12 +224,14 @@ def _free_bytes(end: End, directory: str | None) -> int | None:
 def _rehearse(site: Site) -> Iterator[Finding]:
     """Make the whole structure on the target, and take it back: what is missing there shows now and not after the copy."""
     connection = site.target.on()
-    parts = [create_schema(site.schema), *(p for p in site.structure if p.phase != AFTER_ROWS), *(p for p in site.structure if p.phase == AFTER_ROWS)]
+    parts = [
+        create_schema(site.schema),
+        *(p for p in site.structure if p.phase != AFTER_ROWS),
+        *(p for p in site.structure if p.phase == AFTER_ROWS),
+    ]
     try:
         with connection.transaction(force_rollback=True):
             make(connection, parts)
     except MoveRefusedError as exc:
         what, _, remedy = str(exc.args[0]).rpartition(". ")
         yield Finding(what, remedy[:1].lower() + remedy[1:])
-
-

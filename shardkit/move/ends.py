@@ -87,7 +87,9 @@ def contact() -> Any:
         raise MoveError(f"a server refused: {text}; the source goes on serving") from exc
 
 
-def wait_for_answer(connection: psycopg.Connection[Any], command: sql.Composable, *, timeout_s: float) -> list[pq.abc.PGresult] | None:
+def wait_for_answer(
+    connection: psycopg.Connection[Any], command: sql.Composable, *, timeout_s: float
+) -> list[pq.abc.PGresult] | None:
     """Results of *command*; None, and it is cancelled, after *timeout_s*. For what no server-side time-out ends."""
     wire, deadline = connection.pgconn, time.monotonic() + timeout_s
     wire.send_query(command.as_bytes(connection))

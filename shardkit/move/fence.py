@@ -50,6 +50,14 @@ class Fence:
     deadline: float = 0.0
     waited_ms: float = 0.0
 
+    def warm_up(self) -> None:
+        """Do on the fence's connection what will be done under the lock, so that nothing is done there for the first time."""
+        self._stamp()
+        self.blockers()
+
+    def _stamp(self) -> tuple[str, int]:
+        return stamp(self.source.on("fence"), self.schema, self.tables)
+
     def blockers(self) -> list[Blocker]:
         """Transactions that hold a lock on the shard's tables, the oldest first."""
         rows = self.source.on().execute(SQL["blockers"], {"tables": [table.oid for table in self.tables]})
@@ -76,7 +84,7 @@ class Fence:
         except (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled) as exc:
             raise Busy from exc
         self.waited_ms = (time.monotonic() - self.began) * 1000
-        now, making = stamp(connection, self.schema, self.tables)
+        now, making = self._stamp()
         if making:
             raise Busy  # somebody is making something in the schema, and has not committed
         if now != self.stamp:
@@ -86,7 +94,9 @@ class Fence:
         """Close the shard: refuse writes to its tables, give it the name of the next epoch, commit. Raises LostContact if unsure."""
         guards = [guard(self.schema, table) for table in self.tables]
         rename = sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(self.schema), sql.Identifier(self.next_schema))
-        strong = sql.SQL("SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN ('off', 'local')")
+        strong = sql.SQL(
+            "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN ('off', 'local')"
+        )
         if time.monotonic() > self.deadline:
             raise Busy
         try:
@@ -126,7 +136,9 @@ def open_schema(end: End, schema: str, next_schema: str, tables: Sequence[Table]
     rename = sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(schema), sql.Identifier(next_schema))
     begin = sql.SQL("BEGIN; SET LOCAL lock_timeout = {}").format(sql.Literal(timeout_ms))
     try:
-        connection.execute(sql.SQL("; ").join([begin, *(unguard(schema, table) for table in tables), rename, sql.SQL("COMMIT")]))
+        connection.execute(
+            sql.SQL("; ").join([begin, *(unguard(schema, table) for table in tables), rename, sql.SQL("COMMIT")])
+        )
     except psycopg.Error:
         with contextlib.suppress(psycopg.Error):
             connection.execute("ROLLBACK")

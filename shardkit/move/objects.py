@@ -36,7 +36,9 @@ def _slot(end: End, name: str) -> None:
             end.one("drop_slot", name=name)
         except errors.ObjectInUse:
             if time.monotonic() > deadline:
-                raise MoveError(f"the replication slot {name} on server {end.name!r} stays in use by process {row[0]}") from None
+                raise MoveError(
+                    f"the replication slot {name} on server {end.name!r} stays in use by process {row[0]}"
+                ) from None
             time.sleep(0.02)
 
 

@@ -15,6 +15,7 @@ from shardkit.db.connect import connect_admin
 from shardkit.errors import MoveInterruptedError, MoveRefusedError, PastNoReturnError, ShardKitError, UnknownMoveError
 from shardkit.move.carrier import Carrier
 from shardkit.move.options import MoveOptions, Progress, Report
+from shardkit.move.work import Work
 from shardkit.settings import Settings
 
 Action = Literal["resume", "abort", "finish"]
@@ -28,7 +29,8 @@ def silent(_: Progress) -> None:
 
 def begin(settings: Settings, shard: int, target: str, *, options: MoveOptions | None = None) -> Move:
     """Write a move of *shard* to *target* in the journal; nothing is done yet. Raises UnknownShardError, UnknownServerError,
-    MoveRefusedError, MoveBusyError."""
+    MoveRefusedError, MoveBusyError.
+    """
     options = options or MoveOptions()
     with connect_admin(settings.catalog_url, settings) as catalog:
         shardmap = load_map(catalog)
@@ -48,7 +50,8 @@ def begin_rollback(settings: Settings, move_id: int) -> Move:
         if move.step is not Step.SOAK:
             raise UnknownMoveError(
                 f"move {move_id} is at step {move.step.word}: only a move that soaks can be rolled back"
-                + ("; abort it instead" if move.step <= Step.FENCE else "") + ". Nothing was done"
+                + ("; abort it instead" if move.step <= Step.FENCE else "")
+                + ". Nothing was done"
             )
         return book.begin(
             catalog, shard=move.shard, source=move.target, target=move.source, epoch=move.epoch + 1, of_move=move.id,
@@ -72,7 +75,7 @@ def go_on(
     """
     options = options or MoveOptions()
     with _carrier(settings, move_id, options, report, take_over=take_over) as carrier:
-        move = carrier.journal.move
+        move = carrier.w.journal.move
         script = _script(move, action, options)
         if script is None:
             return move
@@ -80,7 +83,7 @@ def go_on(
             _play(script, carrier, around)
         except (m.PastNoReturn, m.LostContact, ShardKitError) as exc:
             with contextlib.suppress(Exception):
-                carrier.journal.note(carrier.facts, problem=str(exc.args[0]) if exc.args else type(exc).__name__)
+                carrier.w.journal.note(carrier.w.facts, problem=str(exc.args[0]) if exc.args else type(exc).__name__)
             if isinstance(exc, m.PastNoReturn):
                 raise PastNoReturnError(
                     f"move {move_id} cannot be aborted: its fence is committed. `shardkit moves resume {move_id}` completes it, and "
@@ -91,10 +94,8 @@ def go_on(
                     f"move {move_id} was interrupted: {exc}. `shardkit moves resume {move_id}` goes on; no acknowledged write is lost"
                 ) from exc
             raise
-        carrier.journal.note(carrier.facts)
-        return book.find(carrier.journal.connection, move_id)
-
-
+        carrier.w.journal.note(carrier.w.facts)
+        return book.find(carrier.w.journal.connection, move_id)
 
 
 def _script(move: Move, action: Action, options: MoveOptions) -> m.Script | None:
@@ -106,12 +107,16 @@ def _script(move: Move, action: Action, options: MoveOptions) -> m.Script | None
             return m.abort(move.step)
         case "finish":
             if move.step not in (Step.SOAK, Step.FINISH):
-                raise UnknownMoveError(f"move {move.id} is at step {move.step.word}: only one that soaks can be finished; nothing was done")
+                raise UnknownMoveError(
+                    f"move {move.id} is at step {move.step.word}: only one that soaks can be finished; nothing was done"
+                )
             return m.finish(move.step)
         case "resume":
             if move.step is Step.SOAK:
                 return None
-            return m.resume(move.step, fence=options.policy, copied=rollback, soak=bool(move.options.get("soak", True)) and not rollback)
+            return m.resume(
+                move.step, fence=options.policy, copied=rollback, soak=bool(move.options.get("soak", True)) and not rollback
+            )
 
 
 def _play(script: m.Script, carrier: Carrier, around: Around) -> None:
@@ -135,10 +140,10 @@ def _play(script: m.Script, carrier: Carrier, around: Around) -> None:
 def _carrier(settings: Settings, move_id: int, options: MoveOptions, report: Report, *, take_over: bool) -> Iterator[Carrier]:
     with connect_admin(settings.catalog_url, settings) as catalog:
         journal = Journal(catalog, move_id, take_over=take_over)
-        carrier = Carrier(settings, journal, load_map(catalog), options, report)
+        carrier = Carrier(Work(settings, journal, load_map(catalog), options, report))
         try:
             yield carrier
         finally:
             carrier.close()
-            if carrier.journal.connection is not catalog:
-                carrier.journal.connection.close()
+            if carrier.w.journal.connection is not catalog:
+                carrier.w.journal.connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import struct
 import threading
@@ -34,6 +35,7 @@ class ChangeStream:
         self._lsn = 0
         self._problem: BaseException | None = None
         self._stop = False
+        self._woken, self._wake = os.pipe()
         self.foreign: dict[str, Key] = {}
         """Tables that somebody other than a subscription wrote to, each with a key as an example."""
         self._connection = end.connect(replication="database")
@@ -41,6 +43,8 @@ class ChangeStream:
             self._begin(slot, publication, timeout_s)
         except BaseException:
             self._connection.close()
+            os.close(self._wake)
+            os.close(self._woken)
             raise
         self._thread = threading.Thread(target=self._run, name=f"shardkit-changes-{end.name}", daemon=True)
         self._thread.start()
@@ -90,8 +94,11 @@ class ChangeStream:
     def close(self) -> None:
         """Stop; the slot goes with the connection."""
         self._stop = True
+        os.write(self._wake, b".")
         self._thread.join(timeout=5)
         self._connection.close()
+        os.close(self._wake)
+        os.close(self._woken)
 
     def _healthy(self) -> None:
         if self._problem is not None:
@@ -115,7 +122,7 @@ class ChangeStream:
                 if time.monotonic() - answered > ANSWER_EVERY_S:
                     self._answer(wire)
                     answered = time.monotonic()
-                if select.select([wire.socket], [], [], 0.25)[0]:
+                if wire.socket in select.select([wire.socket, self._woken], [], [], 0.25)[0]:
                     wire.consume_input()
             elif count < 0:
                 raise psycopg.OperationalError("the server ended the stream")

@@ -19,7 +19,13 @@ from shardkit.sql import statements
 SQL = statements("structure")
 BEFORE_ROWS, AFTER_ROWS = 1, 2
 
-_NOT_YET = (errors.UndefinedObject, errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedColumn, errors.InvalidSchemaName)
+_NOT_YET = (
+    errors.UndefinedObject,
+    errors.UndefinedTable,
+    errors.UndefinedFunction,
+    errors.UndefinedColumn,
+    errors.InvalidSchemaName,
+)
 
 
 class Part(NamedTuple):
@@ -125,6 +131,7 @@ def create_schema(schema: str) -> Part:
 
 def stamp(connection: psycopg.Connection[Any], schema: str, tables: Iterable[Table]) -> tuple[str, int]:
     """A value that changes with any DDL in *schema*, and how many sessions are making something in it now."""
-    row = connection.execute(SQL["stamp"], {"schema": schema, "tables": [table.oid for table in tables]}).fetchone()
+    given = {"schema": schema, "tables": [table.oid for table in tables]}
+    row = connection.execute(SQL["stamp"], given, prepare=True).fetchone()
     assert row is not None
     return row[0], row[1]

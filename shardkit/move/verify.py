@@ -30,7 +30,9 @@ _RANGE: Final = sql.SQL(
     "SELECT count(*), coalesce(sum(h::numeric), 0)::text, (SELECT ARRAY[{texts}] FROM part ORDER BY {descending} LIMIT 1) FROM part"
 )
 _ROWS: Final = sql.SQL("SELECT ARRAY[{texts}], hashtextextended(t::text, 0) FROM ONLY {table} t WHERE {lower}")
-_KEYS: Final = sql.SQL("SELECT ARRAY[{texts}], hashtextextended(t::text, 0) FROM ONLY {table} t JOIN unnest({arrays}) AS w ({names}) ON {join}")
+_KEYS: Final = sql.SQL(
+    "SELECT ARRAY[{texts}], hashtextextended(t::text, 0) FROM ONLY {table} t JOIN unnest({arrays}) AS w ({names}) ON {join}"
+)
 
 
 @dataclass(slots=True)
@@ -132,7 +134,8 @@ class Verifier:
             names=sql.SQL(", ").join(names),
             arrays=sql.SQL(", ").join(sql.SQL("%s::text[]::{}").format(sql.SQL(f"{kind}[]")) for kind in table.key_types),  # type: ignore[arg-type]  # format_type's own text
             join=sql.SQL(" AND ").join(
-                sql.SQL("t.{} = w.{}").format(sql.Identifier(column), name) for column, name in zip(table.key, names, strict=True)
+                sql.SQL("t.{} = w.{}").format(sql.Identifier(column), name)
+                for column, name in zip(table.key, names, strict=True)
             ),
         )
         columns = [[key[n] for key in keys] for n in range(len(table.key))]
@@ -158,11 +161,11 @@ class Verifier:
         if theirs.result()[:2] == (count, total):
             return
         rows = _ROWS.format(texts=_texts(table), table=table.within(self.schema), lower=_within(table, lower, upper))
-        ours, there = (
-            {tuple(key): h for key, h in end.on("verify").execute(rows)} for end in (self.source, self.target)
-        )
+        ours, there = ({tuple(key): h for key, h in end.on("verify").execute(rows)} for end in (self.source, self.target))
         unequal = {key: 0 for key in ours.keys() | there.keys() if ours.get(key) != there.get(key)}
-        self.pending.setdefault(table.name, {}).update({k: v for k, v in unequal.items() if k not in self.pending.get(table.name, {})})
+        self.pending.setdefault(table.name, {}).update(
+            {k: v for k, v in unequal.items() if k not in self.pending.get(table.name, {})}
+        )
 
     def _range(self, end: End, table: Table, lower: Key | None, upper: Key | None) -> tuple[int, str, list[str] | None]:
         keys = [sql.Identifier(column) for column in table.key]
@@ -193,7 +196,9 @@ def _within(table: Table, lower: Key | None, upper: Key | None) -> sql.Composabl
     keys = sql.SQL(", ").join(sql.Identifier("t", column) for column in table.key)
     bounds = [(sql.SQL(">"), lower), (sql.SQL("<="), upper)]
     parts = [
-        sql.SQL("({}) {} ({})").format(keys, sign, _values(table.key_types, bound)) for sign, bound in bounds if bound is not None
+        sql.SQL("({}) {} ({})").format(keys, sign, _values(table.key_types, bound))
+        for sign, bound in bounds
+        if bound is not None
     ]
     return sql.SQL(" AND ").join(parts) if parts else sql.SQL("true")
 

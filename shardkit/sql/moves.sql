@@ -80,3 +80,20 @@ SELECT DISTINCT shard FROM shardkit_catalog.moves WHERE NOT ended
 -- placement --
 -- Where a shard is.
 SELECT server, epoch FROM shardkit_catalog.placements WHERE shard = %(shard)s
+
+-- flip --
+-- The flip, in one statement: the map's version, the placement by compare-and-set, the journal's step, and the news of it.
+WITH ours AS (
+    SELECT m.id, m.lease FROM shardkit_catalog.moves m JOIN shardkit_catalog.placements p USING (shard)
+    WHERE m.id = %(id)s AND m.lease = %(lease)s AND p.server = m.source AND p.epoch = m.epoch FOR UPDATE
+), version AS (
+    UPDATE shardkit_catalog.cluster SET map_version = map_version + 1 WHERE EXISTS (SELECT FROM ours) RETURNING map_version
+), placed AS (
+    UPDATE shardkit_catalog.placements p SET server = m.target, epoch = m.epoch + 1, changed_in = version.map_version
+    FROM shardkit_catalog.moves m, version WHERE m.id = %(id)s AND p.shard = m.shard
+), entered AS (
+    UPDATE shardkit_catalog.moves SET step = %(step)s, updated_at = now() WHERE id IN (SELECT id FROM ours)
+), noted AS (
+    INSERT INTO shardkit_catalog.move_steps (move_id, step, lease) SELECT id, %(step)s, lease FROM ours
+)
+SELECT pg_notify('shardkit_map', map_version::text) FROM version
