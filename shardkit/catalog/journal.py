@@ -24,7 +24,7 @@ SQL = statements("moves")
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One move as the journal knows it. ``of_move`` is the move it rolls back; *tenant* goes to ``into_shard`` in an isolate."""
+    """One move as the journal knows it. ``of_move``: the move it rolls back. ``tenant``: an isolate carries it to ``into_shard``."""
 
     id: int
     shard: int
@@ -67,9 +67,7 @@ def begin(
 ) -> Move:
     """Write a new move. Raises MoveBusyError where the shard has one that has not ended."""
     if not connection.execute(SQL["has_moves"]).fetchone()[0]:
-        raise CatalogError(
-            "this catalog was made by an older release and has no journal of moves: run `shardkit migrate catalog`"
-        )
+        raise CatalogError("this catalog was made by an older release and has no journal of moves: upgrade it first")
     busy = MoveBusyError(f"shard {shard} has a move that has not ended; nothing was done. `shardkit moves list` shows it")
     given = {"of_move": of_move, "tenant": tenant, "into_shard": into_shard, "options": json.dumps(dict(options or {}))}
     with instead_of({"moves_one_a_shard": busy, "moves_one_rollback": busy}), transaction(connection):
@@ -147,12 +145,11 @@ class Journal:
             self.move = replace(move, step=Step.FOLLOW)
         elif self.placement() == (move.target, move.epoch + 1):
             self.enter(Step.FOLLOW)
-        elif find(self.connection, move.id).lease != self._lease:
-            raise LeaseLostError
         else:
+            self._still_ours()
             raise MapConflictError(
-                f"the catalog no longer has shard {move.shard} on {move.source!r} at epoch {move.epoch} (was it restored from an older "
-                f"backup?): the shard is whole on {move.target!r} at epoch {move.epoch + 1}; the catalog was not changed"
+                f"the catalog no longer has shard {move.shard} on {move.source!r} at epoch {move.epoch} (was it restored from an "
+                f"older backup?): the shard is whole on {move.target!r} at epoch {move.epoch + 1}; the catalog was not changed"
             )
 
     def placement(self) -> tuple[str, int]:
@@ -182,6 +179,10 @@ class Journal:
         """An object was dropped."""
         self.connection.execute(SQL["gone"], found._asdict())
 
+    def _still_ours(self) -> None:
+        if find(self.connection, self.move.id).lease != self._lease:
+            raise LeaseLostError
+
     def _entered(self, step: Step) -> None:
         given = {**self.ours, "step": step.word, "ended": step.ended}
         if self.connection.execute(SQL["enter"], given).rowcount != 1:
@@ -190,5 +191,6 @@ class Journal:
 
 
 def _move(row: Any) -> Move:
-    *head, step, lease, options, facts, problem, holder, created, updated = row
-    return Move(*head, Step.of(step), lease, options, facts, problem, holder, created, updated)
+    values = list(row)
+    values[8] = Step.of(values[8])
+    return Move(*values)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 from psycopg import errors, sql
 
@@ -22,7 +24,7 @@ class Building:
 
     def __init__(self, work: Work) -> None:
         self.w = work
-        self.effects = {
+        self.effects: dict[type[m.Effect], Callable[[Any], Any]] = {
             m.Check: self._check, m.Clean: self._clean, m.Publish: self._publish, m.Copy: self._copy,
             m.Complete: self._complete, m.Arm: self._arm, m.Subscribe: self._subscribe,
         }  # fmt: skip

@@ -20,6 +20,7 @@ from shardkit.move.pgoutput import Changed, Committed, Emptied, Key, Marked, Rea
 from shardkit.move.structure import Table
 
 ANSWER_EVERY_S: Final = 1.0
+ROWS, KEEPALIVE = ord("w"), ord("k")
 
 
 class ChangeStream:
@@ -126,9 +127,9 @@ class ChangeStream:
                     wire.consume_input()
             elif count < 0:
                 raise psycopg.OperationalError("the server ended the stream")
-            elif data[:1] == b"w":
+            elif data[0] == ROWS:
                 self._take(bytes(data[25:]))
-            elif data[:1] == b"k" and data[17] == 1:
+            elif data[0] == KEEPALIVE and data[17]:
                 self._answer(wire)
 
     def _answer(self, wire: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -43,7 +43,7 @@ class Switching:
         self._fencing_since = 0.0
         self._attempt = 1
         self._pool = ThreadPoolExecutor(1)
-        self.effects = {
+        self.effects: dict[type[m.Effect], Callable[[Any], Any]] = {
             m.CatchUp: self._catch_up, m.Verify: self._verify, m.AskFence: self._ask_fence, m.Lock: self._lock,
             m.Mark: self._mark, m.AwaitMark: self._await_mark, m.VerifyChanged: self._verify_changed,
             m.CarrySequences: self._carry_sequences, m.CommitFence: self._commit_fence, m.Unlock: self._unlock,
@@ -68,7 +68,7 @@ class Switching:
 
     def _verify(self, _: m.Verify) -> None:
         tables = tables_of(self.w.source.on(), self.w.schema)
-        mark, making = stamp(self.w.source.on(), self.w.schema, tables)
+        mark, _ = stamp(self.w.source.on(), self.w.schema, tables)
         self.w.same_structure()
         self.w.journal.register(self.w.source.name, "schema", self.w.next_schema)
         self._fence = Fence(self.w.source, self.w.schema, self.w.next_schema, tables, mark, self.w.options.budget_ms)
@@ -123,7 +123,9 @@ class Switching:
         except StructureChanged:
             self._fence.unlock()
             self.w.same_structure()
-            self._verifier = None if self._verifier is None else self._verifier.close()
+            if self._verifier is not None:
+                self._verifier.close()
+            self._verifier = None
             raise m.Busy from None  # an index came and the target has it too? then it is compared again
 
     def _mark(self, _: m.Mark) -> None:

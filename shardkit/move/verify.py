@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, LiteralString, cast
 
 from psycopg import sql
 
@@ -51,12 +51,12 @@ class Verifier:
     _emptied: set[str] = field(default_factory=set)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
 
-    def everything(self, compared: Callable[[int], None] = lambda _rows: None) -> None:
+    def everything(self, compared: Callable[[int], object] = lambda _rows: None) -> None:
         """Compare all ranges of all tables; what is unequal becomes pending. *compared* hears the number of rows."""
         for table in self.tables:
             self._table(table, compared)
 
-    def again(self, *, mark: Callable[[], None]) -> int:
+    def again(self, *, mark: Callable[[], object]) -> int:
         """Compare what is pending; *mark* returns when all that was written before it is applied. How many keys stay pending.
 
         Raises NotEqualError for a key that stays unequal and was not written to in between: nothing will make it equal.
@@ -132,7 +132,7 @@ class Verifier:
             texts=_texts(table),
             table=table.within(self.schema),
             names=sql.SQL(", ").join(names),
-            arrays=sql.SQL(", ").join(sql.SQL("%s::text[]::{}").format(sql.SQL(f"{kind}[]")) for kind in table.key_types),  # type: ignore[arg-type]  # format_type's own text
+            arrays=sql.SQL(", ").join(sql.SQL("%s::text[]::{}").format(_type(f"{kind}[]")) for kind in table.key_types),
             join=sql.SQL(" AND ").join(
                 sql.SQL("t.{} = w.{}").format(sql.Identifier(column), name)
                 for column, name in zip(table.key, names, strict=True)
@@ -141,12 +141,12 @@ class Verifier:
         columns = [[key[n] for key in keys] for n in range(len(table.key))]
         return {tuple(key): h for key, h in end.on("verify").execute(query, columns, prepare=True)}
 
-    def _table(self, table: Table, compared: Callable[[int], None]) -> None:
+    def _table(self, table: Table, compared: Callable[[int], object]) -> None:
         lower: Key | None = None
         ahead = None
         while True:
             count, total, last = self._range(self.source, table, lower, None)
-            upper = tuple(last) if count == RANGE_ROWS else None
+            upper = tuple(last) if last and count == RANGE_ROWS else None
             if ahead is not None:
                 self._judge(table, *ahead)
             ahead = (lower, upper, count, total, self._pool.submit(self._range, self.target, table, lower, upper))
@@ -205,9 +205,13 @@ def _within(table: Table, lower: Key | None, upper: Key | None) -> sql.Composabl
 
 def _values(types: Iterable[str], values: Key) -> sql.Composed:
     return sql.SQL(", ").join(
-        sql.SQL("CAST({} AS {})").format(sql.Literal(value), sql.SQL(kind))  # type: ignore[arg-type]  # format_type's own text
-        for value, kind in zip(values, types, strict=True)
+        sql.SQL("CAST({} AS {})").format(sql.Literal(value), _type(kind)) for value, kind in zip(values, types, strict=True)
     )
+
+
+def _type(name: str) -> sql.SQL:
+    """A type's name as PostgreSQL's format_type wrote it."""
+    return sql.SQL(cast("LiteralString", name))  # type: ignore[redundant-cast]  # mypy takes it for str
 
 
 def _shown(key: Key) -> str:

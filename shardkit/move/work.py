@@ -62,6 +62,7 @@ class Work:
         )
 
     def publication(self, end: End, name: str) -> None:
+        """Make the publication *name* of the shard on *end*, unless it is there."""
         self.journal.register(end.name, "publication", name)
         if end.one("publication_exists", name=name):
             return
@@ -72,6 +73,7 @@ class Work:
         )
 
     def subscription(self, end: End, name: str, *, publisher: End) -> None:
+        """Let *end* apply what *publisher* sends through the stream *name*, unless it does already."""
         self.journal.register(end.name, "subscription", name)
         if end.one("subscription_exists", name=name):
             return
@@ -109,6 +111,7 @@ class Work:
             )
 
     def watch_wal(self) -> None:
+        """Raise MoveError where the stream is broken, or holds back more WAL on the source than allowed."""
         row = self.source.on().execute(SQL["slot"], {"name": self.out}).fetchone()
         if row is None or row[2] == "lost":
             raise MoveError(
@@ -121,6 +124,7 @@ class Work:
             )
 
     def same_structure(self) -> None:
+        """Raise NotEqualError unless both sides are made alike."""
         found = differences(structure_of(self.source.on(), self.schema), structure_of(self.target.on(), self.schema))
         if found:
             raise NotEqualError(
