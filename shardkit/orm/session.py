@@ -146,5 +146,7 @@ def _arrive(session: RoutedSession, transaction: SessionTransaction) -> None:
 @event.listens_for(RoutedSession, "before_flush")
 def _complete(session: RoutedSession, _context: UOWTransaction, _instances: Any) -> None:
     if session._new:
-        own(session.new, session._tenant)
-        assign_ids(session, session.new)
+        new = list(session._new.values())
+        own(new, session._tenant)
+        if len(new) > 1:
+            assign_ids(session, new)
