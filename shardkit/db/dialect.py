@@ -50,6 +50,8 @@ class _Routing:
             call(cursor, leg.current(statement), parameters)
         except self.dbapi.Error as exc:
             driver.dirty |= exc.sqlstate in STALE_PLAN
+            if driver.last and driver.closed:
+                exc.in_commit = True
             onward = self._onward(driver, leg, exc.sqlstate)
             if onward is None:
                 raise
@@ -65,7 +67,7 @@ class _Routing:
     def _onward(self, driver: Any, leg: Leg, sqlstate: str | None) -> Leg | None:
         """How to go on: at the shard's new epoch, or on a fresh connection where this one had died in the pool; None: not."""
         if driver.closed:
-            return None if driver.under_way or driver.fresh else leg
+            return None if driver.under_way or driver.fresh or driver.last else leg
         return self._wait(lambda: leg.guide.onward(leg)) if may_have_moved(sqlstate) else None
 
     def _change_road(self, connection: Any, cursor: Any, leg: Leg) -> Any:
@@ -82,6 +84,7 @@ class _Routing:
         driver: Any = new.driver_connection
         driver.begin, driver.single, driver.fresh = begin, before.single, before.closed
         driver.embark(leg, every=every)
+        driver.last = before.last
         self._rebase(cursor, new)
         if not before.closed:
             old.close()
