@@ -151,7 +151,7 @@ class _Preparer(PGIdentifierPreparer_psycopg):
 
     def _render_schema_translates(self, statement: str, schema_translate_map: Any, **options: Any) -> str:
         if len(schema_translate_map) != 1 or len(statement) > _RENDERED_LENGTH:
-            return super()._render_schema_translates(statement, schema_translate_map, **options)  # type: ignore[no-any-return]
+            return super()._render_schema_translates(statement, schema_translate_map, **options)
         key = (statement, schema_translate_map.get(None))
         known = _rendered.get(key)
         if known is None:

@@ -182,11 +182,11 @@ class _RoutedCursor:
     _query_cls: Any = _Query
 
     @property
-    def description(self) -> list[tuple[Any, ...]] | None:
+    def description(self) -> Any:
         """Name and type of each column, as DB-API says; psycopg makes a Column object of each, for every execution."""
         result = self.pgresult
         if result is None or not result.nfields:
-            return super().description  # type: ignore[misc,no-any-return]
+            return super().description  # type: ignore[misc]
         encoding = self._pgconn._encoding
         return [(result.fname(i).decode(encoding), result.ftype(i), *_UNKNOWN) for i in range(result.nfields)]
 
