@@ -74,11 +74,11 @@ class _Query(_queries.PostgresQuery):
     __slots__ = ()
 
     def convert(self, query: Any, vars: Any) -> None:  # noqa: A002  # psycopg's name
-        if vars is None or not isinstance(query, str) or len(query) > _queries.MAX_CACHED_STATEMENT_LENGTH:
+        if vars is not None and isinstance(query, str) and len(query) <= _queries.MAX_CACHED_STATEMENT_LENGTH:
+            self.query, self._want_formats, self._order, self._parts = _converted(query, self._tx.encoding)
+            self.dump(vars)
+        else:
             super().convert(query, vars)
-            return
-        self.query, self._want_formats, self._order, self._parts = _converted(query, self._tx.encoding)
-        self.dump(vars)
 
 
 @lru_cache(8192)
