@@ -21,6 +21,7 @@ RULES = [
     (r"import Awaitable, Callable", "import Callable"),
     (r"shardkit\._async", "shardkit._sync"),
     (r"\basync (def|with|for)\b", r"\1"),
+    (r"\bstream_scalars\b", "scalars"),
     (r"\bawait ", ""),
     (r"__a(enter|exit)__", r"__\1__"),
     (r"\bAsync(ShardKit|ShardAccess|Unit|RoutedSession)\b", r"\1"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 from psycopg import sql
-from sqlalchemy import ForeignKey, Index
+from sqlalchemy import ForeignKey, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from shardkit import Settings, ShardKey, TenantScoped
@@ -27,7 +27,7 @@ class Order(TenantScoped, Base):
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
     note: Mapped[str] = mapped_column(unique=True)
-    amount: Mapped[int] = mapped_column(default=0)
+    amount: Mapped[int] = mapped_column(server_default=text("0"))
     lines: Mapped[list[Line]] = relationship(back_populates="order", order_by="Line.id")
     __table_args__ = (Index("orders_by_amount", "amount"),)
 

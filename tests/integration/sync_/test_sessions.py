@@ -22,8 +22,8 @@ def test_orm_objects_land_in_the_tenants_shard_and_come_back(kit, tenant, fleet)
     with kit.session(tenant) as s:
         order = (s.scalars(select(Order).options(selectinload(Order.lines)))).one()
         assert order.tenant_id == tenant
+        assert kit.locate_id(order.id) == kit.map.route(kit.locate(tenant).shard)
         assert [(line.what, line.tenant_id) for line in order.lines] == [("a", tenant), ("b", tenant)]
-    assert kit.locate_id(order.id) == kit.map.route(kit.locate(tenant).shard)
     assert fleet.count(kit, tenant, "note = 'one'") == 1
 
 
@@ -59,7 +59,7 @@ def test_insert_returning_gives_the_row_with_its_id_and_tenant(kit, tenant):
     with kit.begin(tenant) as s:
         order = s.scalar(insert(Order).values(note="back").returning(Order))
         assert (order.tenant_id, order.note) == (tenant, "back")
-    assert kit.locate_id(order.id).shard == kit.locate(tenant).shard
+        assert kit.locate_id(order.id).shard == kit.locate(tenant).shard
 
 
 def test_a_savepoint_rolls_back_alone(kit, tenant):
@@ -111,7 +111,9 @@ def test_a_server_side_cursor_reads_in_parts_and_its_tenants_rows_only(kit, neig
             s.execute(insert(Order), [{"note": f"{number:03}"} for number in range(100)])
     for session in (kit.session(tenant), kit.read(tenant)):
         with session as s:
-            found = [order.tenant_id for order in s.scalars(select(Order).execution_options(yield_per=7))]
+            found = [
+                order.tenant_id for order in s.scalars(select(Order).execution_options(yield_per=7))
+            ]
             assert found == [tenant] * 100
 
 
