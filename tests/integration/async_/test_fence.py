@@ -85,8 +85,8 @@ def stale(open_kit, fleet, tenant):
         async with kit.begin(tenant) as s:
             s.add(Order(note=NOTE))
         route = kit.locate(tenant)
+        kit._router.watch.close()  # it hears of nothing any more
         fleet.move(route, elsewhere=elsewhere)
-        kit._router.watch.close()  # no notification
         assert kit.locate(tenant) == route
         return kit
 
@@ -200,7 +200,7 @@ async def test_in_the_middle_of_a_transaction_it_is_an_error_and_nothing_is_writ
             fleet.move(route, elsewhere=elsewhere)
             await add_order(s)
     assert (caught.value.outcome, caught.value.retryable) == (Outcome.NOT_DONE, True)
-    assert fleet.count(kit, tenant, f"note = 'new' AND tenant_id = '{tenant}'") == 0
+    assert fleet.count(kit, tenant, "note = 'new'") == 0
     async with kit.begin(tenant) as s:
         assert (await s.scalars(select(Order.note))).all() == [NOTE]
 
@@ -221,7 +221,7 @@ async def test_run_hides_a_move(open_kit, fleet, tenant):
 
     assert await kit.run(tenant, work) == route.epoch + 1
     assert calls == [1, 1]
-    assert fleet.count(kit, tenant, "note = 'new'") >= 1
+    assert fleet.count(kit, tenant, "note = 'new'") == 1
 
 
 async def test_a_table_that_does_not_exist_is_the_programs_own_error(kit, tenant):
@@ -250,4 +250,4 @@ async def test_savepoints_and_routes_are_right_after_being_led_on(stale, fleet, 
         await s.commit()
         assert sorted(await s.scalars(select(Order.note))) == [NOTE, "new"]
         assert s.route == kit.locate(tenant)
-    assert fleet.count(kit, tenant, f"tenant_id = '{tenant}'") == 2
+    assert fleet.count(kit, tenant) == 2

@@ -86,8 +86,8 @@ def stale(open_kit, fleet, tenant):
         with kit.begin(tenant) as s:
             s.add(Order(note=NOTE))
         route = kit.locate(tenant)
+        kit._router.watch.close()  # it hears of nothing any more
         fleet.move(route, elsewhere=elsewhere)
-        kit._router.watch.close()  # no notification
         assert kit.locate(tenant) == route
         return kit
 
@@ -201,7 +201,7 @@ def test_in_the_middle_of_a_transaction_it_is_an_error_and_nothing_is_written(op
             fleet.move(route, elsewhere=elsewhere)
             add_order(s)
     assert (caught.value.outcome, caught.value.retryable) == (Outcome.NOT_DONE, True)
-    assert fleet.count(kit, tenant, f"note = 'new' AND tenant_id = '{tenant}'") == 0
+    assert fleet.count(kit, tenant, "note = 'new'") == 0
     with kit.begin(tenant) as s:
         assert (s.scalars(select(Order.note))).all() == [NOTE]
 
@@ -222,7 +222,7 @@ def test_run_hides_a_move(open_kit, fleet, tenant):
 
     assert kit.run(tenant, work) == route.epoch + 1
     assert calls == [1, 1]
-    assert fleet.count(kit, tenant, "note = 'new'") >= 1
+    assert fleet.count(kit, tenant, "note = 'new'") == 1
 
 
 def test_a_table_that_does_not_exist_is_the_programs_own_error(kit, tenant):
@@ -251,4 +251,4 @@ def test_savepoints_and_routes_are_right_after_being_led_on(stale, fleet, tenant
         s.commit()
         assert sorted(s.scalars(select(Order.note))) == [NOTE, "new"]
         assert s.route == kit.locate(tenant)
-    assert fleet.count(kit, tenant, f"tenant_id = '{tenant}'") == 2
+    assert fleet.count(kit, tenant) == 2
