@@ -74,19 +74,20 @@ class _Routing:
         """Put *connection* and *cursor* on a connection to where *leg* leads; nothing was done on the old one."""
         old = connection._dbapi_connection
         before = old.driver_connection
-        begin, every = before.begin, before.every
+        begin, every, single, last = before.begin, before.every, before.single, before.last
         if before.closed:
             old._pool._invalidate(old)
         else:
             old.rollback()
-        new = leg.engine.raw_connection()
-        connection._dbapi_connection = new
+        here = not before.closed and leg.engine.pool is old._pool
+        new = old if here else leg.engine.raw_connection()
         driver: Any = new.driver_connection
-        driver.begin, driver.single, driver.fresh = begin, before.single, before.closed
+        driver.begin, driver.single, driver.fresh = begin, single, before.closed
         driver.embark(leg, every=every)
-        driver.last = before.last
-        self._rebase(cursor, new)
-        if not before.closed:
+        driver.last = last
+        if not here:
+            connection._dbapi_connection = new
+            self._rebase(cursor, new)
             old.close()
         options = connection.get_execution_options()
         if "schema_translate_map" in options:

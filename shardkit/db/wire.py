@@ -49,17 +49,17 @@ class Opening:
     def send(self, connection: _Routed) -> int:
         """Queue BEGIN and the settings in the pipeline of *connection*; the number of results they will give."""
         wire, prepared, count = connection.pgconn, connection.prepare_threshold is not None, 1
-        if prepared and not connection.opening_prepared:
-            wire.send_prepare(_BEGIN_NAME, BEGIN)
-            wire.send_prepare(_COMMIT_NAME, COMMIT)
-            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
-            count += 3
         if not connection.every:
-            if prepared and connection.begin == BEGIN:
+            if connection.opening_prepared and connection.begin == BEGIN:
                 wire.send_query_prepared(_BEGIN_NAME, None)
             else:
                 wire.send_query_params(connection.begin, None)
             count += 1
+        if prepared and not connection.opening_prepared:  # after BEGIN: a snapshot taken before it would fix the isolation level
+            wire.send_prepare(_BEGIN_NAME, BEGIN)
+            wire.send_prepare(_COMMIT_NAME, COMMIT)
+            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
+            count += 3
         if self.role is not None:
             wire.send_query_params(b"SET LOCAL ROLE " + self.role, None)
             count += 1
@@ -69,13 +69,13 @@ class Opening:
             wire.send_query_params(_SETTINGS, [self.schema, self.tenant], param_types=[_TEXT_OID, _TEXT_OID])
         return count
 
-    def message(self) -> bytes:
-        """The settings as SQL, for a first statement that cannot travel in a pipeline."""
-        role = sql.SQL("SET LOCAL ROLE {};").format(sql.Identifier(self.role.decode())) if self.role else sql.SQL("")
+    def commands(self) -> list[bytes]:
+        """The settings as SQL, for a first statement that they cannot travel with."""
         settings = sql.SQL("SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true)").format(
             sql.Literal(self.schema.decode()), sql.Literal(self.tenant.decode())
         )
-        return (role + settings).as_bytes(None)
+        role = [] if self.role is None else [b"SET LOCAL ROLE " + self.role]
+        return [*role, settings.as_bytes(None)]
 
 
 class _Query(_queries.PostgresQuery):
@@ -150,10 +150,13 @@ class _Routed:
 
     def _open_gen(self) -> Generator[Any, Any, None]:
         """Send the opening on its own, for what cannot travel with it (scripts, COPY, pipelines, server-side cursors)."""
-        begin = READ_ONLY if self.every else self.begin
-        message = begin if self.leg is None else b";".join((begin, self.leg.opening.message()))
+        commands = [READ_ONLY if self.every else self.begin, *(self.leg.opening.commands() if self.leg else ())]
         self.pending = self.every = False
-        self.pgconn.send_query(message)
+        if self._pipeline is not None:
+            for command in commands:
+                yield from self._exec_command(command)  # type: ignore[attr-defined]
+            return
+        self.pgconn.send_query(b";".join(commands))
         for result in (yield from generators.execute(self.pgconn)):
             if result.status == _FATAL:
                 raise errors.error_from_result(result)
@@ -168,6 +171,11 @@ class _Routed:
             yield from super()._rollback_gen()  # type: ignore[misc]
         elif not self.idle:
             yield from self._exec_command(b"ROLLBACK")  # type: ignore[attr-defined]
+
+    def _deallocate(self, name: bytes | None) -> Generator[Any, Any, None]:
+        """psycopg's upkeep after DROP, ALTER and ROLLBACK TO; without a name all prepared statements go, also ours."""
+        self.opening_prepared &= name is not None
+        yield from super()._deallocate(name)  # type: ignore[misc]
 
 
 class _RoutedCursor:
@@ -215,7 +223,7 @@ class _RoutedCursor:
         prep, name = self._get_prepared(query, prepare)  # type: ignore[attr-defined]
         wire.enter_pipeline_mode()
         try:
-            before = opening.send(conn) if opening is not None else 0
+            before = settings = opening.send(conn) if opening is not None else 0
             if prep is Prepare.NO:
                 self._execute_send(query, force_extended=True, binary=binary)  # type: ignore[attr-defined]
             else:
@@ -231,11 +239,11 @@ class _RoutedCursor:
         finally:
             if wire.status == pq.ConnStatus.OK:
                 wire.exit_pipeline_mode()
-        for (answer,) in answers[:before]:
+        for number, (answer,) in enumerate(answers[:before], 1):
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
-        if opening is not None:
-            conn.opening_prepared = conn.prepare_threshold is not None
+            if number == settings:  # whatever becomes of the statement, this one is prepared
+                conn.opening_prepared = conn.prepare_threshold is not None
         key = conn._prepared.maybe_add_to_cache(query, prep, name)
         results = answers[before]
         if key is not None:
@@ -292,7 +300,7 @@ def self_check() -> None:
             "_send_prepare",
             "_check_results",
         ),
-        psycopg.Connection: ("_start_query", "_rollback_gen", "_exec_command"),
+        psycopg.Connection: ("_start_query", "_rollback_gen", "_exec_command", "_deallocate"),
         PrepareManager: ("maybe_add_to_cache", "validate", "maintain_gen"),
         generators: ("send", "fetch_many", "execute"),
         _queries: ("_query2pg_nocache", "MAX_CACHED_STATEMENT_LENGTH"),

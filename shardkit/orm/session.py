@@ -62,6 +62,7 @@ class RoutedSession(Session):
         self._committing = False
         self._leg: Leg | None = None
         self._engine: Engine | None = None
+        self._connection: Connection | None = None
 
     @property
     def tenant(self) -> TenantKey | None:
@@ -71,7 +72,10 @@ class RoutedSession(Session):
     @property
     def route(self) -> Route:
         """Where the open transaction runs, or where the next one would."""
-        return (self._leg or self._guide.set_out(self._tenant, self._shard)[0]).route
+        leg, connection = self._leg, self._connection
+        if connection is not None and not (connection.closed or connection.invalidated):
+            leg = driver_connection(connection).leg  # it may have been led on
+        return (leg or self._guide.set_out(self._tenant, self._shard)[0]).route
 
     def get_bind(self, mapper: Any = None, *, bind: Any = None, **_: Any) -> Any:  # noqa: ARG002  # SQLAlchemy's signature
         """Engine of the server that holds the shard; the same one until the transaction ends."""
@@ -149,25 +153,24 @@ class AsyncRoutedSession(AsyncSession):
 
 
 @event.listens_for(RoutedSession, "after_begin")
-def _embark(session: RoutedSession, _transaction: SessionTransaction, connection: Connection) -> None:
+def _embark(session: RoutedSession, transaction: SessionTransaction, connection: Connection) -> None:
     leg = session._leg
-    if leg is None:  # the session was bound to a connection by hand: the program's own business
+    if leg is None or transaction.nested:  # None: bound to a connection by hand, the program's own business
         return
     driver = driver_connection(connection)
-    if driver.leg is leg:  # a savepoint
-        return
     if not driver.begin:
         raise SessionError(
             "AUTOCOMMIT is refused on a routed session: the tenant and the path are set for a transaction. "
             "For reads outside one there is kit.read(...)"
         )
     driver.embark(leg, every=session._read_only and driver.begin == b"BEGIN")
+    session._connection = connection
 
 
 @event.listens_for(RoutedSession, "after_transaction_end")
 def _arrive(session: RoutedSession, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
-        session._leg = session._engine = None
+        session._leg = session._engine = session._connection = None
 
 
 @event.listens_for(RoutedSession, "before_flush")
