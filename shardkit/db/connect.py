@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
-from shardkit.errors import ServerDownError, SettingsError, ShardKitError, WrongServerError
+from shardkit.errors import ServerDownError, ServerError, SettingsError, ShardKitError, WrongServerError
 from shardkit.settings import Secret, Settings
 
 _IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
@@ -122,6 +122,22 @@ def connect_admin(
         return psycopg.connect(conninfo(url, settings), autocommit=autocommit)
     except psycopg.OperationalError as exc:
         raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
+
+
+@contextmanager
+def at(url: str, settings: Settings, *, name: str, then: str = "nothing was changed") -> Iterator[psycopg.Connection[Any]]:
+    """An administrative connection to *name* for the block; what PostgreSQL says in it becomes an error of ours.
+
+    *then* ends the message: what has become of the work, and what to do.
+    """
+    connection = connect_admin(url, settings, name=name)
+    try:
+        with connection:
+            yield connection
+    except psycopg.OperationalError as exc:
+        raise ServerDownError(f"{name} failed or went away: {_first_line(exc)}; {then}") from exc
+    except psycopg.Error as exc:
+        raise ServerError(f"{name} refused: {_first_line(exc)}; {then}") from exc
 
 
 def down(server: Server, exc: BaseException) -> ServerDownError:
