@@ -200,14 +200,14 @@ def intrude(tour: Tour, kit: ShardKit) -> None:
     tour.say(f'\n[bold]A wrong tenant[/bold]  [dim]"{stranger}" shares shard {here.shard} with "US"[/dim]')
     with kit.session(stranger) as session:
         by_id, by_sql = session.get(Airport, theirs), session.scalar(text("SELECT count(*) FROM airports"))
-    tour.say(f"session.get(Airport, <an id of US>)  {by_id}")
-    tour.say(f"raw SQL without a WHERE, count(*)    {by_sql}")
+    tour.say(f"get(Airport, <an id of US>)  {by_id}")
+    tour.say(f"raw SQL without a WHERE      {by_sql}")
     for title, tenant in (("kit.session()", None), ("kit.session(42)", 42)):
         try:
             kit.session(tenant)
         except ShardKitError as exc:
             reason = exc.args[0].partition(":")[0].partition(", not")[0]
-            tour.say(f"{title:<37}[red]{type(exc).__name__}[/red]  {reason}")
+            tour.say(f"{title:<29}[red]{type(exc).__name__}[/red]  {reason}")
 
 
 def count(tour: Tour, kit: ShardKit, *, expected: int) -> None:
