@@ -68,7 +68,15 @@ class Router:
             route = self.map.route(shard)
         else:
             raise NoTenantError
-        return self._leg(route), self._engine(route)
+        memo = self._memo
+        found = memo.legs.get(route)
+        if found is None:
+            if len(memo.legs) >= _REMEMBERED:
+                memo.legs.clear()
+            engine = self._engine(memo, route)
+            leg = Leg(route, self.engines.of(memo.map.server(route.server)), opening_for(route), self)
+            found = memo.legs[route] = leg, engine
+        return found
 
     def onward(self, leg: Leg) -> Leg | None:
         """The leg at its shard's new epoch, waiting for the map if need be; None if the shard has not moved."""
@@ -104,14 +112,10 @@ class Router:
         """Stop watching the map."""
         self.watch.close()
 
-    def _leg(self, route: Route) -> Leg:
-        return Leg(route, self.engines.of(self.map.server(route.server)), opening_for(route), self)
-
-    def _engine(self, route: Route) -> Engine:
-        memo = self._memo
+    def _engine(self, memo: _Memo, route: Route) -> Engine:
         engine = memo.engines.get(route.schema)
         if engine is None:
-            base = self.engines.of(self.map.server(route.server))
+            base = self.engines.of(memo.map.server(route.server))
             engine = memo.engines[route.schema] = base.execution_options(schema_translate_map={None: route.schema})
         return engine
 
@@ -119,18 +123,20 @@ class Router:
 class _Fixed:
     """The guide of what never moves."""
 
-    def onward(self, _leg: Leg) -> None:
+    def onward(self, leg: Leg) -> None:
         """It does not."""
+        del leg
 
 
 class _Memo:
     """What was looked up in one map; it goes with the map."""
 
-    __slots__ = ("engines", "map", "routes")
+    __slots__ = ("engines", "legs", "map", "routes")
 
     def __init__(self, shardmap: ShardMap) -> None:
         self.map = shardmap
         self.routes: dict[TenantKey, Route] = {}
+        self.legs: dict[Route, tuple[Leg, Engine]] = {}
         self.engines: dict[str, Engine] = {}
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql.psycopg import (
     AsyncAdapt_psycopg_cursor,
     PGDialect_psycopg,
     PGDialectAsync_psycopg,
+    PGIdentifierPreparer_psycopg,
 )
 from sqlalchemy.util import await_only
 
@@ -142,8 +143,29 @@ def _executemany(cursor: Any, statement: str, parameters: Any) -> None:
     cursor.executemany(statement, parameters)
 
 
+class _Preparer(PGIdentifierPreparer_psycopg):
+    """Puts a shard's schema into a statement once per (statement, schema), not once per execution."""
+
+    def _render_schema_translates(self, statement: str, schema_translate_map: Any, **options: Any) -> str:
+        if len(schema_translate_map) != 1 or len(statement) > _RENDERED_LENGTH:
+            return super()._render_schema_translates(statement, schema_translate_map, **options)  # type: ignore[no-any-return]
+        key = (statement, schema_translate_map.get(None))
+        known = _rendered.get(key)
+        if known is None:
+            if len(_rendered) >= _RENDERED_MAX:
+                _rendered.clear()
+            known = _rendered[key] = super()._render_schema_translates(statement, schema_translate_map, **options)
+        return known
+
+
+_RENDERED_MAX, _RENDERED_LENGTH = 32_768, 4_096
+_rendered: dict[tuple[str, str | None], str] = {}
+
+
 class RoutedDialect(_Routing, PGDialect_psycopg):
     """``postgresql+shardkit``."""
+
+    preparer = _Preparer
 
     supports_statement_cache = True
     movable = RoutedCursor
@@ -168,6 +190,7 @@ class AsyncRoutedDialect(_Routing, PGDialectAsync_psycopg):
     """The same for asyncio: a wait for the map runs in a thread, so that the loop goes on."""
 
     supports_statement_cache = True
+    preparer = _Preparer
     movable = AsyncAdapt_psycopg_cursor
 
     def driver_of(self, cursor: Any) -> Any:

@@ -30,7 +30,9 @@ IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 _SETTINGS: Final = b"SELECT set_config('search_path', $1, true), set_config('shardkit.tenant', $2, true)"
 _SETTINGS_NAME: Final = b"_shardkit_open"
+_BEGIN_NAME: Final = b"_shardkit_begin"
 _TEXT_OID: Final = 25
+_UNKNOWN: Final = (None,) * 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +45,24 @@ class Opening:
 
     def send(self, connection: _Routed) -> int:
         """Queue BEGIN and the settings in the pipeline of *connection*; the number of results they will give."""
-        wire, count = connection.pgconn, 1
+        wire, prepared, count = connection.pgconn, connection.prepare_threshold is not None, 1
+        if prepared and not connection.opening_prepared:
+            wire.send_prepare(_BEGIN_NAME, BEGIN)
+            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
+            count += 2
         if not connection.every:
-            wire.send_query_params(connection.begin, None)
+            if prepared and connection.begin == BEGIN:
+                wire.send_query_prepared(_BEGIN_NAME, None)
+            else:
+                wire.send_query_params(connection.begin, None)
             count += 1
         if self.role is not None:
             wire.send_query_params(b"SET LOCAL ROLE " + self.role, None)
             count += 1
-        if connection.prepare_threshold is None:
+        if prepared:
+            wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant])
+        else:
             wire.send_query_params(_SETTINGS, [self.schema, self.tenant], param_types=[_TEXT_OID, _TEXT_OID])
-            return count
-        if not connection.opening_prepared:
-            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
-            count += 1
-        wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant])
         return count
 
     def message(self) -> bytes:
@@ -74,11 +80,11 @@ class _Query(_queries.PostgresQuery):
     __slots__ = ()
 
     def convert(self, query: Any, vars: Any) -> None:  # noqa: A002  # psycopg's name
-        if vars is None or not isinstance(query, str) or len(query) > _queries.MAX_CACHED_STATEMENT_LENGTH:
+        if vars is not None and isinstance(query, str) and len(query) <= _queries.MAX_CACHED_STATEMENT_LENGTH:
+            self.query, self._want_formats, self._order, self._parts = _converted(query, self._tx.encoding)
+            self.dump(vars)
+        else:
             super().convert(query, vars)
-            return
-        self.query, self._want_formats, self._order, self._parts = _converted(query, self._tx.encoding)
-        self.dump(vars)
 
 
 @lru_cache(8192)
@@ -156,8 +162,18 @@ class _RoutedCursor:
         _conn: Any
         _pgconn: Any
         _last_query: Any
+        pgresult: Any
 
     _query_cls: Any = _Query
+
+    @property
+    def description(self) -> list[tuple[Any, ...]] | None:
+        """Name and type of each column, as DB-API says; psycopg makes a Column object of each, for every execution."""
+        result = self.pgresult
+        if result is None or not result.nfields:
+            return super().description  # type: ignore[misc,no-any-return]
+        encoding = self._pgconn._encoding
+        return [(result.fname(i).decode(encoding), result.ftype(i), *_UNKNOWN) for i in range(result.nfields)]
 
     def _execute_gen(
         self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None

@@ -29,6 +29,7 @@ class Guide(Protocol):
 
     def set_out(self, tenant: TenantKey | None, shard: int | None) -> tuple[Leg, Engine]:
         """Leg and engine (with the shard's schema translated in) for *tenant*, or for operator access to *shard*."""
+        ...
 
 
 class FixedGuide:
@@ -37,8 +38,9 @@ class FixedGuide:
     def __init__(self, there: tuple[Leg, Engine]) -> None:
         self._there = there
 
-    def set_out(self, _tenant: TenantKey | None, _shard: int | None) -> tuple[Leg, Engine]:
-        """There."""
+    def set_out(self, tenant: TenantKey | None, shard: int | None) -> tuple[Leg, Engine]:
+        """There, whoever asks."""
+        del tenant, shard
         return self._there
 
 
@@ -144,5 +146,7 @@ def _arrive(session: RoutedSession, transaction: SessionTransaction) -> None:
 @event.listens_for(RoutedSession, "before_flush")
 def _complete(session: RoutedSession, _context: UOWTransaction, _instances: Any) -> None:
     if session._new:
-        own(session.new, session._tenant)
-        assign_ids(session, session.new)
+        new = list(session._new.values())
+        own(new, session._tenant)
+        if len(new) > 1:
+            assign_ids(session, new)
