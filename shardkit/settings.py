@@ -66,6 +66,9 @@ class Settings:
             raise SettingsError(
                 f"no catalog_url: set SHARDKIT_CATALOG_URL, or name a TOML file that has it in {CONFIG_VARIABLE}"
             )
+        for where, text in (("catalog_url", self.catalog_url), ("redis_url", self.redis_url or ""), *self.servers.items()):
+            if not isinstance(text, str):
+                raise SettingsError(f"{where} must be a URL, in quotes")
         object.__setattr__(self, "catalog_url", Secret(self.catalog_url))
         object.__setattr__(self, "redis_url", Secret(self.redis_url) if self.redis_url else None)
         object.__setattr__(self, "servers", {check_server_name(n): Secret(u) for n, u in self.servers.items()})

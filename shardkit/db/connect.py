@@ -26,12 +26,7 @@ _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert",
 
 def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
     """Libpq connection string for *url* with our time-outs; refuses a transport that could be listened to."""
-    try:
-        given = conninfo_to_dict(url)
-    except psycopg.Error:  # its text would quote parts of the password
-        raise SettingsError(
-            "a database URL could not be parsed by libpq (its text is not shown, it may hold a password)"
-        ) from None
+    given = parsed(url)
     check_transport(given, insecure=settings.insecure_transport)
     ours = {
         "connect_timeout": max(1, round(settings.connect_timeout_s)),
@@ -42,6 +37,16 @@ def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
         "application_name": settings.application_name,
     }
     return Secret(make_conninfo(url, **{**ours, **{k: v for k, v in given.items() if k in ours}, **extra}))
+
+
+def parsed(url: str) -> dict[str, Any]:
+    """The parts of a database URL. Raises SettingsError."""
+    try:
+        return conninfo_to_dict(url)
+    except psycopg.Error:  # its text would quote parts of the password
+        raise SettingsError(
+            "a database URL could not be parsed by libpq (its text is not shown, it may hold a password)"
+        ) from None
 
 
 def check_transport(given: dict[str, Any], *, insecure: bool) -> None:
@@ -69,8 +74,7 @@ def server_url(server: Server, settings: Settings) -> str:
     """URL with credentials: the settings' own for this server, else the map's DSN with the catalog's credentials."""
     if server.name in settings.servers:
         return settings.servers[server.name]
-    catalog = conninfo_to_dict(settings.catalog_url)
-    own = conninfo_to_dict(server.dsn)
+    catalog, own = parsed(settings.catalog_url), parsed(server.dsn)
     return make_conninfo(server.dsn, **{k: catalog[k] for k in _CREDENTIALS if catalog.get(k) and not own.get(k)})
 
 
@@ -217,7 +221,7 @@ def is_closed(server: Server, settings: Settings, *, cluster_id: UUID, schema: s
 
 def public_dsn(url: str) -> str:
     """*url* without secrets and credentials, as the catalog stores it."""
-    given = conninfo_to_dict(url)
+    given = parsed(url)
     return make_conninfo(
         "",
         **{k: v for k, v in given.items() if k in ("host", "hostaddr", "port", "dbname", "sslmode", "target_session_attrs")},
