@@ -21,6 +21,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from shardkit._sync.kit import ShardKit
+from shardkit.core.hashing import check_shard_count
 from shardkit.core.ids import unpack
 from shardkit.core.shardmap import ShardMap
 from shardkit.errors import BinariesMissingError, LocalClusterError, ShardKitError
@@ -99,6 +100,7 @@ def airports_by_country() -> Countries:
 def run(console: Console, *, servers: int = 3, shards: int = 256, keep: Path | None = None) -> None:
     """The whole tour. *keep*: a directory in which the cluster stays, and runs on."""
     began = time.perf_counter()
+    check_shard_count(shards)
     data = airports_by_country()
     try:
         find_postgres()
@@ -200,14 +202,14 @@ def intrude(tour: Tour, kit: ShardKit) -> None:
     tour.say(f'\n[bold]A wrong tenant[/bold]  [dim]"{stranger}" shares shard {here.shard} with "US"[/dim]')
     with kit.session(stranger) as session:
         by_id, by_sql = session.get(Airport, theirs), session.scalar(text("SELECT count(*) FROM airports"))
-    tour.say(f"get(Airport, <an id of US>)  {by_id}")
-    tour.say(f"raw SQL without a WHERE      {by_sql}")
+    tour.say(f"get(Airport, id_of_us)  {by_id}")
+    tour.say(f"raw SQL, no WHERE       {by_sql}")
     for title, tenant in (("kit.session()", None), ("kit.session(42)", 42)):
         try:
             kit.session(tenant)
         except ShardKitError as exc:
             reason = exc.args[0].partition(":")[0].partition(", not")[0]
-            tour.say(f"{title:<29}[red]{type(exc).__name__}[/red]  {reason}")
+            tour.say(f"{title:<24}[red]{type(exc).__name__}[/red]  {reason}")
 
 
 def count(tour: Tour, kit: ShardKit, *, expected: int) -> None:
