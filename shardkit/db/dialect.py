@@ -50,6 +50,8 @@ class _Routing:
             call(cursor, leg.current(statement), parameters)
         except self.dbapi.Error as exc:
             driver.dirty |= exc.sqlstate in STALE_PLAN
+            if driver.last and driver.closed:
+                exc.in_commit = True
             onward = self._onward(driver, leg, exc.sqlstate)
             if onward is None:
                 raise
@@ -65,25 +67,27 @@ class _Routing:
     def _onward(self, driver: Any, leg: Leg, sqlstate: str | None) -> Leg | None:
         """How to go on: at the shard's new epoch, or on a fresh connection where this one had died in the pool; None: not."""
         if driver.closed:
-            return None if driver.under_way or driver.fresh else leg
+            return None if driver.under_way or driver.fresh or driver.last else leg
         return self._wait(lambda: leg.guide.onward(leg)) if may_have_moved(sqlstate) else None
 
     def _change_road(self, connection: Any, cursor: Any, leg: Leg) -> Any:
         """Put *connection* and *cursor* on a connection to where *leg* leads; nothing was done on the old one."""
         old = connection._dbapi_connection
         before = old.driver_connection
-        begin, every = before.begin, before.every
+        begin, every, single, last = before.begin, before.every, before.single, before.last
         if before.closed:
             old._pool._invalidate(old)
         else:
             old.rollback()
-        new = leg.engine.raw_connection()
-        connection._dbapi_connection = new
+        here = not before.closed and leg.engine.pool is old._pool
+        new = old if here else leg.engine.raw_connection()
         driver: Any = new.driver_connection
-        driver.begin, driver.single, driver.fresh = begin, before.single, before.closed
+        driver.begin, driver.single, driver.fresh = begin, single, before.closed
         driver.embark(leg, every=every)
-        self._rebase(cursor, new)
-        if not before.closed:
+        driver.last = last
+        if not here:
+            connection._dbapi_connection = new
+            self._rebase(cursor, new)
             old.close()
         options = connection.get_execution_options()
         if "schema_translate_map" in options:
@@ -148,7 +152,7 @@ class _Preparer(PGIdentifierPreparer_psycopg):
 
     def _render_schema_translates(self, statement: str, schema_translate_map: Any, **options: Any) -> str:
         if len(schema_translate_map) != 1 or len(statement) > _RENDERED_LENGTH:
-            return super()._render_schema_translates(statement, schema_translate_map, **options)  # type: ignore[no-any-return]
+            return super()._render_schema_translates(statement, schema_translate_map, **options)
         key = (statement, schema_translate_map.get(None))
         known = _rendered.get(key)
         if known is None:
