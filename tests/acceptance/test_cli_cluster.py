@@ -13,9 +13,11 @@ from urllib.parse import urlparse
 import psycopg
 import pytest
 
+from shardkit.catalog.membership import plan_joining
 from shardkit.catalog.overview import current_map
 from shardkit.core.hashing import shard_of
 from shardkit.core.ids import pack
+from shardkit.db.servers import prepare_server
 from shardkit.schema.bootstrap import carry_out, plan_init
 from shardkit.settings import Settings
 from tests.acceptance.program import PROGRAM, ROOT, environment, refused, run, settings_file
@@ -259,6 +261,30 @@ def test_server_joins_and_leaves(databases, tmp_path):
     assert "pg3" not in run("server", "list", "--config", config).stdout
     assert "pg3" in refused("server", "remove", "pg3", "--config", config, "--yes")
     run(*add, "--yes")
+
+
+def test_stopped_server_add_goes_on(databases, config):
+    init(config, f"--server=pg1={databases.servers['pg1']}")
+    settings = settings_of(databases)
+    joining = plan_joining(settings, "pg2", databases.servers["pg2"])
+    with psycopg.connect(databases.servers["pg2"], autocommit=True) as connection:  # the first step, and then it is killed
+        cluster_id = current_map(settings).cluster_id
+        prepare_server(connection, cluster_id=cluster_id, server_id=joining.server.server_id)
+    run("server", "add", "pg2", databases.servers["pg2"], "--config", config, "--yes")
+    run("status", "--config", config)
+
+
+def test_server_that_is_gone_for_good(databases, config, tmp_path):
+    init(config, *[f"--server={name}={databases.servers[name]}" for name in ("pg1", "pg2")])
+    run("server", "add", "pg3", databases.servers["pg3"], "--config", config, "--yes")
+    broken = tmp_path / "broken.toml"
+    broken.write_text(config.read_text("utf-8").replace(urlparse(databases.servers["pg3"]).path, "/gone"), "utf-8")
+    before = current_map(settings_of(databases))
+    assert "nothing was" in refused("server", "remove", "pg3", "--config", broken, "--yes")
+    assert current_map(settings_of(databases)) == before
+    run("status", "--config", config)
+    run("server", "remove", "pg3", "--unreachable", "--config", broken, "--yes")
+    assert list(current_map(settings_of(databases)).servers) == ["pg1", "pg2"]
 
 
 def test_password_is_shown_nowhere(databases, config):
