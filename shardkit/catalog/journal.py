@@ -92,6 +92,16 @@ def find(connection: Any, move_id: int) -> Move:
     return _move(rows[0])
 
 
+def steps(connection: Any, move_id: int) -> list[tuple[str, int, datetime]]:
+    """The journal of one move: step, number of the session, time."""
+    return [(step, lease, at) for step, lease, at in connection.execute(SQL["steps"], {"id": move_id})]
+
+
+def made(connection: Any, move_id: int) -> list[MoveObject]:
+    """What a move has made and not dropped yet."""
+    return [MoveObject(*row) for row in connection.execute(SQL["objects"], {"id": move_id, "inherited": False})]
+
+
 def busy_shards(connection: Any) -> frozenset[int]:
     """Shards with a move that has not ended: what changes their tables has to wait."""
     if not connection.execute(SQL["has_moves"]).fetchone()[0]:

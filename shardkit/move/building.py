@@ -30,19 +30,7 @@ class Building:
         }  # fmt: skip
 
     def _check(self, _: m.Check) -> None:
-        checks.refuse(self.findings())
-
-    def findings(self) -> list[checks.Finding]:
-        """What the checks find."""
-        move = self.w.journal.move
-        for name, end in self.w.ends.items():
-            checks.check_identity(end, self.w.map.server(name), self.w.map.cluster_id)
-        checks.check_state(self.w.map.server(move.target))
-        if not self.w.source.one("schema_exists", schema=self.w.schema):
-            raise MoveRefusedError(
-                f"server {move.source!r} has no schema {self.w.schema}: the map and the server disagree; nothing was done"
-            )
-        return checks.check(self.w.site())
+        checks.refuse(checks.survey(self.w.site(), self.w.map))
 
     def _clean(self, _: m.Clean) -> None:
         left: list[str] = []

@@ -12,12 +12,13 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
 from shardkit.core.names import schema_name
-from shardkit.core.shardmap import Server, ServerState
+from shardkit.core.shardmap import Server, ServerState, ShardMap
 from shardkit.db.connect import is_loopback
 from shardkit.db.servers import identity
 from shardkit.errors import MoveRefusedError, WrongServerError
 from shardkit.move.ends import End
-from shardkit.move.structure import AFTER_ROWS, SQL, Part, Table, create_schema, make
+from shardkit.move.options import MoveOptions
+from shardkit.move.structure import AFTER_ROWS, SQL, Part, Table, create_schema, make, structure_of, tables_of
 from shardkit.sql import statements
 
 CHECKS: Final = statements("checks")
@@ -57,6 +58,27 @@ class Site:
         return sum(table.size for table in self.tables)
 
 
+def site_of(source: End, target: End, shard: int, epoch: int, options: MoveOptions) -> Site:
+    """What is to be moved, as it is now."""
+    schema, on = schema_name(shard, epoch), source.on()
+    structure, tables = structure_of(on, schema), tables_of(on, schema)
+    return Site(source, target, shard, epoch, structure, tables, options.slot_timeout_s, options.wal_limit)
+
+
+def survey(site: Site, shardmap: ShardMap) -> list[Finding]:
+    """All findings. Raises where the servers are not those of the map, or may not be used."""
+    for end in (site.source, site.target):
+        _check_identity(end, shardmap.server(end.name), shardmap.cluster_id)
+    state = shardmap.server(site.target.name).state
+    if state is not ServerState.ACTIVE:
+        raise MoveRefusedError(f"server {site.target.name!r} is {state.value}: it gets no shards; nothing was done")
+    if not site.source.one("schema_exists", schema=site.schema):
+        raise MoveRefusedError(
+            f"server {site.source.name!r} has no schema {site.schema}: the map and the server disagree; nothing was done"
+        )
+    return check(site)
+
+
 def check(site: Site) -> list[Finding]:
     """All findings."""
     source, target = (_server(end) for end in (site.source, site.target))
@@ -74,18 +96,12 @@ def refuse(findings: Sequence[Finding]) -> None:
         raise MoveRefusedError(f"the move was refused before anything was copied:\n{lines}\n")
 
 
-def check_identity(end: End, server: Server, cluster_id: UUID) -> None:
+def _check_identity(end: End, server: Server, cluster_id: UUID) -> None:
     """Raise WrongServerError unless the database behind *end* is *server*."""
     if identity(end.on()) != (cluster_id, server.server_id):
         raise WrongServerError(
             f"the database behind server {server.name!r} is not that server of this cluster: it was not used"
         )
-
-
-def check_state(server: Server) -> None:
-    """Refuse a target that is not to get shards."""
-    if server.state is not ServerState.ACTIVE:
-        raise MoveRefusedError(f"server {server.name!r} is {server.state.value}: it gets no shards; nothing was done")
 
 
 def _server(end: End) -> dict[str, Any]:

@@ -49,17 +49,8 @@ class Work:
 
     def site(self) -> checks.Site:
         """What is to be moved, as it is now."""
-        move, options = self.journal.move, self.options
-        return checks.Site(
-            self.source,
-            self.target,
-            move.shard,
-            move.epoch,
-            structure_of(self.source.on(), self.schema),
-            tables_of(self.source.on(), self.schema),
-            options.slot_timeout_s,
-            options.wal_limit,
-        )
+        move = self.journal.move
+        return checks.site_of(self.source, self.target, move.shard, move.epoch, self.options)
 
     def publication(self, end: End, name: str) -> None:
         """Make the publication *name* of the shard on *end*, unless it is there."""
