@@ -24,7 +24,9 @@ SQL = statements("moves")
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One move as the journal knows it. ``of_move``: the move it rolls back. ``tenant``: an isolate carries it to ``into_shard``."""
+    """One move as the journal knows it. ``of_move``: the move it rolls back. ``tenant``: an isolate carries it to
+    ``into_shard``.
+    """
 
     id: int
     shard: int
@@ -158,7 +160,8 @@ class Journal:
         else:
             self._still_ours()
             raise MapConflictError(
-                f"the catalog no longer has shard {move.shard} on {move.source!r} at epoch {move.epoch} (was it restored from an "
+                f"the catalog no longer has shard {move.shard} on {move.source!r} at epoch {move.epoch} (was it "
+                "restored from an "
                 f"older backup?): the shard is whole on {move.target!r} at epoch {move.epoch + 1}; the catalog was not changed"
             )
 

@@ -25,6 +25,7 @@ from shardkit.cli.common import (
     yes_option,
 )
 from shardkit.cli.progress import shown
+from shardkit.core.moving import Step
 from shardkit.core.placement import Plan
 from shardkit.move import rebalance as planning
 from shardkit.move import run
@@ -87,7 +88,7 @@ def _options(given: dict[str, Any], *, soak: bool) -> MoveOptions:
 @click.option("--no-soak", is_flag=True, help="Drop the old place at once instead of keeping it as a follower for a rollback.")
 @_move_options
 @click.pass_context
-def move(ctx: click.Context, shard: int, target: str, no_soak: bool, config: Path | None, **given: Any) -> None:  # noqa: FBT001  click's signature
+def move(ctx: click.Context, /, shard: int, target: str, no_soak: bool, config: Path | None, **given: Any) -> None:  # noqa: FBT001  click's signature
     """Carry a shard to another server while it is read and written."""
     settings, options = settings_from(config), _options(given, soak=not no_soak)
     expected = forecast(settings, shard, target, options=options)
@@ -183,7 +184,7 @@ def plan(by: planning.By, without: str | None, config: Path | None, as_json: boo
 @click.option("--parallel", type=click.IntRange(1, 16), default=1, show_default=True, help="Moves at a time.")
 @_move_options
 @click.pass_context
-def rebalance(ctx: click.Context, by: planning.By, parallel: int, config: Path | None, **given: Any) -> None:
+def rebalance(ctx: click.Context, /, by: planning.By, parallel: int, config: Path | None, **given: Any) -> None:
     """Make the servers even, moving as few shards as possible."""
     settings = settings_from(config)
     _carry_plan(ctx, settings, planning.make_plan(settings, by=by), by, parallel, given)
@@ -194,7 +195,7 @@ def rebalance(ctx: click.Context, by: planning.By, parallel: int, config: Path |
 @click.option("--parallel", type=click.IntRange(1, 16), default=1, show_default=True, help="Moves at a time.")
 @_move_options
 @click.pass_context
-def drain(ctx: click.Context, server: str, parallel: int, config: Path | None, **given: Any) -> None:
+def drain(ctx: click.Context, /, server: str, parallel: int, config: Path | None, **given: Any) -> None:
     """Move every shard off SERVER; it gets no new ones from then on."""
     settings = settings_from(config)
     found = planning.make_plan(settings, without=server)
@@ -243,7 +244,7 @@ def _carry(
         click.echo(
             f"writers were held off for {facts['stall_ms']} ms at most (predicted {facts.get('predicted_ms')})", err=True
         )
-    if ended.step is journal.Step.SOAK:
+    if ended.step is Step.SOAK:
         click.echo(
             f"the old place follows: `shardkit moves rollback {ended.id}` goes back, `moves finish {ended.id}` drops it",
             err=True,
@@ -255,8 +256,10 @@ def _show_forecast(found: Forecast, *, as_json: bool) -> None:
         print_json(asdict(found))
         return
     click.echo(
-        f"shard {found.shard}: {found.source} to {found.target}, epoch {found.epoch} to {found.epoch + 1}; {found.tables} tables, about "
-        f"{found.rows} rows, {readable_size(found.size)}; about {found.duration_s:.0f} s, writers held off for about {found.stall_ms:.0f} ms",
+        f"shard {found.shard}: {found.source} to {found.target}, epoch {found.epoch} to {found.epoch + 1}; "
+        f"{found.tables} tables, about "
+        f"{found.rows} rows, {readable_size(found.size)}; about {found.duration_s:.0f} s, writers held off for about "
+        f"{found.stall_ms:.0f} ms",
         err=True,
     )
     for finding in found.findings:

@@ -104,7 +104,8 @@ class Building:
                     self.w.target.one("create_slot", name=self.w.back)
                 except errors.QueryCanceled as exc:
                     raise MoveRefusedError(
-                        f"server {self.w.target.name!r} has write transactions that stay open, and a replication slot has to wait for them: "
+                        f"server {self.w.target.name!r} has write transactions that stay open, and a replication slot "
+                        "has to wait for them: "
                         "end them, then resume"
                     ) from exc
 

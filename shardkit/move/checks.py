@@ -151,7 +151,8 @@ def _servers(site: Site, source: dict[str, Any], target: dict[str, Any]) -> Iter
         if facts["oldest_write_s"] > site.slot_timeout_s:
             yield Finding(
                 f"{name} has a write transaction that is open for {facts['oldest_write_s']:.0f} s",
-                "end it (pg_stat_activity): making a replication slot waits for every open write transaction of the whole server",
+                "end it (pg_stat_activity): making a replication slot waits for every open write transaction of the "
+                "whole server",
             )
         if facts["event_triggers"]:
             yield Finding(
@@ -172,7 +173,8 @@ def _servers(site: Site, source: dict[str, Any], target: dict[str, Any]) -> Iter
         )
     if source["locale"] != target["locale"] or source["collation_version"] != target["collation_version"]:
         yield Finding(
-            f"encoding or collation differ ({source['locale']} {source['collation_version']} / {target['locale']} {target['collation_version']})",
+            f"encoding or collation differ ({source['locale']} {source['collation_version']} / {target['locale']} "
+            f"{target['collation_version']})",
             "indexes would sort otherwise: make the target's database with the same ones",
         )
 

@@ -1,4 +1,6 @@
-"""Copies rows as they were at a slot's snapshot: binary COPY piped from one server to the other, with no step per row but libpq's."""
+"""Copies rows as they were at a slot's snapshot: binary COPY piped from one server to the other, with no step per row but
+libpq's.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,16 @@ Copied = Callable[[int], None]
 
 @contextmanager
 def slot_with_snapshot(end: End, slot: str, *, timeout_s: float) -> Iterator[str]:
-    """Make *slot*; inside the block its snapshot can be used. Raises MoveRefusedError when old transactions stay open too long."""
+    """Make *slot*; inside the block its snapshot can be used. Raises MoveRefusedError when old transactions stay open too
+    long.
+    """
     with end.connect(replication="database") as connection:
         command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export')").format(sql.Identifier(slot))
         results = wait_for_answer(connection, command, timeout_s=timeout_s)
         if results is None:
             raise MoveRefusedError(
-                f"server {end.name!r} has write transactions that have been open for {timeout_s:g} s, and a replication slot has to wait "
+                f"server {end.name!r} has write transactions that have been open for {timeout_s:g} s, and a replication "
+                "slot has to wait "
                 "for all of them: end them (see pg_stat_activity, oldest xact_start), then resume"
             )
         name = results[0].get_value(0, 2)

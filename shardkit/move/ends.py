@@ -77,7 +77,9 @@ class End:
 
 @contextlib.contextmanager
 def contact() -> Any:
-    """Inside the block a connection that breaks is LostContact; other errors of a server are MoveErrors that quote its message."""
+    """Inside the block a connection that breaks is LostContact; other errors of a server are MoveErrors that quote its
+    message.
+    """
     try:
         yield
     except psycopg.Error as exc:

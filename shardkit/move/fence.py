@@ -64,7 +64,9 @@ class Fence:
         return [Blocker(*row) for row in rows]
 
     def lock(self, wait_ms: int, *, attempt: int) -> None:
-        """Hold writers off. Raises Busy, with no writer held off, while old transactions are open (but not in every EVEN_SO-th try)."""
+        """Hold writers off. Raises Busy, with no writer held off, while old transactions are open (but not in every
+        EVEN_SO-th try).
+        """
         if attempt % EVEN_SO and any(blocker.age_ms > OLD_MS for blocker in self.blockers()):
             raise Busy
         connection = self.source.on("fence")
@@ -91,11 +93,14 @@ class Fence:
             raise StructureChanged
 
     def commit(self) -> None:
-        """Close the shard: refuse writes to its tables, give it the name of the next epoch, commit. Raises LostContact if unsure."""
+        """Close the shard: refuse writes to its tables, give it the name of the next epoch, commit. Raises LostContact if
+        unsure.
+        """
         guards = [guard(self.schema, table) for table in self.tables]
         rename = sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(self.schema), sql.Identifier(self.next_schema))
         strong = sql.SQL(
-            "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN ('off', 'local')"
+            "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN "
+            "('off', 'local')"
         )
         if time.monotonic() > self.deadline:
             raise Busy

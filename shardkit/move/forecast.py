@@ -1,4 +1,6 @@
-"""What a move would be like, before it is begun: what speaks against it, how much it carries, how long it and its stall would take."""
+"""What a move would be like, before it is begun: what speaks against it, how much it carries, how long it and its stall
+would take.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from shardkit.move.options import MoveOptions
 from shardkit.settings import Settings
 
 BYTES_PER_S = 40e6
-"""What a copy with its indexes and its comparison carries on modest hardware (measured 50–75 MB/s for the rows alone)."""
+"""What a copy with its indexes and its comparison carries on modest hardware (measured 50 to 75 MB/s for the rows alone)."""
 FIXED_S = 0.6
 SECTION_ROUND_TRIPS = 12
 COMMITS = 4
@@ -23,7 +25,9 @@ COMMITS = 4
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """``size`` in bytes without indexes; ``stall_ms`` is what the fence will hold writers off for if no transaction is in its way."""
+    """``size`` in bytes without indexes; ``stall_ms`` is what the fence will hold writers off for if no transaction is in
+    its way.
+    """
 
     shard: int
     source: str
@@ -43,19 +47,22 @@ class Forecast:
 
 
 def forecast(settings: Settings, shard: int, target: str, *, options: MoveOptions | None = None) -> Forecast:
-    """Run all checks, and estimate. Changes nothing. Raises UnknownShardError, UnknownServerError, MoveRefusedError, ServerDownError."""
+    """Run all checks, and estimate. Changes nothing. Raises UnknownShardError, UnknownServerError, MoveRefusedError,
+    ServerDownError.
+    """
     with connect_admin(settings.catalog_url, settings) as catalog:
         shardmap = load_map(catalog)
     place = shardmap.placement(shard)
     shardmap.server(target)
     if place.server == target:
         raise MoveRefusedError(f"shard {shard} is on server {target!r} already; nothing was done")
-    ends = [
+    source, target_end = (
         End(name, server_url(shardmap.server(name), settings), settings, session=session_name(shardmap.cluster_id, 0))
         for name in (place.server, target)
-    ]
+    )
+    ends = (source, target_end)
     try:
-        site = site_of(*ends, shard, place.epoch, options or MoveOptions())
+        site = site_of(source, target_end, shard, place.epoch, options or MoveOptions())
         findings = survey(site, shardmap)
         round_trip_ms = sum(_round_trip_ms(end) for end in ends) / 2
     finally:

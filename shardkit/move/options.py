@@ -10,7 +10,9 @@ from shardkit.core.moving import FencePolicy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveOptions:
-    """``budget_ms``: the longest that writers are held off at a time. ``soak``: keep the old place as a follower, for a rollback."""
+    """``budget_ms``: the longest that writers are held off at a time. ``soak``: keep the old place as a follower, for a
+    rollback.
+    """
 
     budget_ms: int = 250
     kill_blockers_after_s: float | None = None

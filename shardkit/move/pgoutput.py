@@ -1,4 +1,6 @@
-"""Reads PostgreSQL's logical replication messages (pgoutput, protocol 1) as far as a move needs: whose, which table, which key."""
+"""Reads PostgreSQL's logical replication messages (pgoutput, protocol 1) as far as a move needs: whose, which table, which
+key.
+"""
 
 from __future__ import annotations
 

@@ -86,12 +86,14 @@ def go_on(
                 carrier.w.journal.note(carrier.w.facts, problem=str(exc.args[0]) if exc.args else type(exc).__name__)
             if isinstance(exc, m.PastNoReturn):
                 raise PastNoReturnError(
-                    f"move {move_id} cannot be aborted: its fence is committed. `shardkit moves resume {move_id}` completes it, and "
+                    f"move {move_id} cannot be aborted: its fence is committed. `shardkit moves resume {move_id}` "
+                    "completes it, and "
                     f"`shardkit moves rollback {move_id}` then goes back without a copy"
                 ) from exc
             if isinstance(exc, m.LostContact):
                 raise MoveInterruptedError(
-                    f"move {move_id} was interrupted: {exc}. `shardkit moves resume {move_id}` goes on; no acknowledged write is lost"
+                    f"move {move_id} was interrupted: {exc}. `shardkit moves resume {move_id}` goes on; no acknowledged "
+                    "write is lost"
                 ) from exc
             raise
         carrier.w.journal.note(carrier.w.facts)

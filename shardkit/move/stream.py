@@ -1,4 +1,6 @@
-"""Follows a server's changes as they are committed: which keys to compare again, how far the marks are, who writes where nobody may."""
+"""Follows a server's changes as they are committed: which keys to compare again, how far the marks are, who writes where
+nobody may.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,8 @@ class ChangeStream:
         )
         if made is None:
             raise MoveRefusedError(
-                f"server {self._end.name!r} has write transactions that have been open for {timeout_s:g} s, and a replication slot has to "
+                f"server {self._end.name!r} has write transactions that have been open for {timeout_s:g} s, and a "
+                "replication slot has to "
                 "wait for all of them: end them, then resume"
             )
         result = self._connection.pgconn.exec_(

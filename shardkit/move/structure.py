@@ -77,7 +77,9 @@ def differences(ours: Iterable[Part], theirs: Iterable[Part]) -> list[str]:
 
 
 def make(connection: psycopg.Connection[Any], parts: Iterable[Part]) -> None:
-    """Make *parts* in one transaction; what needs something that comes later is tried again after it. Raises MoveRefusedError."""
+    """Make *parts* in one transaction; what needs something that comes later is tried again after it. Raises
+    MoveRefusedError.
+    """
     todo = list(parts)
     if not todo:
         return
@@ -120,7 +122,8 @@ def _script(ddl: Iterable[str]) -> sql.SQL:
 def _refused(what: str, exc: psycopg.Error) -> MoveRefusedError:
     reason = str(exc).strip().partition("\n")[0]
     return MoveRefusedError(
-        f"{what} cannot be made on the target: {reason}. Make what it needs (an extension, role, collation or table) there first"
+        f"{what} cannot be made on the target: {reason}. Make what it needs (an extension, role, collation or table) "
+        "there first"
     )
 
 

@@ -68,7 +68,7 @@ class Switching:
 
     def _verify(self, _: m.Verify) -> None:
         tables = tables_of(self.w.source.on(), self.w.schema)
-        mark, _ = stamp(self.w.source.on(), self.w.schema, tables)
+        mark = stamp(self.w.source.on(), self.w.schema, tables)[0]
         self.w.same_structure()
         self.w.journal.register(self.w.source.name, "schema", self.w.next_schema)
         self._fence = Fence(self.w.source, self.w.schema, self.w.next_schema, tables, mark, self.w.options.budget_ms)
@@ -175,7 +175,8 @@ class Switching:
         blockers = self._fence.blockers() if self._fence is not None else []
         if time.monotonic() - self._fencing_since > self.w.options.give_up_after_s:
             raise FenceTimeoutError(
-                f"the fence could not be had within {self.w.options.budget_ms} ms in {effect.attempt - 1} tries. The source goes on serving, "
+                f"the fence could not be had within {self.w.options.budget_ms} ms in {effect.attempt - 1} tries. The "
+                "source goes on serving, "
                 f"and the target follows it. In the way: {_shown(blockers)}. Resume later, or with --kill-blockers-after"
             )
         self.w.tell("fence", note=f"try {effect.attempt}; in the way: {_shown(blockers)}")

@@ -27,7 +27,8 @@ KEYS_AT_ONCE: Final = 5_000
 
 _RANGE: Final = sql.SQL(
     "WITH part AS (SELECT {keys}, hashtextextended(t::text, 0) AS h FROM ONLY {table} t WHERE {lower} ORDER BY {keys} {limit}) "
-    "SELECT count(*), coalesce(sum(h::numeric), 0)::text, (SELECT ARRAY[{texts}] FROM part ORDER BY {descending} LIMIT 1) FROM part"
+    "SELECT count(*), coalesce(sum(h::numeric), 0)::text, (SELECT ARRAY[{texts}] FROM part ORDER BY {descending} LIMIT "
+    "1) FROM part"
 )
 _ROWS: Final = sql.SQL("SELECT ARRAY[{texts}], hashtextextended(t::text, 0) FROM ONLY {table} t WHERE {lower}")
 _KEYS: Final = sql.SQL(
@@ -79,7 +80,9 @@ class Verifier:
         return sum(map(len, self.pending.values()))
 
     def finally_equal(self, *, deadline: float) -> None:
-        """Under the fence, with every change streamed: all pending keys are equal, or NotEqualError. Busy if it takes too long."""
+        """Under the fence, with every change streamed: all pending keys are equal, or NotEqualError. Busy if it takes too
+        long.
+        """
         if self._emptied or (emptied := self.changes.take_emptied()):
             self._emptied |= emptied
             raise Busy
@@ -94,7 +97,8 @@ class Verifier:
         """Raise NotEqualError if anybody but the stream wrote to the target."""
         for name, key in self.watch.foreign.items():
             raise NotEqualError(
-                f"somebody wrote to table {name} of the copy on {self.target.name!r} (key {_shown(key)}) while it was being made: the "
+                f"somebody wrote to table {name} of the copy on {self.target.name!r} (key {_shown(key)}) while it was "
+                "being made: the "
                 "source goes on serving. Find out who, then `shardkit moves abort` and move again"
             )
 
@@ -183,7 +187,8 @@ class Verifier:
 
     def _unequal(self, name: str, key: Key) -> NotEqualError:
         return NotEqualError(
-            f"table {name}: the row with key {_shown(key)} is not the same on {self.source.name!r} and {self.target.name!r}: the source "
+            f"table {name}: the row with key {_shown(key)} is not the same on {self.source.name!r} and "
+            f"{self.target.name!r}: the source "
             "goes on serving, nothing was switched over. `shardkit moves abort` drops the copy"
         )
 

@@ -71,7 +71,8 @@ class Work:
         origin = sql.SQL(", origin = none") if min(end.version, publisher.version) >= 160_000 else sql.SQL("")
         end.on().execute(
             sql.SQL(
-                "CREATE SUBSCRIPTION {0} CONNECTION {1} PUBLICATION {0} WITH (copy_data = false, create_slot = false, slot_name = {0}{2})"
+                "CREATE SUBSCRIPTION {0} CONNECTION {1} PUBLICATION {0} WITH (copy_data = false, create_slot = false, "
+                "slot_name = {0}{2})"
             ).format(sql.Identifier(name), sql.Literal(str(publisher.conninfo_of_subscription())), origin)
         )
 
@@ -97,7 +98,8 @@ class Work:
         if row is not None and (row[2] or 0) > 0:
             self.same_structure()
             raise MoveError(
-                f"the target cannot apply the source's changes ({row[2]} errors; its log says why): the source goes on serving. Correct it "
+                f"the target cannot apply the source's changes ({row[2]} errors; its log says why): the source goes on "
+                "serving. Correct it "
                 "and resume, or abort"
             )
 
@@ -110,7 +112,8 @@ class Work:
             )
         if (row[1] or 0) > self.options.wal_limit:
             raise MoveError(
-                f"the move holds back {row[1] >> 20} MB of WAL on the source, more than its limit: the target is too slow. The source goes on "
+                f"the move holds back {row[1] >> 20} MB of WAL on the source, more than its limit: the target is too "
+                "slow. The source goes on "
                 "serving; `shardkit moves abort` frees the WAL"
             )
 
@@ -119,7 +122,6 @@ class Work:
         found = differences(structure_of(self.source.on(), self.schema), structure_of(self.target.on(), self.schema))
         if found:
             raise NotEqualError(
-                "the structure of the shard changed while it was moving: the source goes on serving. Abort, and move again:\n  - "
-                + "\n  - ".join(found)
-                + "\n"
+                "the structure of the shard changed while it was moving: the source goes on serving. Abort, and move "
+                "again:\n  - " + "\n  - ".join(found) + "\n"
             )
