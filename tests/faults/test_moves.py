@@ -244,7 +244,7 @@ def test_an_idle_transaction_holds_up_the_fence_but_no_writer(lab):
 
         def around(effect, do):
             if isinstance(effect, m.Enter) and effect.step is m.Step.FENCE:
-                idle.execute(f"SELECT * FROM {schema_name(0, lab.place.epoch)}.accounts WHERE id = 1 FOR SHARE")
+                idle.execute(f"LOCK TABLE {schema_name(0, lab.place.epoch)}.accounts IN ROW EXCLUSIVE MODE")
             if isinstance(effect, m.LetThrough):
                 blocked.set()
                 load.wait_for(2)  # writers go on between tries
@@ -329,7 +329,7 @@ def test_the_copy_refuses_writes_of_its_own(lab):
         (m.Lock, "ALTER TABLE tokens ALTER COLUMN what SET DEFAULT 'y'"),
         (m.Lock, "CREATE TABLE late (id int PRIMARY KEY)"),
         (m.Lock, "CREATE FUNCTION late() RETURNS int LANGUAGE sql RETURN 1"),
-        (m.Verify, "CREATE INDEX late ON tokens (what)"),
+        (m.Verify, "CREATE INDEX late_idx ON tokens (what)"),
     ],
 )
 def test_ddl_during_the_move_is_found_before_the_flip(lab, moment, ddl):
@@ -352,7 +352,7 @@ def test_ddl_during_the_move_is_found_before_the_flip(lab, moment, ddl):
         connection.execute(f"SET search_path TO {schema}")
         connection.execute(
             "ALTER TABLE tokens DROP COLUMN IF EXISTS more; ALTER TABLE tokens ALTER COLUMN what DROP DEFAULT; "
-            "DROP TABLE IF EXISTS late; DROP FUNCTION IF EXISTS late(); DROP INDEX IF EXISTS late"
+            "DROP TABLE IF EXISTS late; DROP FUNCTION IF EXISTS late(); DROP INDEX IF EXISTS late_idx"
         )
 
 
