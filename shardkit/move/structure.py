@@ -114,9 +114,13 @@ def _make_one_by_one(connection: psycopg.Connection[Any], todo: list[Part]) -> N
         todo = later
 
 
-def _script(ddl: Iterable[str]) -> sql.SQL:
+def _script(ddl: Iterable[str]) -> sql.Composed:
+    return sql.SQL(";\n").join(map(_written, ddl))
+
+
+def _written(ddl: str) -> sql.SQL:
     """DDL that PostgreSQL itself wrote, from its catalogs."""
-    return sql.SQL(cast("LiteralString", ";\n".join(ddl)))  # type: ignore[redundant-cast]  # mypy takes LiteralString for str
+    return sql.SQL(cast("LiteralString", ddl))  # type: ignore[redundant-cast]  # mypy takes LiteralString for str
 
 
 def _refused(what: str, exc: psycopg.Error) -> MoveRefusedError:
