@@ -88,9 +88,12 @@ class Lab:
                 if schemas != ({live} if name == place.server else set()):
                     found.append(f"{name} has schemas {sorted(schemas)}, the live one is {live} on {place.server}")
                 left = connection.execute(
-                    "SELECT slot_name FROM pg_replication_slots WHERE database = current_database() UNION ALL SELECT pubname FROM "
-                    "pg_publication UNION ALL SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE "
-                    "d.datname = current_database() UNION ALL SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+                    "SELECT slot_name FROM pg_replication_slots WHERE database = current_database() UNION ALL SELECT "
+                    "pubname FROM "
+                    "pg_publication UNION ALL SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = "
+                    "s.subdbid WHERE "
+                    "d.datname = current_database() UNION ALL SELECT gid FROM pg_prepared_xacts WHERE database = "
+                    "current_database()"
                 ).fetchall()
                 marks = connection.execute("SELECT to_regclass('shardkit.move_marks')").fetchone()[0]
                 if marks and connection.execute("SELECT count(*) FROM shardkit.move_marks").fetchone()[0]:
@@ -165,7 +168,8 @@ def balance(session):
 
 def unit(session, writer, n):
     session.execute(
-        text("INSERT INTO entries (writer, n, home) SELECT :writer, :n, server_id FROM shardkit.identity"), {"writer": writer, "n": n}
+        text("INSERT INTO entries (writer, n, home) SELECT :writer, :n, server_id FROM shardkit.identity"),
+        {"writer": writer, "n": n},
     )
     session.execute(text("INSERT INTO tokens (what) VALUES ('w')"))
     take, give = 1 + n % ACCOUNTS, 1 + (n + 1 + writer) % ACCOUNTS

@@ -1,4 +1,5 @@
-"""Moves under load in a storm of faults, chosen by a seed: movers that die or hang, sessions that are ended, servers that crash."""
+"""Moves under load in a storm of faults, chosen by a seed: movers that die or hang, sessions that are ended, servers that
+crash."""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ from tests.faults.movelab import Lab, Load
 EFFECTS = 27  # of a whole move, with its clean-up
 FAULTS = ("kill before", "kill after", "error", "hang")
 CASES = list(itertools.product(range(EFFECTS), FAULTS))
-SHORT = random.Random(int(os.environ.get("SHARDKIT_SEED", "7"))).sample(CASES, 10) + [(n, "kill after") for n in (15, 20, 21, 22)]
+SHORT = random.Random(int(os.environ.get("SHARDKIT_SEED", "7"))).sample(CASES, 10) + [
+    (n, "kill after") for n in (15, 20, 21, 22)
+]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,9 @@ def ill_treat(lab, at, fault, *, then):
             after(lab, move, then, take_over=True)
             hit.woken.set()
             first.join(60)
-            assert isinstance(outcome[0], ShardKitError | m.LostContact | psycopg.Error), f"the first operator was not stopped: {outcome[0]!r}"
+            assert isinstance(outcome[0], ShardKitError | m.LostContact | psycopg.Error), (
+                f"the first operator was not stopped: {outcome[0]!r}"
+            )
         first.join(60)
     else:
         catch(lambda: lab.go_on(move, around=hit))
@@ -291,7 +295,9 @@ def test_a_row_changed_behind_the_movers_back_is_found(lab):
     assert lab.go_on(move, "abort").step is m.Step.ABORTED
 
 
-@pytest.mark.parametrize("change", ["INSERT INTO tokens (what) VALUES ('forged')", "DELETE FROM tokens WHERE id = 9", "TRUNCATE tokens"])
+@pytest.mark.parametrize(
+    "change", ["INSERT INTO tokens (what) VALUES ('forged')", "DELETE FROM tokens WHERE id = 9", "TRUNCATE tokens"]
+)
 def test_a_foreign_writer_under_the_fence_is_found(lab, change):
     move = lab.begin()
 
@@ -433,7 +439,11 @@ def test_a_catalog_that_lost_the_move_is_not_overwritten(lab):
 
 
 def test_a_target_that_dies_in_the_middle_of_the_copy(lab, local_cluster):
-    victim = next(s.name for s in local_cluster.servers if f":{s.port}/" in lab.servers[lab.other] or f"port={s.port}" in lab.servers[lab.other])
+    victim = next(
+        s.name
+        for s in local_cluster.servers
+        if f":{s.port}/" in lab.servers[lab.other] or f"port={s.port}" in lab.servers[lab.other]
+    )
     if victim == local_cluster.servers[0].name:
         lab.move()  # so that the catalog's server is not the one to die
         victim = local_cluster.servers[1].name
@@ -462,5 +472,3 @@ def test_the_checkers_see_what_is_planted(lab):
         connection.execute("CREATE SCHEMA s0000_e1; CREATE PUBLICATION forgotten")
         assert len(lab.complaints()) == 2
         connection.execute("DROP SCHEMA s0000_e1; DROP PUBLICATION forgotten")
-
-

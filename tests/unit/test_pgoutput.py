@@ -22,7 +22,9 @@ def relation(oid, schema, table, columns):
 
 
 def row(values):
-    cells = (b"n" if v is None else b"u" if v is ... else b"t" + struct.pack(">I", len(v.encode())) + v.encode() for v in values)
+    cells = (
+        b"n" if v is None else b"u" if v is ... else b"t" + struct.pack(">I", len(v.encode())) + v.encode() for v in values
+    )
     return struct.pack(">H", len(values)) + b"".join(cells)
 
 
