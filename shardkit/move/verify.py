@@ -1,8 +1,8 @@
 """Compares the rows of both sides by content: all of them by ranges of keys while writes go on, then only what changed since.
 
 A row's content is one 64-bit hash of its columns' text; a range's is their sum, which no order of rows can change. What is
-unequal while writes go on may just be under way, so it becomes *pending*, like every key that changes after its range was compared. Under the
-fence nothing is under way: then every pending key has to be equal.
+unequal while writes go on may just be under way, so it becomes *pending*, like every key that changes after its range was
+compared. Under the fence nothing is under way: then every pending key has to be equal.
 """
 
 from __future__ import annotations
