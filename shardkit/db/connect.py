@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import weakref
@@ -18,22 +19,21 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
+from shardkit.db.lineage import Lineage, OldPrimaryError
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
-from shardkit.errors import PoolTimeoutError, ServerDownError, SettingsError, ShardKitError, WrongServerError
+from shardkit.errors import PoolTimeoutError, ServerDownError, ServerError, SettingsError, ShardKitError, WrongServerError
 from shardkit.settings import Secret, Settings
 
-_IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
+_WHO: Final = """SELECT cluster_id, server_id,
+    CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
+    FROM shardkit.identity"""  # pg_control_checkpoint() still names the old timeline on a server that was just promoted
+FAILOVER_CONNECT_S: Final = 2  # libpq takes less for two
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
 def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
     """Libpq connection string for *url* with our time-outs; refuses a transport that could be listened to."""
-    try:
-        given = conninfo_to_dict(url)
-    except psycopg.Error:  # its text would quote parts of the password
-        raise SettingsError(
-            "a database URL could not be parsed by libpq (its text is not shown, it may hold a password)"
-        ) from None
+    given = parsed(url)
     check_transport(given, insecure=settings.insecure_transport)
     ours = {
         "connect_timeout": max(1, round(settings.connect_timeout_s)),
@@ -43,7 +43,19 @@ def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
         "keepalives_count": max(1, round((settings.tcp_timeout_s - 5) / 2)),
         "application_name": settings.application_name,
     }
+    if len(hosts_of(given)) > 1:  # the limit is for each host, and one of them may be gone for good
+        ours |= {"target_session_attrs": "read-write", "connect_timeout": min(ours["connect_timeout"], FAILOVER_CONNECT_S)}
     return Secret(make_conninfo(url, **{**ours, **{k: v for k, v in given.items() if k in ours}, **extra}))
+
+
+def parsed(url: str) -> dict[str, Any]:
+    """The parts of a database URL. Raises SettingsError."""
+    try:
+        return conninfo_to_dict(url)
+    except psycopg.Error:  # its text would quote parts of the password
+        raise SettingsError(
+            "a database URL could not be parsed by libpq (its text is not shown, it may hold a password)"
+        ) from None
 
 
 def check_transport(given: dict[str, Any], *, insecure: bool) -> None:
@@ -76,51 +88,134 @@ def server_url(server: Server, settings: Settings) -> str:
     return make_conninfo(server.dsn, **{k: catalog[k] for k in _CREDENTIALS if catalog.get(k) and not own.get(k)})
 
 
-def app_conninfo(server: Server, settings: Settings) -> Secret:
+def replica_url(server: Server, dsn: str, settings: Settings) -> str:
+    """URL of a replica of *server*: its own *dsn*, with the database and the credentials of the server."""
+    primary, own = conninfo_to_dict(server_url(server, settings)), conninfo_to_dict(dsn)
+    return make_conninfo(dsn, **{k: primary[k] for k in (*_CREDENTIALS, "dbname") if primary.get(k) and not own.get(k)})
+
+
+def app_conninfo(server: Server, settings: Settings, *, replica: str | None = None) -> Secret:
     """How application code connects: as the least role, and with an empty path, so that unrouted names fail."""
     direct = settings.pooler == "none"
+    url = server_url(server, settings) if replica is None else replica_url(server, replica, settings)
     return conninfo(
-        server_url(server, settings),
+        url,
         settings,
         **({"options": f"-c role={APP_ROLE} -c search_path= -c client_connection_check_interval=2s"} if direct else {}),
+        **({} if replica is None else {"target_session_attrs": "any"}),
     )
 
 
-def connect(server: Server, settings: Settings, *, cluster_id: UUID) -> RoutedConnection:
-    """A routed connection to *server*, which was asked for its identity.
+def hosts_of(given: Mapping[str, Any]) -> list[str]:
+    """The hosts a connection string names."""
+    return str(given.get("hostaddr") or given.get("host") or "").split(",")
+
+
+def can_fail_over(server: Server, settings: Settings) -> bool:
+    """Whether another host may take over from the primary of *server*, as far as its DSN and the map say."""
+    return bool(server.replicas) or len(hosts_of(parsed(server_url(server, settings)))) > 1
+
+
+def hosts_apart(info: str) -> list[Secret]:
+    """A connection string for each host of *info*, which names several."""
+    given = parsed(info)
+    count = len(hosts_of(given))
+    lists = {k: str(given[k]).split(",") for k in ("host", "hostaddr", "port") if given.get(k)}
+    return [
+        Secret(make_conninfo(info, **{k: values[n] if len(values) == count else values[0] for k, values in lists.items()}))
+        for n in range(count)
+    ]
+
+
+def connect(
+    server: Server, settings: Settings, *, cluster_id: UUID, replica: str | None = None, lineage: Lineage | None = None
+) -> RoutedConnection:
+    """A routed connection to *server* (or to the *replica* of it with that DSN), which was asked for its identity.
 
     Raises ServerDownError, WrongServerError, or PoolTimeoutError for one more than the budget allows.
     """
-    check_budget(server, settings)
-    try:
-        connection = RoutedConnection.connect(app_conninfo(server, settings), autocommit=True, cursor_factory=RoutedCursor)
-    except psycopg.OperationalError as exc:
-        raise down(server, exc) from exc
-    try:
-        _tune(connection, server, settings)
-        _check_identity(server, cluster_id, connection.execute(_IDENTITY).fetchone())
-    except BaseException as exc:
-        connection.close()
-        raise _explained(server, exc) from exc
-    return connection
+    lineage = lineage or Lineage()
+    check_budget(server, settings, replica=replica)
+    if replica is None:
+        survey(server, settings, cluster_id=cluster_id, lineage=lineage)
+    first: ServerError | None = None
+    for info in _ways(app_conninfo(server, settings, replica=replica), replica):
+        try:
+            connection = RoutedConnection.connect(info, autocommit=True, cursor_factory=RoutedCursor)
+        except psycopg.OperationalError as exc:
+            if first is None:
+                raise down(server, exc) from exc
+            continue
+        try:
+            _tune(connection, server, settings, replica=replica)
+            _check(connection, server, cluster_id, connection.execute(_WHO).fetchone(), replica=replica, lineage=lineage)
+        except OldPrimaryError as exc:  # another host of the same DSN may have the living one
+            connection.close()
+            first = first or exc
+        except BaseException as exc:
+            connection.close()
+            raise _explained(server, exc) from exc
+        else:
+            return connection
+    assert first is not None
+    raise first
 
 
-async def connect_async(server: Server, settings: Settings, *, cluster_id: UUID) -> AsyncRoutedConnection:
+async def connect_async(
+    server: Server, settings: Settings, *, cluster_id: UUID, replica: str | None = None, lineage: Lineage | None = None
+) -> AsyncRoutedConnection:
     """The same for asyncio."""
-    check_budget(server, settings)
-    try:
-        connection = await AsyncRoutedConnection.connect(
-            app_conninfo(server, settings), autocommit=True, cursor_factory=AsyncRoutedCursor
-        )
-    except psycopg.OperationalError as exc:
-        raise down(server, exc) from exc
-    try:
-        _tune(connection, server, settings)
-        _check_identity(server, cluster_id, await (await connection.execute(_IDENTITY)).fetchone())
-    except BaseException as exc:
-        await connection.close()
-        raise _explained(server, exc) from exc
-    return connection
+    lineage = lineage or Lineage()
+    check_budget(server, settings, replica=replica)
+    if replica is None and lineage.unsurveyed(server):
+        await asyncio.to_thread(survey, server, settings, cluster_id=cluster_id, lineage=lineage)
+    first: ServerError | None = None
+    for info in _ways(app_conninfo(server, settings, replica=replica), replica):
+        try:
+            connection = await AsyncRoutedConnection.connect(info, autocommit=True, cursor_factory=AsyncRoutedCursor)
+        except psycopg.OperationalError as exc:
+            if first is None:
+                raise down(server, exc) from exc
+            continue
+        try:
+            _tune(connection, server, settings, replica=replica)
+            row = await (await connection.execute(_WHO)).fetchone()
+            _check(connection, server, cluster_id, row, replica=replica, lineage=lineage)
+        except OldPrimaryError as exc:
+            await connection.close()
+            first = first or exc
+        except BaseException as exc:
+            await connection.close()
+            raise _explained(server, exc) from exc
+        else:
+            return connection
+    assert first is not None
+    raise first
+
+
+def _ways(info: Secret, replica: str | None) -> list[Secret]:
+    """The whole connection string, and then each host of it alone: libpq stops at the first that takes writes."""
+    several = replica is None and len(hosts_of(parsed(info))) > 1
+    return [info, *hosts_apart(info)] if several else [info]
+
+
+def survey(server: Server, settings: Settings, *, cluster_id: UUID, lineage: Lineage) -> None:
+    """Before the first connection to a server of several hosts: ask each of them for its timeline.
+
+    A program that starts after a promotion has seen nothing; without this an old primary, named first, would be believed.
+    """
+    if not lineage.unsurveyed(server):
+        return
+    info = app_conninfo(server, settings)
+    for alone in hosts_apart(info) if len(hosts_of(parsed(info))) > 1 else ():
+        try:
+            with psycopg.connect(alone, autocommit=True) as connection:
+                row = connection.execute(_WHO).fetchone()
+                if row is not None and row[:2] == (cluster_id, server.server_id) and row[2] is not None:
+                    lineage.saw(server, int(row[2], 16))
+        except (psycopg.Error, OldPrimaryError):
+            continue  # down, a standby, not ours or superseded: connecting will say so
+    lineage.surveyed(server)
 
 
 def connect_admin(
@@ -138,13 +233,13 @@ def down(server: Server, exc: BaseException) -> ServerDownError:
     return ServerDownError(f"server {server.name!r} does not answer: {_first_line(exc)}; nothing was sent")
 
 
-_held: defaultdict[UUID, weakref.WeakSet[Any]] = defaultdict(weakref.WeakSet)
-"""Connections of this process, by server: the budget counts those of all pools together."""
+_held: defaultdict[tuple[UUID, str | None], weakref.WeakSet[Any]] = defaultdict(weakref.WeakSet)
+"""Connections of this process, by server and replica: the budget counts those of all pools together."""
 
 
-def check_budget(server: Server, settings: Settings) -> None:
-    """Refuse one more connection to *server* than the budget of this process allows."""
-    held = sum(not connection.closed for connection in list(_held[server.server_id]))
+def check_budget(server: Server, settings: Settings, *, replica: str | None = None) -> None:
+    """Refuse one more connection to *server* (or to its *replica*) than the budget of this process allows."""
+    held = sum(not connection.closed for connection in list(_held[server.server_id, replica]))
     if held >= settings.connection_budget:
         raise PoolTimeoutError(
             f"this process holds {held} connections to server {server.name!r}, all its budget allows: nothing was sent. "
@@ -152,12 +247,37 @@ def check_budget(server: Server, settings: Settings) -> None:
         )
 
 
-def _tune(connection: RoutedConnection | AsyncRoutedConnection, server: Server, settings: Settings) -> None:
-    _held[server.server_id].add(connection)
+def _tune(
+    connection: RoutedConnection | AsyncRoutedConnection, server: Server, settings: Settings, *, replica: str | None
+) -> None:
+    _held[server.server_id, replica].add(connection)
     connection.call_timeout_s = settings.call_timeout_s
     connection.backend_pid = connection.pgconn.backend_pid
     connection.prepare_threshold = 1 if settings.pooler == "none" else None
     connection.prepared_max = settings.prepared_max
+
+
+def _check(
+    connection: RoutedConnection | AsyncRoutedConnection,
+    server: Server,
+    cluster_id: UUID,
+    row: tuple[UUID, UUID, str | None] | None,
+    *,
+    replica: str | None,
+    lineage: Lineage,
+) -> None:
+    """Whether this is the server, and the living primary of it (or a standby, for a *replica*)."""
+    _check_identity(server, cluster_id, row and row[:2])
+    connection.timeline = timeline = row[2] if row else None
+    if replica is not None:
+        if timeline is not None:
+            raise WrongServerError(f"a replica of server {server.name!r} takes writes: it is none (any more), and was not used")
+    elif timeline is None:
+        raise ServerDownError(
+            f"server {server.name!r} is a standby that was not promoted (yet): nothing was sent. Is its primary down?"
+        )
+    else:
+        lineage.saw(server, int(timeline, 16))
 
 
 def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
@@ -218,9 +338,9 @@ def wait_for_notice(connection: psycopg.Connection[Any], *, timeout_s: float, un
             return
 
 
-def is_closed(server: Server, settings: Settings, *, cluster_id: UUID, schema: str) -> bool:
+def is_closed(server: Server, settings: Settings, *, cluster_id: UUID, schema: str, lineage: Lineage) -> bool:
     """Whether *schema* is gone from *server*. Asked on a connection of its own, from whatever thread met the fence."""
-    with connect(server, settings, cluster_id=cluster_id) as connection:
+    with connect(server, settings, cluster_id=cluster_id, lineage=lineage) as connection:
         row = connection.execute("SELECT to_regnamespace(%s) IS NULL", (schema,)).fetchone()
         return row is not None and bool(row[0])
 

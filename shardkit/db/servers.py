@@ -24,6 +24,7 @@ def prepare_server(connection: psycopg.Connection[Any], *, cluster_id: UUID, ser
         connection.execute("SELECT pg_advisory_xact_lock(7105, 2)")
         connection.execute(SQL["base"])
         connection.execute(SQL["protect"])
+        connection.execute(SQL["replicas"])
         for statement in server_objects():
             connection.execute(statement)
         connection.execute(
