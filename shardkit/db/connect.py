@@ -83,8 +83,7 @@ def server_url(server: Server, settings: Settings) -> str:
     """URL with credentials: the settings' own for this server, else the map's DSN with the catalog's credentials."""
     if server.name in settings.servers:
         return settings.servers[server.name]
-    catalog = conninfo_to_dict(settings.catalog_url)
-    own = conninfo_to_dict(server.dsn)
+    catalog, own = parsed(settings.catalog_url), parsed(server.dsn)
     return make_conninfo(server.dsn, **{k: catalog[k] for k in _CREDENTIALS if catalog.get(k) and not own.get(k)})
 
 
@@ -228,6 +227,22 @@ def connect_admin(
         raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
 
 
+@contextmanager
+def at(url: str, settings: Settings, *, name: str, then: str = "nothing was changed") -> Iterator[psycopg.Connection[Any]]:
+    """An administrative connection to *name* for the block; what PostgreSQL says in it becomes an error of ours.
+
+    *then* ends the message: what has become of the work, and what to do.
+    """
+    connection = connect_admin(url, settings, name=name)
+    try:
+        with connection:
+            yield connection
+    except psycopg.OperationalError as exc:
+        raise ServerDownError(f"{name} failed or went away: {_first_line(exc)}; {then}") from exc
+    except psycopg.Error as exc:
+        raise ServerError(f"{name} refused: {_first_line(exc)}; {then}") from exc
+
+
 def down(server: Server, exc: BaseException) -> ServerDownError:
     """The error for a *server* that could not be reached."""
     return ServerDownError(f"server {server.name!r} does not answer: {_first_line(exc)}; nothing was sent")
@@ -347,7 +362,7 @@ def is_closed(server: Server, settings: Settings, *, cluster_id: UUID, schema: s
 
 def public_dsn(url: str) -> str:
     """*url* without secrets and credentials, as the catalog stores it."""
-    given = conninfo_to_dict(url)
+    given = parsed(url)
     return make_conninfo(
         "",
         **{k: v for k, v in given.items() if k in ("host", "hostaddr", "port", "dbname", "sslmode", "target_session_attrs")},
