@@ -28,7 +28,8 @@ def write(path: Path | None, shardmap: ShardMap) -> None:
         "tenant_type": shardmap.tenant_type,
         "hash_version": shardmap.hash_version,
         "servers": [
-            [s.name, s.dsn, str(s.server_id), s.weight, s.state.value, list(s.replicas), s.timeline] for s in shardmap.servers.values()
+            [s.name, s.dsn, str(s.server_id), s.weight, s.state.value, list(s.replicas), s.timeline]
+            for s in shardmap.servers.values()
         ],
         "placements": [[shard, *place] for shard, place in shardmap.placements.items()],
         "pins": list(shardmap.pins.items()),

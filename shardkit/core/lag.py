@@ -7,8 +7,12 @@ Positions of different timelines are never compared: after a promotion an old br
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Final, NamedTuple
+
+_AT: Final = attrgetter("at_s")
 
 
 class Anchor(NamedTuple):
@@ -27,7 +31,7 @@ class Position(NamedTuple):
 
 
 class Requirement(NamedTuple):
-    """What a replica must have replayed: ``floor`` already when it is chosen, ``lsn`` before it answers (it may be waited for)."""
+    """What a replica must have replayed: ``floor`` when it is chosen, ``lsn`` when it answers (which may be waited for)."""
 
     timeline: int
     floor: int
@@ -42,20 +46,18 @@ def requirement(
     *anchors* are in the order of their time. *written_s* is when this process last committed for the tenant; *after* is a
     position that a token names.
     """
-    if not anchors:
+    oldest = bisect_left(anchors, now_s - max_lag_s, key=_AT)
+    if oldest == len(anchors):
         return None
-    timeline = anchors[-1].timeline
-    if after is not None and after.timeline != timeline:
+    timeline, floor = anchors[-1].timeline, anchors[oldest].lsn
+    if anchors[oldest].timeline != timeline or (after is not None and after.timeline != timeline):
         return None
-    usable = [a for a in anchors if a.at_s >= now_s - max_lag_s and a.timeline == timeline]
-    if not usable:
-        return None
-    floor = lsn = usable[0].lsn
+    lsn = floor
     if written_s is not None:
-        since = next((a for a in usable if a.at_s > written_s), None)
-        if since is None:
+        since = bisect_right(anchors, written_s, key=_AT)
+        if since == len(anchors):
             return None
-        lsn = max(lsn, since.lsn)
+        lsn = max(lsn, anchors[since].lsn)
     if after is not None:
         lsn = max(lsn, after.lsn)
     return Requirement(timeline, floor, lsn)

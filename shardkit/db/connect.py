@@ -35,7 +35,7 @@ def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
     """Libpq connection string for *url* with our time-outs; refuses a transport that could be listened to."""
     given = parsed(url)
     check_transport(given, insecure=settings.insecure_transport)
-    ours = {
+    ours: dict[str, Any] = {
         "connect_timeout": max(1, round(settings.connect_timeout_s)),
         "tcp_user_timeout": round(settings.tcp_timeout_s * 1000),
         "keepalives_idle": 5,

@@ -28,9 +28,7 @@ assert dialect  # registers postgresql+shardkit
 class Engines:
     """The engines of one process, made when first used; a forked child starts with none of its parent's connections."""
 
-    def __init__(
-        self, settings: Settings, *, cluster_id: UUID, asyncio: bool = False, lineage: Lineage | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, *, cluster_id: UUID, asyncio: bool = False, lineage: Lineage | None = None) -> None:
         self._settings, self._cluster_id, self._asyncio = settings, cluster_id, asyncio
         self.lineage = lineage or Lineage()
         self._engines: dict[Server, Engine] = {}
@@ -56,7 +54,9 @@ class Engines:
         if engine is None:
             with self._lock:
                 engine = self._replicas.get(key) or self._make(server, replica=dsn)
-                gone = [k for k in self._replicas if k[0] == server.name and (k[1] != server.dsn or k[2] not in server.replicas)]
+                gone = [
+                    k for k in self._replicas if k[0] == server.name and (k[1] != server.dsn or k[2] not in server.replicas)
+                ]
                 for known in gone:
                     self._replicas.pop(known).dispose(close=False)
                 self._replicas[key] = engine

@@ -22,13 +22,17 @@ class Guide(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """``was`` is the schema the unit of work set out for, when it was led on to another."""
+    """``was`` is the schema the unit of work set out for, when it was led on to another.
+
+    A leg on a replica has a ``home``, the one on the primary: whatever a replica cannot serve is done there.
+    """
 
     route: Route
     engine: Engine
     opening: Opening
     guide: Guide
     was: str | None = None
+    home: Leg | None = None
 
     def current(self, statement: str) -> str:
         """*statement* with the schema's name of today."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from uuid import UUID
 
-from shardkit.core.shardmap import Server
+from shardkit.core.shardmap import Server, ShardMap
 from shardkit.errors import WrongServerError
 
 
@@ -19,7 +19,7 @@ class OldPrimaryError(WrongServerError):
 
 
 class Lineage:
-    """The highest timeline seen of each server. *risen* is called, once each, with a server and a timeline the map does not have."""
+    """The highest timeline seen of each server. *risen* is called with a server and a timeline that nobody knew of."""
 
     def __init__(self, risen: Callable[[Server, int], None] = lambda _server, _timeline: None) -> None:
         self._risen = risen
@@ -39,11 +39,17 @@ class Lineage:
                 self._highest[server.server_id] = timeline
         if timeline < known:
             raise OldPrimaryError(
-                f"the database behind server {server.name!r} is on timeline {timeline}, and timeline {known} was seen: it is an "
-                "old primary that was superseded by a promotion, and it was not used. Rebuild it as a replica (pg_rewind)"
+                f"the database behind server {server.name!r} is on timeline {timeline}, and timeline {known} was seen: it is "
+                "an old primary that was superseded by a promotion, and it was not used. Rebuild it as a replica (pg_rewind)"
             )
         if timeline > max(known, 1):
             self._risen(server, timeline)
+
+    def learn(self, found: ShardMap) -> None:
+        """Take over what a newer map knows."""
+        with self._lock:
+            for server in found.servers.values():
+                self._highest[server.server_id] = self.highest(server)
 
     def unsurveyed(self, server: Server) -> bool:
         """Whether nobody has asked each of the hosts of *server* yet."""

@@ -12,7 +12,6 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ class ReplicaWatch:
         self._stop = threading.Event()
         self._threads: dict[tuple[Server, str | None], threading.Thread] = {}
         self._wanted: dict[Server, float] = {}
-        self.anchors: dict[Server, deque[Anchor]] = {}
+        self.anchors: dict[Server, tuple[Anchor, ...]] = {}
         self.positions: dict[tuple[Server, str], tuple[float, Position]] = {}
 
     def choose(self, server: Server, *, max_lag_s: float, written_s: float | None, after: Position | None) -> Choice | None:
@@ -68,7 +67,7 @@ class ReplicaWatch:
         anchors = self.anchors.get(server)
         if not anchors or anchors[-1].timeline < self._lineage.highest(server):
             return None
-        wanted = requirement(tuple(anchors), now_s=now, max_lag_s=max_lag_s, written_s=written_s, after=after)
+        wanted = requirement(anchors, now_s=now, max_lag_s=max_lag_s, written_s=written_s, after=after)
         if wanted is None:
             return None
         turn, count = next(self._turn), len(server.replicas)
@@ -139,15 +138,15 @@ class ReplicaWatch:
                     connection.close()
 
     def _look_at_primary(self, server: Server) -> Callable[[Any], None]:
-        anchors = self.anchors.setdefault(server, deque(maxlen=KEPT))
-
         def look(connection: Any) -> None:
             if int(connection.timeline, 16) < self._lineage.highest(server):
                 connection.close()  # superseded: find the living one
                 return
             at_s = time.monotonic()
             timeline, lsn = connection.execute(_PRIMARY).fetchone()
-            anchors.append(Anchor(at_s, int(timeline, 16), lsn_number(lsn)))
+            new = Anchor(at_s, int(timeline, 16), lsn_number(lsn))
+            known = self.anchors.get(server, ())[1 - KEPT :]
+            self.anchors[server] = (*known, new) if known and known[-1].timeline == new.timeline else (new,)
 
         return look
 

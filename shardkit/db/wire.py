@@ -17,7 +17,7 @@ import select
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import psycopg
 from psycopg import _queries, errors, generators, pq, sql, waiting
@@ -40,6 +40,12 @@ _SETTINGS_NAME: Final = b"_shardkit_open"
 _BEGIN_NAME: Final = b"_shardkit_begin"
 _COMMIT_NAME: Final = b"_shardkit_commit"
 _XID: Final = b"SELECT pg_current_xact_id_if_assigned()"
+_REPLAYED_NAME: Final = b"_shardkit_replayed"
+_REPLAYED: Final = (
+    b"SELECT current_setting('transaction_isolation') = 'read committed' AND "
+    b"CASE WHEN pg_last_wal_replay_lsn() >= $1 THEN true ELSE shardkit.wait_replayed($1, $2) END"
+)
+_REPLAYED_TYPES: Final = [3220, 23]  # pg_lsn, integer
 _TEXT_OID: Final = 25
 _UNKNOWN: Final = (None,) * 5
 
@@ -51,6 +57,8 @@ class Opening:
     schema: bytes
     tenant: bytes = b""
     role: bytes | None = None
+
+    checked: ClassVar[bool] = False
 
     def send(self, connection: _Routed) -> int:
         """Queue BEGIN and the settings in the pipeline of *connection*; the number of results they will give."""
@@ -84,6 +92,38 @@ class Opening:
         )
         role = [] if self.role is None else [b"SET LOCAL ROLE " + self.role]
         return [*role, settings.as_bytes(None)]
+
+
+class ReplicaBehindError(psycopg.OperationalError):
+    """The replica has not replayed what this read has to see; its answer was thrown away."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaOpening(Opening):
+    """The settings of a read on a replica, which says in the same flight whether it has replayed ``wanted`` (an LSN)."""
+
+    wanted: bytes = b""
+    wait_ms: bytes = b"0"
+    checked: ClassVar[bool] = True
+
+    def send(self, connection: _Routed) -> int:
+        """The settings, and then the question: what comes after it takes a newer snapshot (at READ COMMITTED)."""
+        wire, prepared = connection.pgconn, connection.prepare_threshold is not None
+        first = not connection.opening_prepared
+        count = Opening.send(self, connection) + 1
+        if prepared and first:
+            wire.send_prepare(_REPLAYED_NAME, _REPLAYED, param_types=_REPLAYED_TYPES)
+            count += 1
+        values = [self.wanted, self.wait_ms]
+        if prepared:
+            wire.send_query_prepared(_REPLAYED_NAME, values)
+        else:
+            wire.send_query_params(_REPLAYED, values, param_types=_REPLAYED_TYPES)
+        return count
+
+    def commands(self) -> list[bytes]:
+        """A replica is only read by statements that carry the question."""
+        raise ReplicaBehindError("this cannot be done on a replica")
 
 
 class _Query(_queries.PostgresQuery):
@@ -324,6 +364,8 @@ class _RoutedCursor:
         for number, (answer,) in enumerate(answers[:before], 1):
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
+            if number == settings and opening is not None and opening.checked and answer.get_value(0, 0) != b"t":
+                raise ReplicaBehindError("the replica has not replayed what this read has to see")
             if number == settings:  # whatever becomes of the statement, this one is prepared
                 conn.opening_prepared = conn.prepare_threshold is not None
         key = conn._prepared.maybe_add_to_cache(query, prep, name)
