@@ -91,7 +91,7 @@ class AsyncShardKit:
         and functions that may write run inside BEGIN READ ONLY. Writing raises ReadOnlyError.
 
         *replica* (or the setting ``read_from``, or a *max_lag_s*) lets a replica serve plain SELECTs, if it shows everything
-        that was committed up to *max_lag_s* seconds ago; and everything this block of ``kit.tenant`` has written, and everything
+        that was committed up to *max_lag_s* seconds ago, everything this block of ``kit.tenant`` has written, and everything
         up to *after*, a token of ``kit.token``. Where no replica is known to do so, and for anything else, it is the primary.
         Raises TokenError for a token that is malformed, forged or another cluster's.
         """
