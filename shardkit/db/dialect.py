@@ -224,6 +224,7 @@ class AsyncRoutedDialect(_Routing, PGDialectAsync_psycopg):
         return await_only(asyncio.to_thread(ask))
 
     def _rebase(self, cursor: Any, new: Any) -> None:
+        cursor._cursor._closed = True  # nothing was opened on it, so there is nothing to be closed
         cursor.__init__(new.dbapi_connection, *_name_of(cursor))
 
 
