@@ -68,9 +68,7 @@ class ShardKit:
         """
         tenant = self._context.resolve(tenant)
         self._router.locate(tenant)
-        return RoutedSession(
-            **{"guide": self._router, "tenant": tenant, "trail": self._context.trail_of(tenant), **options}
-        )
+        return RoutedSession(**{"guide": self._router, "tenant": tenant, "trail": self._context.trail_of(tenant), **options})
 
     def begin(self, tenant: TenantKey | None = None, **options: Any) -> Unit:
         """A session that commits at the end of its block, or rolls back on an error."""
@@ -230,9 +228,7 @@ class ShardKit:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
 
@@ -269,9 +265,7 @@ class Unit:
     def __enter__(self) -> RoutedSession:
         return self._session
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
             if kind is None:
                 self._session.commit()

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any, Final, LiteralString
@@ -19,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
-from shardkit.db.lineage import Lineage, OldPrimaryError
+from shardkit.db.lineage import Lineage
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
 from shardkit.errors import PoolTimeoutError, ServerDownError, ServerError, SettingsError, ShardKitError, WrongServerError
 from shardkit.settings import Secret, Settings
@@ -135,29 +136,18 @@ def connect(
     """
     lineage = lineage or Lineage()
     check_budget(server, settings, replica=replica)
-    if replica is None:
-        survey(server, settings, cluster_id=cluster_id, lineage=lineage)
-    first: ServerError | None = None
-    for info in _ways(app_conninfo(server, settings, replica=replica), replica):
-        try:
-            connection = RoutedConnection.connect(info, autocommit=True, cursor_factory=RoutedCursor)
-        except psycopg.OperationalError as exc:
-            if first is None:
-                raise down(server, exc) from exc
-            continue
-        try:
-            _tune(connection, server, settings, replica=replica)
-            _check(connection, server, cluster_id, connection.execute(_WHO).fetchone(), replica=replica, lineage=lineage)
-        except OldPrimaryError as exc:  # another host of the same DSN may have the living one
-            connection.close()
-            first = first or exc
-        except BaseException as exc:
-            connection.close()
-            raise _explained(server, exc) from exc
-        else:
-            return connection
-    assert first is not None
-    raise first
+    info = way_to(server, settings, cluster_id=cluster_id, replica=replica, lineage=lineage)
+    try:
+        connection = RoutedConnection.connect(info, autocommit=True, cursor_factory=RoutedCursor)
+    except psycopg.OperationalError as exc:
+        raise down(server, exc) from exc
+    try:
+        _tune(connection, server, settings, replica=replica)
+        _check(connection, server, cluster_id, connection.execute(_WHO).fetchone(), replica=replica, lineage=lineage)
+    except BaseException as exc:
+        connection.close()
+        raise _explained(server, exc) from exc
+    return connection
 
 
 async def connect_async(
@@ -166,55 +156,54 @@ async def connect_async(
     """The same for asyncio."""
     lineage = lineage or Lineage()
     check_budget(server, settings, replica=replica)
-    if replica is None and lineage.unsurveyed(server):
-        await asyncio.to_thread(survey, server, settings, cluster_id=cluster_id, lineage=lineage)
-    first: ServerError | None = None
-    for info in _ways(app_conninfo(server, settings, replica=replica), replica):
-        try:
-            connection = await AsyncRoutedConnection.connect(info, autocommit=True, cursor_factory=AsyncRoutedCursor)
-        except psycopg.OperationalError as exc:
-            if first is None:
-                raise down(server, exc) from exc
-            continue
-        try:
-            _tune(connection, server, settings, replica=replica)
-            row = await (await connection.execute(_WHO)).fetchone()
-            _check(connection, server, cluster_id, row, replica=replica, lineage=lineage)
-        except OldPrimaryError as exc:
-            await connection.close()
-            first = first or exc
-        except BaseException as exc:
-            await connection.close()
-            raise _explained(server, exc) from exc
-        else:
-            return connection
-    assert first is not None
-    raise first
+    info = app_conninfo(server, settings, replica=replica)
+    if replica is None and len(hosts_of(parsed(info))) > 1:
+        info = await asyncio.to_thread(way_to, server, settings, cluster_id=cluster_id, replica=None, lineage=lineage)
+    try:
+        connection = await AsyncRoutedConnection.connect(info, autocommit=True, cursor_factory=AsyncRoutedCursor)
+    except psycopg.OperationalError as exc:
+        raise down(server, exc) from exc
+    try:
+        _tune(connection, server, settings, replica=replica)
+        row = await (await connection.execute(_WHO)).fetchone()
+        _check(connection, server, cluster_id, row, replica=replica, lineage=lineage)
+    except BaseException as exc:
+        await connection.close()
+        raise _explained(server, exc) from exc
+    return connection
 
 
-def _ways(info: Secret, replica: str | None) -> list[Secret]:
-    """The whole connection string, and then each host of it alone: libpq stops at the first that takes writes."""
-    several = replica is None and len(hosts_of(parsed(info))) > 1
-    return [info, *hosts_apart(info)] if several else [info]
+def way_to(server: Server, settings: Settings, *, cluster_id: UUID, replica: str | None, lineage: Lineage) -> Secret:
+    """The connection string of the host to connect to: of several, the one that takes writes on the highest timeline.
 
-
-def survey(server: Server, settings: Settings, *, cluster_id: UUID, lineage: Lineage) -> None:
-    """Before the first connection to a server of several hosts: ask each of them for its timeline.
-
-    A program that starts after a promotion has seen nothing; without this an old primary, named first, would be believed.
+    libpq would stop at the first that takes writes, and that can be an old primary: one that came back before anybody in this
+    process had seen the new one. So all are asked, at the same time, for every connection that is made.
     """
-    if not lineage.unsurveyed(server):
-        return
-    info = app_conninfo(server, settings)
-    for alone in hosts_apart(info) if len(hosts_of(parsed(info))) > 1 else ():
-        try:
-            with psycopg.connect(alone, autocommit=True) as connection:
-                row = connection.execute(_WHO).fetchone()
-                if row is not None and row[:2] == (cluster_id, server.server_id) and row[2] is not None:
-                    lineage.saw(server, int(row[2], 16))
-        except (psycopg.Error, OldPrimaryError):
-            continue  # down, a standby, not ours or superseded: connecting will say so
-    lineage.surveyed(server)
+    info = app_conninfo(server, settings, replica=replica)
+    if replica is not None or len(hosts_of(parsed(info))) < 2:  # one host: no choice
+        return info
+    apart = hosts_apart(info)
+    with ThreadPoolExecutor(len(apart)) as pool:
+        answers = list(pool.map(lambda alone: _timeline_of(alone, server, cluster_id), apart))
+    living = [(answer, alone) for answer, alone in zip(answers, apart, strict=True) if isinstance(answer, int)]
+    if not living:
+        raise down(server, next(answer for answer in answers if isinstance(answer, psycopg.Error)))
+    timeline, way = max(living, key=lambda found: found[0])
+    lineage.saw(server, timeline)
+    return way
+
+
+def _timeline_of(info: Secret, server: Server, cluster_id: UUID) -> int | psycopg.Error:
+    """On which timeline a host takes writes for *server*, or why it does not."""
+    try:
+        with RoutedConnection.connect(info, autocommit=True) as connection:
+            connection.call_timeout_s = FAILOVER_CONNECT_S
+            row = connection.execute(_WHO).fetchone()
+    except psycopg.Error as exc:
+        return exc
+    if row is None or row[:2] != (cluster_id, server.server_id) or row[2] is None:
+        return psycopg.OperationalError("one of its hosts is a standby, or another database")
+    return int(row[2], 16)
 
 
 def connect_admin(

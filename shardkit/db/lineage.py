@@ -24,7 +24,6 @@ class Lineage:
     def __init__(self, risen: Callable[[Server, int], None] = lambda _server, _timeline: None) -> None:
         self._risen = risen
         self._highest: dict[UUID, int] = {}
-        self._surveyed: set[tuple[UUID, str]] = set()
         self._lock = threading.Lock()
 
     def highest(self, server: Server) -> int:
@@ -50,11 +49,3 @@ class Lineage:
         with self._lock:
             for server in found.servers.values():
                 self._highest[server.server_id] = self.highest(server)
-
-    def unsurveyed(self, server: Server) -> bool:
-        """Whether nobody has asked each of the hosts of *server* yet."""
-        return (server.server_id, server.dsn) not in self._surveyed
-
-    def surveyed(self, server: Server) -> None:
-        """All hosts of *server* were asked."""
-        self._surveyed.add((server.server_id, server.dsn))
