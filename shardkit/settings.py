@@ -37,11 +37,17 @@ class Settings:
     servers: Mapping[str, str] = field(default_factory=dict)
     """libpq URL with credentials, by server name, where the catalog's DSN and its own credentials are not enough."""
     pool_size: int = 10
-    """Connections this process may hold to one server, over all its pools."""
+    """Connections in the pool of one server."""
     pool_timeout_s: float = 5.0
     """How long a session waits for a free connection."""
     connection_lifetime_s: float = 1800.0
     """Age at which a connection is replaced: a backend never gives back the memory of the schemas it touched."""
+    call_timeout_s: float = 30.0
+    """The longest one call to a server may take; `kit.deadline` sets a nearer end for a block."""
+    pool_queue: int = 200
+    """How many may wait for a connection to one server; the next one is refused at once."""
+    connection_budget: int = 30
+    """Connections this process may hold to one server, over all its pools."""
     connect_timeout_s: float = 5.0
     """How long a new connection may take."""
     tcp_timeout_s: float = 10.0
@@ -76,7 +82,7 @@ class Settings:
             object.__setattr__(self, "map_file", Path(self.map_file))
         if self.pooler not in get_args(Pooler):
             raise SettingsError(f"pooler is one of {', '.join(get_args(Pooler))}, not {self.pooler!r}")
-        for name in ("pool_size", "prepared_max"):
+        for name in ("pool_size", "prepared_max", "pool_queue", "connection_budget"):
             _whole(name, getattr(self, name), at_least=1)
         for found in fields(self):
             if found.name.endswith("_s"):
