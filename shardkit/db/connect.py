@@ -19,14 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
-from shardkit.errors import (
-    PoolTimeoutError,
-    ServerDownError,
-    ServerError,
-    SettingsError,
-    ShardKitError,
-    WrongServerError,
-)
+from shardkit.errors import PoolTimeoutError, ServerDownError, ServerError, SettingsError, ShardKitError, WrongServerError
 from shardkit.settings import Secret, Settings
 
 _IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
