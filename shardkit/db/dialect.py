@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql.psycopg import (
     AsyncAdapt_psycopg_cursor,
     PGDialect_psycopg,
     PGDialectAsync_psycopg,
+    PGIdentifierPreparer_psycopg,
 )
 from sqlalchemy.util import await_only
 
@@ -45,10 +46,13 @@ class _Routing:
             call(cursor, statement, parameters)
             return
         _prepare(driver, context.compiled, statement)
+        driver.vetted = True
         try:
             call(cursor, leg.current(statement), parameters)
         except self.dbapi.Error as exc:
             driver.dirty |= exc.sqlstate in STALE_PLAN
+            if driver.last and driver.closed:
+                exc.in_commit = True
             onward = self._onward(driver, leg, exc.sqlstate)
             if onward is None:
                 raise
@@ -59,12 +63,14 @@ class _Routing:
                 ) from exc
             driver = self._change_road(context.root_connection, cursor, onward)
             call(cursor, onward.current(statement), parameters)
+        finally:
+            driver.vetted = False
         driver.under_way = not driver.idle
 
     def _onward(self, driver: Any, leg: Leg, sqlstate: str | None) -> Leg | None:
         """How to go on: at the shard's new epoch, or on a fresh connection where this one had died in the pool; None: not."""
         if driver.closed:
-            return None if driver.under_way or driver.fresh else leg
+            return None if driver.under_way or driver.fresh or driver.last else leg
         return self._wait(lambda: leg.guide.onward(leg)) if may_have_moved(sqlstate) else None
 
     def _change_road(self, connection: Any, cursor: Any, leg: Leg) -> Any:
@@ -82,6 +88,7 @@ class _Routing:
         driver.begin, driver.single, driver.fresh = begin, single, before.closed
         driver.embark(leg, every=every)
         if not here:
+            driver.last = before.last
             connection._dbapi_connection = new
             self._rebase(cursor, new)
             old.close()
@@ -143,8 +150,29 @@ def _executemany(cursor: Any, statement: str, parameters: Any) -> None:
     cursor.executemany(statement, parameters)
 
 
+class _Preparer(PGIdentifierPreparer_psycopg):
+    """Puts a shard's schema into a statement once per (statement, schema), not once per execution."""
+
+    def _render_schema_translates(self, statement: str, schema_translate_map: Any, **options: Any) -> str:
+        if len(schema_translate_map) != 1 or len(statement) > _RENDERED_LENGTH:
+            return super()._render_schema_translates(statement, schema_translate_map, **options)
+        key = (statement, schema_translate_map.get(None))
+        known = _rendered.get(key)
+        if known is None:
+            if len(_rendered) >= _RENDERED_MAX:
+                _rendered.clear()
+            known = _rendered[key] = super()._render_schema_translates(statement, schema_translate_map, **options)
+        return known
+
+
+_RENDERED_MAX, _RENDERED_LENGTH = 32_768, 4_096
+_rendered: dict[tuple[str, str | None], str] = {}
+
+
 class RoutedDialect(_Routing, PGDialect_psycopg):
     """``postgresql+shardkit``."""
+
+    preparer = _Preparer
 
     supports_statement_cache = True
     movable = RoutedCursor
@@ -169,6 +197,7 @@ class AsyncRoutedDialect(_Routing, PGDialectAsync_psycopg):
     """The same for asyncio: a wait for the map runs in a thread, so that the loop goes on."""
 
     supports_statement_cache = True
+    preparer = _Preparer
     movable = AsyncAdapt_psycopg_cursor
 
     def driver_of(self, cursor: Any) -> Any:

@@ -19,8 +19,9 @@ from sqlalchemy.sql.selectable import Select
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
 from shardkit.db.leg import Leg, driver_connection
-from shardkit.errors import ReadOnlyError, SessionError
+from shardkit.errors import Outcome, ReadOnlyError, SessionError
 from shardkit.orm.keys import assign_ids
+from shardkit.orm.lone import is_lone_insert
 from shardkit.orm.tenancy import CRITERIA, TENANT_PARAMETER, criteria_of, own
 
 
@@ -58,6 +59,7 @@ class RoutedSession(Session):
     ) -> None:
         super().__init__(close_resets_only=False, **options)
         self._guide, self._tenant, self._shard, self._read_only = guide, tenant, shard, read_only
+        self._committing = False
         self._leg: Leg | None = None
         self._engine: Engine | None = None
         self._connection: Connection | None = None
@@ -105,7 +107,32 @@ class RoutedSession(Session):
         """As ever; a read-only session refuses to write."""
         if self._read_only and (self._new or self._deleted or self._dirty_states):
             raise ReadOnlyError("kit.read() is for reading: use kit.begin() or kit.session() to write; nothing was written")
-        super().flush(objects)
+        if self._committing and objects is None and is_lone_insert(self):
+            self._flush_and_commit()
+        else:
+            super().flush(objects)
+
+    def commit(self) -> None:
+        """As ever; COMMIT travels with the last INSERT where that one statement is all that is left to do."""
+        self._committing = True
+        try:
+            super().commit()
+        finally:
+            self._committing = False
+
+    def _flush_and_commit(self) -> None:
+        driver = driver_connection(self.connection())
+        driver.last = driver.leg is not None and driver.silent
+        try:
+            super().flush()
+        except Exception as exc:
+            if driver.committed:
+                raise SessionError(
+                    "the row was written and committed, and then its answer could not be read", outcome=Outcome.DONE
+                ) from exc
+            raise
+        finally:
+            driver.last = False
 
 
 class AsyncRoutedSession(AsyncSession):
@@ -149,5 +176,7 @@ def _arrive(session: RoutedSession, transaction: SessionTransaction) -> None:
 @event.listens_for(RoutedSession, "before_flush")
 def _complete(session: RoutedSession, _context: UOWTransaction, _instances: Any) -> None:
     if session._new:
-        own(session.new, session._tenant)
-        assign_ids(session, session.new)
+        new = list(session._new.values())
+        own(new, session._tenant)
+        if len(new) > 1:
+            assign_ids(session, new)

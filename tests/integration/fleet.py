@@ -113,7 +113,9 @@ class Fleet:
         """The tenant's rows of orders as PostgreSQL has them, without any of our code in between."""
         route = kit.map.locate(tenant)
         with self.admin(route.server) as connection:
-            query = sql.SQL("SELECT count(*) FROM {} WHERE tenant_id = %s AND " + where).format(sql.Identifier(route.schema, "orders"))
+            query = sql.SQL("SELECT count(*) FROM {} WHERE tenant_id = %s AND " + where).format(
+                sql.Identifier(route.schema, "orders")
+            )
             return connection.execute(query, (tenant,)).fetchone()[0]
 
 

@@ -95,10 +95,13 @@ async def test_the_sessions_connection_is_routed(kit, tenant):
 
 async def test_executemany_sends_every_row(kit, tenant):
     async with kit.begin(tenant) as s:
-        await s.execute(text("INSERT INTO orders (note, amount) VALUES (:note, :amount)"), [
-            {"note": f"many {number}", "amount": number} for number in range(50)
-        ])
-        await s.execute(text("UPDATE orders SET amount = amount * 2 WHERE note = :note"), [{"note": "many 3"}, {"note": "many 4"}])
+        await s.execute(
+            text("INSERT INTO orders (note, amount) VALUES (:note, :amount)"),
+            [{"note": f"many {number}", "amount": number} for number in range(50)],
+        )
+        await s.execute(
+            text("UPDATE orders SET amount = amount * 2 WHERE note = :note"), [{"note": "many 3"}, {"note": "many 4"}]
+        )
     async with kit.session(tenant) as s:
         assert (await s.execute(select(func.count(), func.sum(Order.amount)).select_from(Order))).one() == (50, 1225 + 3 + 4)
 
@@ -110,9 +113,7 @@ async def test_a_server_side_cursor_reads_in_parts_and_its_tenants_rows_only(kit
             await s.execute(insert(Order), [{"note": f"{number:03}"} for number in range(100)])
     for session in (kit.session(tenant), kit.read(tenant)):
         async with session as s:
-            found = [
-                order.tenant_id async for order in await s.stream_scalars(select(Order).execution_options(yield_per=7))
-            ]
+            found = [order.tenant_id async for order in await s.stream_scalars(select(Order).execution_options(yield_per=7))]
             assert found == [tenant] * 100
 
 
@@ -215,6 +216,7 @@ async def test_an_isolation_level_is_really_in_force_and_ends_with_the_transacti
     kit = open_kit(pool_size=1)
     async with kit.session(tenant) as s:
         await s.connection(execution_options={"isolation_level": level})
+        assert await s.scalar(select(Order.note)) is None  # the first statement of a new connection
         assert await s.scalar(text("SHOW transaction_isolation")) == level.lower()
         assert await s.scalar(select(func.count()).select_from(Order)) == 0
         await s.commit()
