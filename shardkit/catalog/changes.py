@@ -11,7 +11,7 @@ from shardkit.catalog.rows import SQL, load_map
 from shardkit.core.hashing import HASH_VERSION, TenantKey, TenantType
 from shardkit.core.shardmap import Server, ServerState, ShardMap
 from shardkit.db.connect import instead_of, transaction
-from shardkit.errors import CatalogError, ClusterExistsError, MapConflictError
+from shardkit.errors import CatalogError, ClusterExistsError, MapConflictError, UnknownShardError
 
 
 def create_cluster(
@@ -50,21 +50,30 @@ def create_cluster(
             )
 
 
-def unfinished(connection: Any, *, shard_count: int, tenant_type: TenantType, servers: list[str]) -> UUID | None:
-    """Id of a cluster whose init was stopped, if it was the same init. Raises ClusterExistsError for a ready or another one."""
+def unfinished(
+    connection: Any, *, shard_count: int, tenant_type: TenantType, servers: Mapping[str, tuple[str, float]]
+) -> UUID | None:
+    """Id of a cluster whose init was stopped, if it was the same init (*servers*: DSN and weight by name).
+
+    Raises ClusterExistsError for a ready or another one.
+    """
     row = connection.execute(SQL["cluster"]).fetchone()
     if row is None:
         return None
     cluster_id, count, kind, _, _, ready = row
     if ready:
         raise ClusterExistsError("this catalog already holds a cluster; nothing was changed. `shardkit status` shows it")
-    named = [name for name, *_ in connection.execute(SQL["servers"])]
-    if (count, kind, named) != (shard_count, tenant_type, servers):
+    known = {name: (dsn, weight) for name, dsn, _, weight, *_ in connection.execute(SQL["servers"])}
+    if (count, kind, known) != (shard_count, tenant_type, servers):
         raise ClusterExistsError(
-            f"an init with {count} shards, {kind} tenants and servers {', '.join(named)} was begun here and not finished; "
+            f"an init with {count} shards, {kind} tenants and servers {_listed(known)} was begun here and not finished; "
             "nothing was changed. Run it again with these, or give an empty catalog database"
         )
     return cluster_id  # type: ignore[no-any-return]
+
+
+def _listed(servers: Mapping[str, tuple[str, float]]) -> str:
+    return "; ".join(f"{name} ({dsn}, weight {weight:g})" for name, (dsn, weight) in servers.items())
 
 
 def make_ready(connection: Any) -> ShardMap:
@@ -118,7 +127,8 @@ def remove_server(connection: Any, name: str) -> None:
 
 def pin(connection: Any, tenant: TenantKey, shard: int | None) -> None:
     """Send *tenant* to *shard* against its hash, or take the pin away (None). It moves no rows."""
-    with change(connection, expected=None) as version:
+    unknown = UnknownShardError(f"shard {shard!r} is not in the map: the tenant was not pinned")
+    with instead_of({"pins_shard_fkey": unknown}), change(connection, expected=None) as version:
         connection.execute(SQL["put_pin"], {"tenant": str(tenant), "shard": shard, "version": version})
 
 

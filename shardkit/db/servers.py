@@ -47,11 +47,18 @@ def identity(connection: psycopg.Connection[Any]) -> tuple[UUID, UUID] | None:
 
 def check_encoding(connection: psycopg.Connection[Any], name: str) -> None:
     """Python and SQL agree on a tenant's shard only where text is stored as UTF-8."""
-    row = connection.execute("SHOW server_encoding").fetchone()
-    if row is None or row[0] != "UTF8":
-        raise SettingsError(
-            f"the database of server {name!r} has encoding {row and row[0]}: shardkit needs UTF8; nothing was changed"
-        )
+    row = connection.execute(
+        "SELECT pg_encoding_to_char(encoding) = 'UTF8' FROM pg_database WHERE datname = current_database()"
+    )
+    if row.fetchone() != (True,):
+        raise SettingsError(f"the database of {name} is not encoded in UTF8, which shardkit needs; nothing was changed")
+
+
+def same_database(connection: psycopg.Connection[Any]) -> object:
+    """What is equal for two connections if, and only if, they lead to one database."""
+    return connection.execute(
+        "SELECT pg_postmaster_start_time(), current_setting('port'), oid FROM pg_database WHERE datname = current_database()"
+    ).fetchone()
 
 
 def _roles(connection: psycopg.Connection[Any]) -> None:

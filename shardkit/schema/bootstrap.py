@@ -16,7 +16,7 @@ from shardkit.core.names import check_server_name, schema_name
 from shardkit.core.placement import place
 from shardkit.core.shardmap import Server, ShardMap
 from shardkit.db.connect import connect_admin, public_dsn
-from shardkit.db.servers import check_encoding, prepare_server
+from shardkit.db.servers import check_encoding, identity, prepare_server, same_database
 from shardkit.db.shards import create_shard
 from shardkit.errors import ClusterExistsError, SettingsError
 from shardkit.schema.blueprint import Blueprint
@@ -47,14 +47,16 @@ def initialize(
         raise SettingsError(f"tenants are of type {' or '.join(TENANT_TYPES)}, not {tenant_type!r}")
     if not servers:
         raise SettingsError("a cluster needs at least one server")
+    strangers = sorted(weights.keys() - servers.keys()) if weights else []
+    if strangers:
+        raise SettingsError(f"a weight was given for {', '.join(map(repr, strangers))}, which is no server of this cluster")
     weights = {name: (weights or {}).get(check_server_name(name), 1.0) for name in servers}
     placements = place(range(shard_count), weights)
-    for name, url in servers.items():
-        with connect_admin(url, settings, name=f"server {name!r}") as connection:
-            check_encoding(connection, name)
+    _check_databases(settings, servers)
     upgrade_catalog(settings)
     with connect_admin(settings.catalog_url, settings) as catalog:
-        cluster_id = unfinished(catalog, shard_count=shard_count, tenant_type=tenant_type, servers=sorted(servers)) or uuid4()
+        begun = {name: (public_dsn(url), weights[name]) for name, url in servers.items()}
+        cluster_id = unfinished(catalog, shard_count=shard_count, tenant_type=tenant_type, servers=begun) or uuid4()
         described = {n: Server(n, public_dsn(url), uuid5(cluster_id, n), weights[n]) for n, url in servers.items()}
         _refuse_foreign(settings, servers, cluster_id)
         create_cluster(
@@ -74,9 +76,21 @@ def initialize(
         return make_ready(catalog)
 
 
-def _refuse_foreign(settings: Settings, servers: Mapping[str, str], cluster_id: UUID) -> None:
-    from shardkit.db.servers import identity
+def _check_databases(settings: Settings, servers: Mapping[str, str]) -> None:
+    """Each name leads to a UTF8 database of its own."""
+    seen: dict[object, str] = {}
+    for name, url in {
+        "the catalog": settings.catalog_url,
+        **{f"server {name!r}": url for name, url in servers.items()},
+    }.items():
+        with connect_admin(url, settings, name=name) as connection:
+            check_encoding(connection, name)
+            known = seen.setdefault(same_database(connection), name)
+        if known != name:
+            raise SettingsError(f"{known} and {name} are the same database; nothing was changed. Each needs one of its own")
 
+
+def _refuse_foreign(settings: Settings, servers: Mapping[str, str], cluster_id: UUID) -> None:
     for name, url in servers.items():
         with connect_admin(url, settings, name=f"server {name!r}") as connection:
             found = identity(connection)
