@@ -28,7 +28,10 @@ class TenantScoped:
     It leads every unique constraint and index of the table (a unique e-mail address is unique within its tenant; without
     it a tenant would learn which keys other tenants use), and ``(tenant_id, primary key)`` is unique, so that a replica
     identity can carry it. ``session.get(Order, oid)`` still takes the id alone. For a cluster with int tenants annotate
-    ``tenant_id: Mapped[int]`` in the model.
+    ``tenant_id: Mapped[int]`` in the model, and name this mixin before the base.
+
+    PostgreSQL guards the table itself. A view shows every tenant's rows unless it was made ``WITH (security_invoker)``, a
+    materialized view always does, and a partition named directly is guarded only if ``shardkit.protect`` was called for it.
     """
 
     if TYPE_CHECKING:
@@ -68,7 +71,7 @@ def own(instances: Iterable[Any], tenant: TenantKey | None) -> None:
         if isinstance(instance, TenantScoped):
             theirs: Any = instance.tenant_id
             if theirs is None and tenant is not None:
-                instance.tenant_id = tenant  # type: ignore[assignment]
+                instance.tenant_id = tenant
             elif theirs is None:
                 raise TenantMismatchError(
                     f"a new {type(instance).__name__} in an operator's session needs its tenant_id; nothing was written"
