@@ -6,6 +6,7 @@ also stops raw SQL that forgets the WHERE.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,7 +47,7 @@ class TenantScoped:
 
 
 def _only_annotated(cls: type[Any]) -> bool:
-    return TENANT_COLUMN in cls.__dict__.get("__annotations__", {}) and TENANT_COLUMN not in cls.__dict__
+    return TENANT_COLUMN in inspect.get_annotations(cls) and TENANT_COLUMN not in cls.__dict__
 
 
 CRITERIA: Final = with_loader_criteria(
@@ -92,9 +93,7 @@ def _scope_once(_mapper: Mapper[Any], cls: type[Any]) -> None:
             f"table {table.name!r} of the scoped model {cls.__name__} has no {TENANT_COLUMN} of its own, so PostgreSQL could "
             "not protect its rows: use single-table inheritance, or declare the column in this class too"
         )
-    if "int" in str(cls.__dict__.get("__annotations__", {}).get(TENANT_COLUMN)) and not isinstance(
-        table.c[TENANT_COLUMN].type, Integer
-    ):
+    if "int" in str(inspect.get_annotations(cls).get(TENANT_COLUMN)) and not isinstance(table.c[TENANT_COLUMN].type, Integer):
         raise SettingsError(
             f"{cls.__name__}: name TenantScoped before the declarative base, or its int {TENANT_COLUMN} is lost"
         )
