@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -23,6 +24,7 @@ from shardkit.errors import PoolTimeoutError, ServerDownError, ServerError, Sett
 from shardkit.settings import Secret, Settings
 
 _IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
+_LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
@@ -52,13 +54,16 @@ def parsed(url: str) -> dict[str, Any]:
 
 
 def check_transport(given: dict[str, Any], *, insecure: bool) -> None:
-    """Refuse a host off loopback whose certificate and name nobody verifies."""
-    hosts = [h for key in ("hostaddr", "host") for h in str(given.get(key) or "").split(",") if h]
-    if insecure or given.get("sslmode") == "verify-full" or all(map(is_loopback, hosts)):
+    """Refuse a host off loopback whose certificate and name nobody verifies; what a URL leaves out libpq takes elsewhere."""
+    given = {**{key: os.environ.get(name) for key, name in _LIBPQ_VARIABLES.items()}, **given}
+    hosts = [h for key in ("hostaddr", "host") for h in str(given[key] or "").split(",") if h]
+    safe = all(map(is_loopback, hosts)) and not given["service"]
+    if insecure or given["sslmode"] == "verify-full" or safe:
         return
+    where = f"host {', '.join(hosts)}" if hosts else f"service {given['service']}"
     raise SettingsError(
-        f"host {', '.join(hosts)} is not on loopback and sslmode is {given.get('sslmode') or 'not set'}: anybody in between "
-        "could read or change everything. Use sslmode=verify-full, or write out insecure_transport = true"
+        f"{where} is not on loopback and sslmode is {given['sslmode'] or 'not set'}: anybody in between could read or change "
+        "everything. Use sslmode=verify-full, or write out insecure_transport = true"
     )
 
 

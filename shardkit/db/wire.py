@@ -23,6 +23,8 @@ import psycopg
 from psycopg import _queries, errors, generators, pq, sql, waiting
 from psycopg._preparing import Prepare, PrepareManager
 
+from shardkit.core.names import APP_ROLE
+from shardkit.db.classify import changes_session
 from shardkit.db.deadline import bounded, drop, left
 
 if TYPE_CHECKING:
@@ -35,10 +37,13 @@ COMMIT: Final = b"COMMIT"
 READ_ONLY: Final = b"BEGIN READ ONLY"
 IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
-_SETTINGS: Final = b"SELECT set_config('search_path', $1, true), set_config('shardkit.tenant', $2, true)"
+_SETTINGS: Final = (
+    b"SELECT set_config('search_path', $1, true), set_config('shardkit.tenant', $2, true), set_config('role', $3, true)"
+)
 _SETTINGS_NAME: Final = b"_shardkit_open"
 _BEGIN_NAME: Final = b"_shardkit_begin"
 _COMMIT_NAME: Final = b"_shardkit_commit"
+_OPENING_PREPARES: Final = 3
 _XID: Final = b"SELECT pg_current_xact_id_if_assigned()"
 _TEXT_OID: Final = 25
 _UNKNOWN: Final = (None,) * 5
@@ -50,40 +55,37 @@ class Opening:
 
     schema: bytes
     tenant: bytes = b""
-    role: bytes | None = None
+    role: bytes = APP_ROLE.encode()
+    """Set every time: behind a transaction pooler, or after a stray SET ROLE, the connection's own may be another one."""
 
     def send(self, connection: _Routed) -> int:
         """Queue BEGIN and the settings in the pipeline of *connection*; the number of results they will give."""
-        wire, prepared, count = connection.pgconn, connection.prepare_threshold is not None, 1
-        if not connection.every:
+        wire, count = connection.pgconn, 1
+        prepared = connection.prepare_threshold is not None
+        if not connection.every:  # BEGIN goes first: behind anything else it could not choose the isolation level
             if connection.opening_prepared and connection.begin == BEGIN:
                 wire.send_query_prepared(_BEGIN_NAME, None)
             else:
                 wire.send_query_params(connection.begin, None)
             count += 1
-        if (
-            prepared and not connection.opening_prepared
-        ):  # after BEGIN: a snapshot taken before it would fix the isolation level
+        if prepared and not connection.opening_prepared:
             wire.send_prepare(_BEGIN_NAME, BEGIN)
             wire.send_prepare(_COMMIT_NAME, COMMIT)
-            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
-            count += 3
-        if self.role is not None:
-            wire.send_query_params(b"SET LOCAL ROLE " + self.role, None)
-            count += 1
+            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID] * 3)
+            count += _OPENING_PREPARES
         if prepared:
-            wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant])
+            wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant, self.role])
         else:
-            wire.send_query_params(_SETTINGS, [self.schema, self.tenant], param_types=[_TEXT_OID, _TEXT_OID])
+            wire.send_query_params(_SETTINGS, [self.schema, self.tenant, self.role], param_types=[_TEXT_OID] * 3)
         return count
 
-    def commands(self) -> list[bytes]:
+    def command(self) -> bytes:
         """The settings as SQL, for a first statement that they cannot travel with."""
-        settings = sql.SQL("SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true)").format(
-            sql.Literal(self.schema.decode()), sql.Literal(self.tenant.decode())
+        values = [sql.Literal(value.decode()) for value in (self.schema, self.tenant, self.role)]
+        settings = (
+            "SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true), set_config('role', {}, true)"
         )
-        role = [] if self.role is None else [b"SET LOCAL ROLE " + self.role]
-        return [*role, settings.as_bytes(None)]
+        return sql.SQL(settings).format(*values).as_bytes(None)
 
 
 class _Query(_queries.PostgresQuery):
@@ -143,6 +145,8 @@ class _Routed:
     """COMMIT went with a statement, and was answered."""
     backend_pid: int = 0
     opening_prepared: bool = False
+    vetted: bool = False
+    """The statement under way comes through the dialect, which has looked at it."""
     dirty: bool = False
     """Somebody changed the session itself; the pool closes such a connection instead of handing it on."""
 
@@ -155,6 +159,7 @@ class _Routed:
         """Forget everything about the last unit of work."""
         self.leg, self.begin = None, BEGIN
         self.pending = self.every = self.single = self.under_way = self.fresh = self.last = self.committed = False
+        self.vetted = False
         self.tracked, self.commit_xid = False, None
 
     @classmethod
@@ -188,7 +193,7 @@ class _Routed:
 
     def _open_gen(self) -> Generator[Any, Any, None]:
         """Send the opening on its own, for what cannot travel with it (scripts, COPY, pipelines, server-side cursors)."""
-        commands = [READ_ONLY if self.every else self.begin, *(self.leg.opening.commands() if self.leg else ())]
+        commands = [READ_ONLY if self.every else self.begin, *([self.leg.opening.command()] if self.leg else [])]
         self.pending = self.every = False
         if self._pipeline is not None:
             for command in commands:
@@ -280,6 +285,8 @@ class _RoutedCursor:
         self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Generator[Any, Any, None]:
         conn = self._conn
+        if not conn.vetted:
+            conn.dirty |= changes_session(query)
         leg = conn.leg
         opens = (conn.pending or conn.every) and conn.idle
         asks = conn.tracked and conn.commit_xid is None and conn.writes
@@ -299,10 +306,11 @@ class _RoutedCursor:
     ) -> Generator[Any, Any, None]:
         conn, wire = self._conn, self._pgconn
         last = conn.last
+        prepares = opening is not None and conn.prepare_threshold is not None and not conn.opening_prepared
         prep, name = self._get_prepared(query, prepare)  # type: ignore[attr-defined]
         wire.enter_pipeline_mode()
         try:
-            before = settings = opening.send(conn) if opening is not None else 0
+            before = opening.send(conn) if opening is not None else 0
             if prep is Prepare.NO:
                 self._execute_send(query, force_extended=True, binary=binary)  # type: ignore[attr-defined]
             else:
@@ -324,8 +332,8 @@ class _RoutedCursor:
         for number, (answer,) in enumerate(answers[:before], 1):
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
-            if number == settings:  # whatever becomes of the statement, this one is prepared
-                conn.opening_prepared = conn.prepare_threshold is not None
+            if prepares and number == _OPENING_PREPARES + (not conn.every):  # and stay prepared, whatever becomes of the rest
+                conn.opening_prepared = True
         key = conn._prepared.maybe_add_to_cache(query, prep, name)
         results = answers[before]
         if key is not None:
