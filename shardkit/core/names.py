@@ -21,7 +21,16 @@ TENANT_SETTING: Final = "shardkit.tenant"
 MAP_CHANNEL: Final = "shardkit_map"
 ID_SEQUENCE: Final = "shardkit_ids"
 ID_ORIGIN_SEQUENCE: Final = "shardkit_ids_origin"
+REFERENCE_SCHEMA: Final = "shardkit_reference"
 ID_LOCK_CLASS: Final = 0x73_6B_69_64  # "skid": first half of the advisory lock (class, shard)
+# Whoever works on a shard as a whole holds the advisory lock (class, shard) on the catalog database, in a session that
+# lives as long as the work: a migration in shared form, a move or isolate in exclusive form, of each shard it touches,
+# before it looks where the shard is. A journal row outlives the lock: work whose runner was killed still counts as active.
+SHARD_LOCK_CLASS: Final = 0x73_6B_73_68  # "sksh"
+FLEET_LOCK_CLASS: Final = 0x73_6B_66_6C  # "skfl": (class, 0) on the catalog database, held by the one runner of migrations
+STEP_LOCK_CLASS: Final = 0x73_6B_73_74  # "skst": (class, shard) on a server, held while one shard takes one revision
+VERSION_TABLE: Final = "alembic_version"
+PROGRESS_TABLE: Final = "shardkit_progress"  # in a shard: how far a revision came that no transaction can hold
 
 _SCHEMA = re.compile(r"s(\d{4,5})_e(\d{1,9})")
 _SERVER = re.compile(r"[a-z][a-z0-9_-]{0,30}")
