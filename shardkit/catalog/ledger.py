@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from shardkit.core.fleet import Entry, State
 from shardkit.core.names import FLEET_LOCK_CLASS, SHARD_LOCK_CLASS
@@ -12,6 +13,7 @@ from shardkit.errors import FleetBusyError
 from shardkit.sql import statements
 
 SQL = statements("fleet")
+LEASE_WAIT_S: Final = 1.0  # the session of a runner killed just now needs a moment to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,19 @@ class Ledger:
         values = {"state": "failed" if behind else "done", "done": done, "behind": behind, "run": self.run}
         self.connection.execute(SQL["end_run"], values)
 
+    def let_go(self) -> None:
+        """Give the lease back now; a killed runner's goes when its session does."""
+        self.connection.execute(SQL["give_lease"], {"lock_class": FLEET_LOCK_CLASS})
+
 
 def begin(connection: Any, *, direction: str, target: str, runner: str) -> Ledger:
     """Take the lease, which lives as long as *connection*. Raises FleetBusyError while another runner has it."""
-    if not connection.execute(SQL["take_lease"], {"lock_class": FLEET_LOCK_CLASS}).fetchone()[0]:
+    give_up = time.monotonic() + LEASE_WAIT_S
+    while not (taken := connection.execute(SQL["take_lease"], {"lock_class": FLEET_LOCK_CLASS}).fetchone()[0]):
+        if time.monotonic() > give_up:
+            break
+        time.sleep(0.05)
+    if not taken:
         row = connection.execute(SQL["lease_holder"]).fetchone()
         who = f"run {row[0]} ({row[1]}) has been migrating to {row[2]} since {row[3]:%H:%M:%S}" if row else "another run begins"
         raise FleetBusyError(f"{who}; nothing was done. `shardkit migrate status` shows how far it is")
@@ -54,7 +65,7 @@ def begin(connection: Any, *, direction: str, target: str, runner: str) -> Ledge
 
 
 def read_ledger(connection: Any) -> Mapping[tuple[int, str], Entry]:
-    """All rows by (shard, revision); none in a catalog that is older than the ledger."""
+    """Rows that are not done, by (shard, revision); none in a catalog that is older than the ledger."""
     if not connection.execute(SQL["has_ledger"]).fetchone()[0]:
         return {}
     rows = connection.execute(SQL["ledger"]).fetchall()

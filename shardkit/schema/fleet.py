@@ -87,6 +87,8 @@ class Fleet:
             ledger = None if dry_run else self._begin(catalog, direction, target if wanted is None else wanted)
             run = _Run(self, catalog, Shared(self.settings, options, workers), ledger, ways, direction, progress)
             stack.callback(run.close)
+            if ledger is not None:
+                stack.callback(ledger.let_go)
             first = run.look()
             if dry_run:
                 return Report(wanted, direction, first.current, behind=first.behind, online=run.online(), planned=first)
@@ -105,7 +107,8 @@ class Fleet:
             workers = stack.enter_context(Workers(self.settings, self.tree, "up"))
             run = _Run(self, catalog, Shared(self.settings, Options(), workers), None, ways, "up", lambda *_: None)
             stack.callback(run.close)
-            found, known = run.find(load_map(catalog)), read_ledger(catalog)
+            shard_map = load_map(catalog)
+            found, known = run.find(shard_map, list(shard_map.placements)), read_ledger(catalog)
         seen = plan(found, ways, Options())
         behind = [*seen.behind, *(why_behind(one, seen.steps[one.shard], known) for one in found if one.shard in seen.steps)]
         return Report(wanted, "up", seen.current, behind=tuple(sorted(behind, key=lambda one: one.shard)))
@@ -150,10 +153,13 @@ class _Run:
         self._failed: dict[int, Behind] = {}
         self._done: set[int] = set()
         self._total = 0
+        self._homes: tuple[ShardMap, dict[int, int]] | None = None
 
     def look(self) -> Plan:
         """What is to be done, from what the shards say."""
-        seen = plan(self.find(self._map), self._ways, self._shared.options, read_ledger(self._catalog))
+        settled = self._done | self._failed.keys()
+        found = self.find(self._map, [shard for shard in self._map.placements if shard not in settled])
+        seen = plan(found, self._ways, self._shared.options, read_ledger(self._catalog))
         missing = {step.revision: step for steps in seen.steps.values() for step in steps}
         if self._direction == "down":
             for revision in missing:
@@ -167,12 +173,12 @@ class _Run:
         """Revisions that Alembic runs itself, and why."""
         return {name: one.online for name, one in self._shared.rendered.items() if one.online}
 
-    def find(self, shard_map: ShardMap) -> list[Found]:
-        """Every shard's version, or why it cannot be read."""
-        moving = moving_shards(self._catalog, list(shard_map.placements))
+    def find(self, shard_map: ShardMap, shards: Sequence[int]) -> list[Found]:
+        """Each shard's version, or why it cannot be read."""
+        moving = moving_shards(self._catalog, shards)
         asked = [
             (lane, shards, self._threads[lane].submit(lane.read, [schema_of(shard_map, s) for s in shards]))
-            for lane, shards in self._by_lane(shard_map, sorted(shard_map.placements))
+            for lane, shards in self._by_lane(shard_map, sorted(shards))
         ]
         return [one for lane, shards, answer in asked for one in self._found(shard_map, lane, shards, answer, moving)]
 
@@ -198,14 +204,14 @@ class _Run:
         while True:
             self._total = len(self._done) + len(self._failed) + len(seen.steps)
             self._pending(seen)
-            before = len(self._done) + len(self._failed)
+            settled = len(self._done) + len(self._failed)
             for number, wave in enumerate(seen.waves):
                 if self._shared.stop.is_set():
                     break
                 self._wave(wave, seen, canary=number == 0 and seen is first and self._shared.options.canary > 0)
             self._map = load_map(self._catalog, self._map)
-            seen = self._without_failed(self.look())
-            if self._shared.stop.is_set() or not seen.steps or before == len(self._done) + len(self._failed):
+            seen = self.look()
+            if self._shared.stop.is_set() or not seen.steps or settled == len(self._done) + len(self._failed):
                 break
         left = [*seen.behind, *self._failed.values()]
         named = {one.shard for one in left}
@@ -215,13 +221,8 @@ class _Run:
             if shard not in named
         ]
         behind = tuple(sorted(left, key=lambda one: one.shard))
-        return Report(None, self._direction, seen.current, tuple(sorted(self._done - {b.shard for b in behind})), behind)
-
-    def _without_failed(self, seen: Plan) -> Plan:
-        """*seen* without those that failed in this run already; they are named once."""
-        steps = {shard: way for shard, way in seen.steps.items() if shard not in self._failed}
-        waves = tuple(w for wave in seen.waves if (w := tuple(s for s in wave if s in steps)))
-        return Plan(waves, steps, tuple(one for one in seen.behind if one.shard not in self._failed), seen.current)
+        current = seen.current + len(self._done)
+        return Report(None, self._direction, current, tuple(sorted(self._done - {b.shard for b in behind})), behind)
 
     def _pending(self, seen: Plan) -> None:
         assert self._ledger is not None
@@ -256,11 +257,13 @@ class _Run:
     def _listen(self, running: Sequence[Future[None]], seen: Plan, *, canary: bool) -> None:
         """Write down what the lanes tell, until they are all at rest."""
         assert self._ledger is not None
-        while True:
-            over = all(one.done() for one in running)
-            news = list(self._news(wait=not over))
-            self._ledger.mark(State.DONE, [(n.shard, n.revision) for n in news if n.trouble is None])
-            for one in news:
+        resting = 0
+        while resting < len(running):
+            news = list(self._news(len(running) - resting))
+            resting += news.count(None)
+            told = [one for one in news if one is not None]
+            self._ledger.mark(State.DONE, [(n.shard, n.revision) for n in told if n.trouble is None])
+            for one in told:
                 if one.trouble is not None:
                     self._ledger.mark(State.FAILED, [(one.shard, one.revision)], one.trouble.text)
                     why = Why.DOWN if one.trouble.down else Why.LOCKED if one.trouble.locked else Why.FAILED
@@ -271,22 +274,19 @@ class _Run:
             if must_stop(failures=failures, canary=canary, max_failures=self._shared.options.max_failures):
                 self._shared.stop.set()
             self._progress(len(self._done), self._total, len(self._failed))
-            if over and self._shared.news.empty():
-                break
         for one in running:
             one.result()
 
-    def _news(self, *, wait: bool) -> Iterator[News]:
-        """All there is to hear, for a while."""
-        until = time.monotonic() + (LEDGER_EVERY_S if wait else 0)
-        while True:
+    def _news(self, lanes: int) -> Iterator[News | None]:
+        """All there is to hear for a while, or until the *lanes* still at work are at rest."""
+        until = time.monotonic() + LEDGER_EVERY_S
+        while lanes and (left := until - time.monotonic()) > 0:
             try:
-                yield self._shared.news.get(timeout=max(0.0, min(0.02, until - time.monotonic())))
+                news = self._shared.news.get(timeout=left)
             except queue.Empty:
-                if time.monotonic() >= until:
-                    return
-                if self._shared.news.empty():
-                    return
+                return
+            lanes -= news is None
+            yield news
 
     def _behind(self, news: News, seen: Plan, why: Why) -> Behind:
         steps = seen.steps[news.shard]
@@ -311,8 +311,17 @@ class _Run:
             url = server_url(shard_map.server(name), self._fleet.settings)
             self._lanes[name] = [Lane(self._shared, name, url) for _ in range(self._shared.options.parallel)]
             self._threads |= {lane: ThreadPoolExecutor(1) for lane in self._lanes[name]}
-        order = shard_map.shards_on(name)
-        return self._lanes[name][order.index(shard) % self._shared.options.parallel]
+        return self._lanes[name][self._order(shard_map)[shard] % self._shared.options.parallel]
+
+    def _order(self, shard_map: ShardMap) -> dict[int, int]:
+        """Each shard's number among those of its server."""
+        if self._homes is None or self._homes[0] is not shard_map:
+            counts: dict[str, int] = {}
+            order = {}
+            for shard, place in sorted(shard_map.placements.items()):
+                order[shard] = counts[place.server] = counts.get(place.server, -1) + 1
+            self._homes = shard_map, order
+        return self._homes[1]
 
     def close(self) -> None:
         """End every lane, at once if something went wrong."""

@@ -53,7 +53,7 @@ class Shared:
     options: Options
     workers: Workers
     rendered: dict[str, Rendered] = field(default_factory=dict)
-    news: queue.SimpleQueue[News] = field(default_factory=queue.SimpleQueue)
+    news: queue.SimpleQueue[News | None] = field(default_factory=queue.SimpleQueue)
     stop: threading.Event = field(default_factory=threading.Event)
     slowest_ms: dict[str, float] = field(default_factory=dict)
 
@@ -75,7 +75,13 @@ class Lane:
             raise
 
     def work(self, jobs: Mapping[tuple[Step, ...], Sequence[Target]]) -> None:
-        """Take all shards through their steps; tells the news as it goes, and never raises for a shard's error."""
+        """Take all shards through their steps; tells the news as it goes, None when it is at rest. Raises no shard's error."""
+        try:
+            self._work(jobs)
+        finally:
+            self._shared.news.put(None)
+
+    def _work(self, jobs: Mapping[tuple[Step, ...], Sequence[Target]]) -> None:
         most = self._shared.options.batch
         for steps, targets in jobs.items():
             for start in range(0, len(targets), most):

@@ -6,6 +6,10 @@ SELECT to_regclass('shardkit_catalog.fleet_ledger') IS NOT NULL
 -- Become the one runner of migrations; the lock goes with the session, so a killed runner leaves nothing behind.
 SELECT pg_try_advisory_lock(%(lock_class)s, 0)
 
+-- give_lease --
+-- Give the lease back.
+SELECT pg_advisory_unlock(%(lock_class)s, 0)
+
 -- lease_holder --
 -- Who holds the lease: the run that is still marked as running.
 SELECT run, runner, target, begun_at FROM shardkit_catalog.fleet_runs WHERE state = 'running' ORDER BY run DESC LIMIT 1
@@ -29,8 +33,8 @@ SELECT run, direction, target, runner, state, begun_at, ended_at, shards_done, s
 FROM shardkit_catalog.fleet_runs ORDER BY run DESC LIMIT 10
 
 -- ledger --
--- What became of each revision in each shard.
-SELECT shard, revision, state, attempts, error FROM shardkit_catalog.fleet_ledger
+-- What became of each revision in each shard, where it is not done.
+SELECT shard, revision, state, attempts, error FROM shardkit_catalog.fleet_ledger WHERE state <> 'done'
 
 -- mark --
 -- Write one state for many shards and revisions; one attempt more when they begin.
