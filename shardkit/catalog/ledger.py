@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -43,9 +44,16 @@ class Ledger:
         values = {"state": "failed" if behind else "done", "done": done, "behind": behind, "run": self.run}
         self.connection.execute(SQL["end_run"], values)
 
-    def let_go(self) -> None:
-        """Give the lease back now; a killed runner's goes when its session does."""
-        self.connection.execute(SQL["give_lease"], {"lock_class": FLEET_LOCK_CLASS})
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Give the lease back after the block, at once: a killed runner's goes when its session does."""
+        try:
+            yield
+        except Exception:
+            self.end(done=0, behind=1)
+            raise
+        finally:
+            self.connection.execute(SQL["give_lease"], {"lock_class": FLEET_LOCK_CLASS})
 
 
 def begin(connection: Any, *, direction: str, target: str, runner: str) -> Ledger:

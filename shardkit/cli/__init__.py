@@ -13,6 +13,7 @@ from shardkit.errors import ShardKitError
 # name -> (module beside this one, its command, one line for --help)
 COMMANDS = {
     "local": ("local", "local", "Real servers on this machine, for development and trying out."),
+    "migrate": ("migrate", "migrate", "Alembic revisions over every shard: run, resume, look, compare."),
 }
 
 

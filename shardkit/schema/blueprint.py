@@ -44,6 +44,11 @@ def from_metadata(metadata: MetaData) -> Blueprint:
 
 def from_models(path: str) -> Blueprint:
     """From ``package.module:Base``: a declarative base, or a MetaData."""
+    return from_metadata(models_metadata(path))
+
+
+def models_metadata(path: str) -> MetaData:
+    """The MetaData that ``package.module:Base`` names."""
     module_name, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
@@ -52,7 +57,7 @@ def from_models(path: str) -> Blueprint:
     metadata = getattr(found, "metadata", found)
     if not isinstance(metadata, MetaData):
         raise SettingsError(f"--models {path} is neither a declarative base nor a MetaData")
-    return from_metadata(metadata)
+    return metadata
 
 
 def from_tree(tree: Path) -> Blueprint:

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from shardkit.catalog.ledger import Ledger, begin, hold_shards, let_go, moving_shards, read_ledger
+from shardkit.catalog.ledger import Ledger, begin, hold_shards, last_runs, let_go, moving_shards, read_ledger
 from shardkit.catalog.rows import load_map
 from shardkit.core.fleet import Behind, Found, Options, Plan, State, Step, Version, Why, in_phase, must_stop, plan, why_behind
 from shardkit.core.names import schema_name
 from shardkit.core.shardmap import ShardMap
 from shardkit.db.connect import connect_admin, server_url
-from shardkit.db.steps import Target
+from shardkit.db.steps import Target, stamp
 from shardkit.errors import ServerDownError
 from shardkit.schema.lanes import Lane, News, Shared
 from shardkit.schema.render import render
@@ -88,7 +88,7 @@ class Fleet:
             run = _Run(self, catalog, Shared(self.settings, options, workers), ledger, ways, direction, progress)
             stack.callback(run.close)
             if ledger is not None:
-                stack.callback(ledger.let_go)
+                stack.enter_context(ledger.lease())
             first = run.look()
             if dry_run:
                 return Report(wanted, direction, first.current, behind=first.behind, online=run.online(), planned=first)
@@ -112,6 +112,28 @@ class Fleet:
         seen = plan(found, ways, Options())
         behind = [*seen.behind, *(why_behind(one, seen.steps[one.shard], known) for one in found if one.shard in seen.steps)]
         return Report(wanted, "up", seen.current, behind=tuple(sorted(behind, key=lambda one: one.shard)))
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The newest runs, newest first."""
+        with connect_admin(self.settings.catalog_url, self.settings) as catalog:
+            return last_runs(catalog)
+
+    def stamp(self, revision: str, *, only: frozenset[int] | None = None) -> int:
+        """Say that shards (all, or *only* these) are at *revision*, and run nothing; gives how many."""
+        wanted = self.tree.resolve(revision)
+        with connect_admin(self.settings.catalog_url, self.settings) as catalog:
+            ledger = self._begin(catalog, "up", wanted or "base")
+            with ledger.lease():
+                shard_map = load_map(catalog)
+                shards = sorted(shard for shard in shard_map.placements if only is None or shard in only)
+                held = hold_shards(catalog, shards) - moving_shards(catalog, shards)
+                for name in sorted({shard_map.placement(shard).server for shard in held}):
+                    url = server_url(shard_map.server(name), self.settings)
+                    with connect_admin(url, self.settings, name=f"server {name!r}") as connection:
+                        mine = [s for s in sorted(held) if shard_map.placement(s).server == name]
+                        stamp(connection, [Target(s, schema_of(shard_map, s)) for s in mine], (wanted,) if wanted else ())
+                ledger.end(done=len(held), behind=len(shards) - len(held))
+        return len(held)
 
     def _ways(
         self, wanted: str | None, direction: Direction, phase: str | None

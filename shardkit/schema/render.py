@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from alembic.runtime.environment import EnvironmentContext
+from sqlalchemy.dialects.postgresql.base import PGCompiler
 from sqlalchemy.sql.elements import ClauseElement
 
 from shardkit.core.fleet import Step
@@ -67,6 +68,18 @@ class _Answer:
         raise _ReadsDataError("it tests the result of a statement")
 
 
+class _StrictCompiler(PGCompiler):
+    """SQLAlchemy writes NULL for a parameter nobody gave a value, as in ``note LIKE ' :x'``; that is never what was meant."""
+
+    def render_literal_bindparam(self, bindparam: Any, *given: Any, **options: Any) -> str:
+        """A value as SQL text."""
+        if bindparam.required and bindparam.value is None and bindparam.callable is None:
+            raise MigrationError(
+                f"its SQL has the parameter :{bindparam.key} and no value for it; nothing was done. If a colon is meant, write \\\\:"
+            )
+        return str(super().render_literal_bindparam(bindparam, *given, **options))
+
+
 class _Bind:
     """In place of Alembic's mock connection: takes statements, and tells when something else is wanted of it."""
 
@@ -116,10 +129,13 @@ def _one(tree: Tree, revision: str, direction: Direction, context: Any) -> Rende
     impl = context.impl
     collected = _Collector()
     kept = context.connection
+    impl.dialect.statement_compiler = _StrictCompiler
     context.connection = impl.connection = _Bind(impl)
     impl.static_output, impl.emit_begin, impl.emit_commit = collected.take, collected.begin, collected.commit
     try:
         work()
+    except MigrationError as exc:
+        raise MigrationError(f"revision {revision} cannot be run: {exc.args[0]}") from exc
     except _ReadsDataError as exc:
         return _for_alembic(module, revision, str(exc))
     except Exception as exc:  # noqa: BLE001  offline it fails; online it may work, or will say why on the first shard
