@@ -39,6 +39,12 @@ class Ledger:
             SQL["mark"], {**values, "state": state.value, "direction": self.direction, "run": self.run}, prepare=False
         )
 
+    def settle(self, entries: Sequence[Entry]) -> None:
+        """Write down as done what a killed runner had done."""
+        if entries:
+            values = {"shards": [one.shard for one in entries], "revisions": [one.revision for one in entries]}
+            self.connection.execute(SQL["settle"], values)
+
     def end(self, *, done: int, behind: int) -> None:
         """The run is over."""
         values = {"state": "failed" if behind else "done", "done": done, "behind": behind, "run": self.run}
@@ -77,7 +83,7 @@ def read_ledger(connection: Any) -> Mapping[tuple[int, str], Entry]:
     if not connection.execute(SQL["has_ledger"]).fetchone()[0]:
         return {}
     rows = connection.execute(SQL["ledger"]).fetchall()
-    return {(row[0], row[1]): Entry(row[0], row[1], State(row[2]), row[3], row[4]) for row in rows}
+    return {(row[0], row[1]): Entry(row[0], row[1], State(row[2]), *row[3:]) for row in rows}
 
 
 def last_runs(connection: Any) -> list[dict[str, Any]]:

@@ -70,6 +70,7 @@ class Entry:
     state: State
     attempts: int = 0
     error: str = ""
+    up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,20 @@ def why_behind(one: Found, way: Sequence[Step], ledger: Mapping[tuple[int, str],
         elif entry.state is State.RUNNING:
             why, detail = Why.STOPPED, f"revision {entry.revision} was being run, or its runner was killed"
     return Behind(one.shard, one.server, one.version, len(way), why, detail)
+
+
+def settled(
+    found: Iterable[Found], ledger: Mapping[tuple[int, str], Entry], applied: Callable[[Version], Collection[str]]
+) -> list[Entry]:
+    """Entries that say "not done" of work that is: their runner was killed before it could write it down."""
+    versions = {one.shard: one.version for one in found if one.version is not None}
+    return [
+        entry
+        for entry in ledger.values()
+        if entry.state is not State.DONE
+        and entry.shard in versions
+        and (entry.revision in applied(versions[entry.shard])) == entry.up
+    ]
 
 
 def must_stop(*, failures: int, canary: bool, max_failures: int) -> bool:

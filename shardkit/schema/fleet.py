@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from shardkit.catalog.ledger import Ledger, begin, hold_shards, last_runs, let_go, moving_shards, read_ledger
 from shardkit.catalog.rows import load_map
-from shardkit.core.fleet import Behind, Found, Options, Plan, State, Step, Version, Why, in_phase, must_stop, plan, why_behind
+from shardkit.core.fleet import Behind, Found, Options, Plan, State, Step, Version, Why, in_phase, must_stop, plan, settled, why_behind
 from shardkit.core.names import schema_name
 from shardkit.core.shardmap import ShardMap
 from shardkit.db.connect import connect_admin, server_url
@@ -179,9 +179,12 @@ class _Run:
 
     def look(self) -> Plan:
         """What is to be done, from what the shards say."""
-        settled = self._done | self._failed.keys()
-        found = self.find(self._map, [shard for shard in self._map.placements if shard not in settled])
-        seen = plan(found, self._ways, self._shared.options, read_ledger(self._catalog))
+        over = self._done | self._failed.keys()
+        found = self.find(self._map, [shard for shard in self._map.placements if shard not in over])
+        known = read_ledger(self._catalog)
+        if self._ledger is not None:
+            self._ledger.settle(settled(found, known, self._fleet.tree.applied))
+        seen = plan(found, self._ways, self._shared.options, known)
         missing = {step.revision: step for steps in seen.steps.values() for step in steps}
         if self._direction == "down":
             for revision in missing:
@@ -226,14 +229,14 @@ class _Run:
         while True:
             self._total = len(self._done) + len(self._failed) + len(seen.steps)
             self._pending(seen)
-            settled = len(self._done) + len(self._failed)
+            before = len(self._done) + len(self._failed)
             for number, wave in enumerate(seen.waves):
                 if self._shared.stop.is_set():
                     break
                 self._wave(wave, seen, canary=number == 0 and seen is first and self._shared.options.canary > 0)
             self._map = load_map(self._catalog, self._map)
             seen = self.look()
-            if self._shared.stop.is_set() or not seen.steps or settled == len(self._done) + len(self._failed):
+            if self._shared.stop.is_set() or not seen.steps or before == len(self._done) + len(self._failed):
                 break
         left = [*seen.behind, *self._failed.values()]
         named = {one.shard for one in left}

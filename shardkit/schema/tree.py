@@ -39,6 +39,7 @@ class Tree:
                 "Merge them: alembic merge heads"
             )
         self.head: str | None = heads[0] if heads else None
+        self._applied: dict[Version, frozenset[str]] = {}
         self._paths: dict[tuple[Version, str | None, Direction], tuple[Step, ...] | None] = {}
 
     def resolve(self, name: str) -> str | None:
@@ -76,7 +77,7 @@ class Tree:
         with _as_ours(f"the way from {', '.join(version) or 'base'} to {target or 'base'}"):
             if direction == "up":
                 found = self.script._upgrade_revs(target, version) if target else []  # type: ignore[arg-type]  # noqa: SLF001
-            elif target is not None and target not in self._below(version):
+            elif target is not None and target not in self.applied(version):
                 found = []
             else:
                 found = self.script._downgrade_revs(target or "base", version)  # type: ignore[arg-type]  # noqa: SLF001
@@ -90,8 +91,15 @@ class Tree:
             before = after
         return tuple(steps)
 
-    def _below(self, version: Version) -> set[str]:
-        return {str(r.revision) for r in self.script.iterate_revisions(version, "base")} if version else set()
+    def applied(self, version: Version) -> frozenset[str]:
+        """All revisions a shard at *version* has; none for a version the tree does not know."""
+        if version not in self._applied:
+            try:
+                below = {str(r.revision) for r in self.script.iterate_revisions(version, "base")} if version else set()
+            except (CommandError, RevisionError, KeyError):
+                below = set()
+            self._applied[version] = frozenset(below)
+        return self._applied[version]
 
     def module(self, revision: str) -> Any:
         """The Python module of a revision."""

@@ -34,7 +34,7 @@ FROM shardkit_catalog.fleet_runs ORDER BY run DESC LIMIT 10
 
 -- ledger --
 -- What became of each revision in each shard, where it is not done.
-SELECT shard, revision, state, attempts, error FROM shardkit_catalog.fleet_ledger WHERE state <> 'done'
+SELECT shard, revision, state, attempts, error, direction = 'up' FROM shardkit_catalog.fleet_ledger WHERE state <> 'done'
 
 -- mark --
 -- Write one state for many shards and revisions; one attempt more when they begin.
@@ -44,6 +44,11 @@ FROM unnest(%(shards)s::int[], %(revisions)s::text[], %(errors)s::text[]) AS giv
 ON CONFLICT (shard, revision) DO UPDATE SET direction = excluded.direction, state = excluded.state, run = excluded.run,
     attempts = CASE WHEN excluded.state = 'pending' THEN 0 ELSE ledger.attempts + excluded.attempts END,
     error = excluded.error, changed_at = now()
+
+-- settle --
+-- What was done by a runner that was killed before it could write it down.
+UPDATE shardkit_catalog.fleet_ledger SET state = 'done', error = '', changed_at = now()
+WHERE (shard, revision) IN (SELECT * FROM unnest(%(shards)s::int[], %(revisions)s::text[]))
 
 -- hold_shards --
 -- Hold shards against moves, in shared form; those that a move holds are not in the answer.

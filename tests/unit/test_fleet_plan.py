@@ -20,6 +20,7 @@ from shardkit.core.fleet import (
     must_stop,
     pause_s,
     plan,
+    settled,
     waves,
     why_behind,
 )
@@ -110,6 +111,16 @@ def test_done_in_the_ledger_does_not_make_it_so():
     one = found(4)
     said = why_behind(one, path(one.version), {(4, "b"): Entry(4, "b", State.DONE)})
     assert (said.why, said.missing) == (Why.WAITING, 2)
+
+
+def test_work_of_a_killed_runner_is_settled_by_what_the_shards_say():
+    ledger = {
+        (shard, "b"): Entry(shard, "b", state, up=up)
+        for shard, state, up in [(1, State.RUNNING, True), (2, State.RUNNING, True), (3, State.FAILED, False), (4, State.DONE, True)]
+    }
+    shards = [found(1, ("b",)), found(2, ("a",)), found(3, ("a",)), found(4, ("a",))]
+    over = settled(shards, ledger, lambda version: LINE[: LINE.index(version[0]) + 1])
+    assert [entry.shard for entry in over] == [1, 3]
 
 
 def test_one_failing_canary_stops_everything():
