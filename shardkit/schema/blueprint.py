@@ -66,15 +66,20 @@ def from_tree(tree: Path) -> Blueprint:
     Raises NeedsOnlineError for a revision that reads data: then make empty shards, and run ``shardkit migrate upgrade``.
     """
     line = Tree(tree)
-    steps = line.path((), line.head) or ()
+    return Blueprint(script_at(line, line.head))
+
+
+def script_at(tree: Tree, revision: str | None) -> str:
+    """The SQL that makes a new shard as *tree* has it at *revision* (None: before the first). Raises NeedsOnlineError."""
+    steps = tree.path((), revision) or ()
     statements = [VERSION_TABLE_SQL]
-    for one in render(line, steps).values():
+    for one in render(tree, steps).values():
         if one.online:
             raise NeedsOnlineError(
                 f"revision {one.revision} cannot be rendered as SQL: {one.online}; nothing was done. Make the cluster without "
-                "this tree, then run `shardkit migrate upgrade`"
+                "this tree, then run `shardkit migrate upgrade`; to look for drift, name a shard that is right"
             )
         # The shard is new and empty, and nobody writes to it: its indexes are built in the transaction that makes it.
         statements += [_CONCURRENTLY.sub("INDEX ", s, count=1) for s in one.statements]
     statements += [f"INSERT INTO {VERSION_TABLE} VALUES ('{revision}')" for revision in (steps[-1].after if steps else ())]
-    return Blueprint(";\n".join(statements))
+    return ";\n".join(statements)
