@@ -229,6 +229,12 @@ class CommitUnknownError(ServerError):
 
     code = "SK405"
     outcome = Outcome.UNKNOWN
+    server: str | None = None
+    """Name of the server that was asked to commit."""
+    xid: str | None = None
+    """The transaction's id, if the server had told it; `pg_xact_status` on the same timeline knows the outcome."""
+    timeline: str | None = None
+    backend_pid: int | None = None
 
 
 class SessionError(ShardKitError):
@@ -274,7 +280,7 @@ class MigrationError(ShardKitError):
 
 
 class FleetBusyError(MigrationError):
-    """Another runner is migrating this cluster; nothing was done. Wait for it: `shardkit migrate status` shows how far it is."""
+    """Another runner is migrating this cluster; nothing was done. `shardkit migrate status` shows how far it is."""
 
     code = "SK971"
     retryable = True

@@ -73,7 +73,9 @@ def run_options(command: F) -> F:
         click.option(
             "--max-failures", default=10, show_default=True, type=click.IntRange(0), help="Stop when more shards have failed."
         ),
-        click.option("--parallel", default=4, show_default=True, type=click.IntRange(1, 64), help="Connections to each server."),
+        click.option(
+            "--parallel", default=4, show_default=True, type=click.IntRange(1, 64), help="Connections to each server."
+        ),
         click.option(
             "--batch",
             default=MOST_IN_ONE_TRANSACTION,
@@ -110,7 +112,7 @@ def migrate() -> None:
 @phase_option
 @run_options
 @click.pass_context
-def upgrade(ctx: click.Context, revision: str, **given: Any) -> None:
+def upgrade(ctx: click.Context, /, revision: str, **given: Any) -> None:
     """Take every shard up to REVISION (head). Exit code 1 if a shard is not there, 3 if only moves kept it."""
     _run(ctx, revision, "up", **given)
 
@@ -121,7 +123,7 @@ def upgrade(ctx: click.Context, revision: str, **given: Any) -> None:
 @tree_option
 @run_options
 @click.pass_context
-def downgrade(ctx: click.Context, revision: str, **given: Any) -> None:
+def downgrade(ctx: click.Context, /, revision: str, **given: Any) -> None:
     """Take every shard down to REVISION, or to base. Asks for its name, for data may go with it."""
     _run(ctx, revision, "down", phase=None, **given)
 
@@ -166,9 +168,7 @@ def _run(
 @phase_option
 @json_option
 @click.pass_context
-def status(
-    ctx: click.Context, revision: str, config: Path | None, tree: Path | None, phase: str | None, as_json: bool
-) -> None:
+def status(ctx: click.Context, revision: str, config: Path | None, tree: Path | None, phase: str | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
     """Name the shards that are behind REVISION (head), and why. Exit code 3 if there are any."""
     fleet = Fleet(settings_from(config), tree or own_tree("shard"))
     report = fleet.status(revision, phase=phase)
@@ -191,7 +191,7 @@ def status(
 @tree_option
 @click.option("--only", type=Shards(), help="Only these: 7 or 0-15,40.")
 @yes_option
-def stamp(revision: str, config: Path | None, tree: Path | None, only: frozenset[int] | None, yes: bool) -> None:
+def stamp(revision: str, config: Path | None, tree: Path | None, only: frozenset[int] | None, yes: bool) -> None:  # noqa: FBT001  click's signature
     """Say that shards are at REVISION without running anything, for shards made from models."""
     fleet = Fleet(settings_from(config), tree or own_tree("shard"))
     go_on(f"Say that shards are at {revision}, whatever is in them?", yes=yes, dry_run=False)
@@ -206,7 +206,13 @@ def stamp(revision: str, config: Path | None, tree: Path | None, only: frozenset
 @config_option
 @tree_option
 def revision(
-    message: str, autogenerate: bool, models: str | None, shard: int | None, config: Path | None, tree: Path | None
+    message: str,
+    *,
+    autogenerate: bool,
+    models: str | None,
+    shard: int | None,
+    config: Path | None,
+    tree: Path | None,
 ) -> None:
     """Write a new revision file into the tree."""
     from shardkit.schema.revise import new_revision
@@ -225,7 +231,7 @@ def revision(
 @click.option("--only", type=Shards(), help="Look at these only.")
 @json_option
 @click.pass_context
-def check(ctx: click.Context, config: Path | None, tree: Path | None, as_json: bool, **given: Any) -> None:
+def check(ctx: click.Context, /, config: Path | None, tree: Path | None, as_json: bool, **given: Any) -> None:  # noqa: FBT001  click's signature
     """Compare every shard's real structure with the reference; say what differs as SQL. Exit code 3 if anything does."""
     from shardkit.schema.drift import check_fleet
 

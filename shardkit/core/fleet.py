@@ -125,7 +125,7 @@ def plan(
     options: Options,
     ledger: Mapping[tuple[int, str], Entry] | None = None,
 ) -> Plan:
-    """What is to be done, from what the shards say. *path* gives the steps from a version, None for a version it cannot know."""
+    """What is to be done, from what the shards say. *path* gives the steps from a version, None if it does not know it."""
     steps: dict[int, tuple[Step, ...]] = {}
     behind: list[Behind] = []
     current = 0
@@ -198,7 +198,7 @@ def in_phase(steps: Sequence[Step], post: Collection[str], phase: str | None) ->
 
 
 def batch_size(*, slowest_ms: float | None, options: Options) -> int:
-    """Shards in one transaction: as many as hold their locks for less than the budget. A revision nobody has timed goes alone."""
+    """Shards in one transaction: as many as hold their locks for less than the budget. What nobody has timed goes alone."""
     if slowest_ms is None:
         return 1
     fits = int(options.budget_ms / 4 / max(slowest_ms, 0.01))

@@ -19,7 +19,9 @@ from shardkit.db.steps import Connection, Target, VersionChangedError, program_s
 from shardkit.errors import MigrationError
 
 _NAME = r'("(?:[^"]|"")+"|[\w$]+)'
-_CREATE = re.compile(rf"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?{_NAME}\s+ON\b", re.IGNORECASE)
+_CREATE = re.compile(
+    rf"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?{_NAME}\s+ON\b", re.IGNORECASE
+)
 _DROP = re.compile(rf"\s*DROP\s+INDEX\s+CONCURRENTLY\s+(?:IF\s+EXISTS\s+)?{_NAME}", re.IGNORECASE)
 
 
@@ -35,16 +37,17 @@ def apply_alone(
 ) -> None:
     """Run all *parts* of *step* in *target*, from where an earlier run was stopped, and then move the version row.
 
-    Raises what PostgreSQL says: the parts before stay, and are not run again. VersionChangedError: it is not at ``step.before``.
+    Raises what PostgreSQL says: the parts before stay, and are not run again. VersionChangedError: it is not at
+    ``step.before``.
     """
     with step_lock(connection, target, step, patience_ms=patience_ms) as there:
         if there:
             return
         connection.execute(SQL("SET search_path TO {}").format(Identifier(target.schema)))
         connection.execute(
-            SQL("CREATE TABLE IF NOT EXISTS {} (revision text PRIMARY KEY, part integer NOT NULL, begun boolean NOT NULL)").format(
-                Identifier(target.schema, PROGRESS_TABLE)
-            )
+            SQL(
+                "CREATE TABLE IF NOT EXISTS {} (revision text PRIMARY KEY, part integer NOT NULL, begun boolean NOT NULL)"
+            ).format(Identifier(target.schema, PROGRESS_TABLE))
         )
         first, begun = _progress(connection, target, step)
         for number in range(first, len(parts)):
@@ -104,7 +107,8 @@ class step_lock:  # noqa: N801  reads as a verb phrase in a with statement
 
 def _progress(connection: Connection, target: Target, step: Step) -> tuple[int, bool]:
     row = connection.execute(
-        SQL("SELECT part, begun FROM {} WHERE revision = %s").format(Identifier(target.schema, PROGRESS_TABLE)), (step.revision,)
+        SQL("SELECT part, begun FROM {} WHERE revision = %s").format(Identifier(target.schema, PROGRESS_TABLE)),
+        (step.revision,),
     ).fetchone()
     return (row[0], row[1]) if row else (0, False)
 
@@ -112,7 +116,8 @@ def _progress(connection: Connection, target: Target, step: Step) -> tuple[int, 
 def _note(connection: Connection, target: Target, step: Step, *, part: int, begun: bool) -> None:
     connection.execute(
         SQL(
-            "INSERT INTO {} VALUES (%s, %s, %s) ON CONFLICT (revision) DO UPDATE SET part = excluded.part, begun = excluded.begun"
+            "INSERT INTO {} VALUES (%s, %s, %s) ON CONFLICT (revision) "
+            "DO UPDATE SET part = excluded.part, begun = excluded.begun"
         ).format(Identifier(target.schema, PROGRESS_TABLE)),
         (step.revision, part, begun),
     )

@@ -110,9 +110,10 @@ def apply(
         raise
 
 
-def program_sql(statements: Iterable[str]) -> Composable:
+def program_sql(statements: Iterable[str]) -> sql.Composed:
     """SQL of the program's revisions: part of the program, as safe as its code."""
-    return SQL(";\n").join([SQL(cast("LiteralString", s.replace("{", "{{").replace("}", "}}"))).format() for s in statements])
+    parts = [SQL(cast("LiteralString", statement)) for statement in statements]  # type: ignore[redundant-cast]  # not to pyright
+    return SQL(";\n").join(parts)
 
 
 def _claim(connection: Connection, targets: Sequence[Target], step: Step, *, lock_timeout_ms: int) -> None:
@@ -132,7 +133,7 @@ def _claim(connection: Connection, targets: Sequence[Target], step: Step, *, loc
         cursor.nextset()
 
 
-def version_changes(schema: str, step: Step) -> Iterator[tuple[Composable, bool]]:
+def version_changes(schema: str, step: Step) -> Iterator[tuple[sql.Composed, bool]]:
     """Statements that take a version table from ``step.before`` to ``step.after``, and whether each must change one row."""
     table = Identifier(schema, VERSION_TABLE)
     gone = sorted(set(step.before) - set(step.after))
@@ -156,7 +157,8 @@ def version_changes(schema: str, step: Step) -> Iterator[tuple[Composable, bool]
 def version_table(schema: str) -> sql.Composed:
     """The version table, as Alembic makes it."""
     return SQL(
-        "CREATE TABLE IF NOT EXISTS {} (version_num varchar(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+        "CREATE TABLE IF NOT EXISTS {} (version_num varchar(32) NOT NULL, "
+        "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
     ).format(Identifier(schema, VERSION_TABLE))
 
 

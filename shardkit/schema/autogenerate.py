@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from shardkit.core.names import PROGRESS_TABLE
 from shardkit.orm.keys import ShardKey
 
-_QUOTE = postgresql.dialect().identifier_preparer.quote
+_QUOTE = postgresql.dialect().identifier_preparer.quote  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
 
 def protect(op: Any, table: str) -> None:

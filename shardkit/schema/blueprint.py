@@ -17,7 +17,8 @@ from shardkit.schema.tree import Tree
 
 _CONCURRENTLY: Final = re.compile(r"\bINDEX\s+CONCURRENTLY\s+", re.IGNORECASE)
 VERSION_TABLE_SQL: Final = (
-    f"CREATE TABLE {VERSION_TABLE} (version_num varchar(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)); "
+    f"CREATE TABLE {VERSION_TABLE} (version_num varchar(32) NOT NULL, "
+    "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)); "
     f"REVOKE ALL ON {VERSION_TABLE} FROM {APP_ROLE}, {OPERATOR_ROLE}"
 )
 
@@ -81,5 +82,8 @@ def script_at(tree: Tree, revision: str | None) -> str:
             )
         # The shard is new and empty, and nobody writes to it: its indexes are built in the transaction that makes it.
         statements += [_CONCURRENTLY.sub("INDEX ", s, count=1) for s in one.statements]
-    statements += [f"INSERT INTO {VERSION_TABLE} VALUES ('{revision}')" for revision in (steps[-1].after if steps else ())]
+    statements += [
+        f"INSERT INTO {VERSION_TABLE} VALUES ('{name}')"  # noqa: S608  the program's own revisions
+        for name in (steps[-1].after if steps else ())
+    ]
     return ";\n".join(statements)

@@ -76,9 +76,7 @@ def _compare(
 class _Reference:
     """What a shard should be; worked out once for each server, since servers of different releases print differently."""
 
-    def __init__(
-        self, settings: Settings, shard_map: ShardMap, tree: Path, models: str | None, shard: int | None
-    ) -> None:
+    def __init__(self, settings: Settings, shard_map: ShardMap, tree: Path, models: str | None, shard: int | None) -> None:
         self._models, self._known = models, dict[tuple[str, Version], dict[Key, Item]]()
         self._tree = Tree(tree) if models is None and shard is None else None
         self._given: dict[Key, Item] | None = None

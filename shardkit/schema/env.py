@@ -71,8 +71,6 @@ def _shard(said: dict[str, Any]) -> int:
     named = parse_schema(str(said.get("schema", "")))
     if named is None:
         raise MigrationError(
-            "which shard? Say alembic -x shard=17 ..., or -x schema=s0017_e1; for all of them: shardkit migrate. Nothing was done"
+            "which shard? Say alembic -x shard=17 ..., or -x schema=s0017_e1; for all: shardkit migrate. Nothing was done"
         )
     return named.shard
-
-

@@ -18,7 +18,21 @@ from typing import Any, Final
 
 from shardkit.catalog.ledger import Ledger, begin, hold_shards, last_runs, let_go, moving_shards, read_ledger
 from shardkit.catalog.rows import load_map
-from shardkit.core.fleet import Behind, Found, Options, Plan, State, Step, Version, Why, in_phase, must_stop, plan, settled, why_behind
+from shardkit.core.fleet import (
+    Behind,
+    Found,
+    Options,
+    Plan,
+    State,
+    Step,
+    Version,
+    Why,
+    in_phase,
+    must_stop,
+    plan,
+    settled,
+    why_behind,
+)
 from shardkit.core.names import schema_name
 from shardkit.core.shardmap import ShardMap
 from shardkit.db.connect import connect_admin, server_url
@@ -167,7 +181,8 @@ class _Run:
         progress: Progress,
     ) -> None:
         self._fleet, self._catalog, self._shared, self._ledger = fleet, catalog, shared, ledger
-        self._ways, self._direction, self._progress = ways, direction, progress
+        self._ways, self._progress = ways, progress
+        self._direction: Direction = direction
         self._lanes: dict[str, list[Lane]] = {}
         self._threads: dict[Lane, ThreadPoolExecutor] = {}
         self._map: ShardMap = load_map(catalog)
@@ -241,7 +256,9 @@ class _Run:
         left = [*seen.behind, *self._failed.values()]
         named = {one.shard for one in left}
         left += [
-            Behind(shard, self._map.placement(shard).server, steps[0].before, len(steps), Why.WAITING, "the run stopped before it")
+            Behind(
+                shard, self._map.placement(shard).server, steps[0].before, len(steps), Why.WAITING, "the run stopped before it"
+            )
             for shard, steps in seen.steps.items()
             if shard not in named
         ]
@@ -299,8 +316,8 @@ class _Run:
             if must_stop(failures=failures, canary=canary, max_failures=self._shared.options.max_failures):
                 self._shared.stop.set()
             self._progress(len(self._done), self._total, len(self._failed))
-        for one in running:
-            one.result()
+        for lane in running:
+            lane.result()
 
     def _news(self, lanes: int) -> Iterator[News | None]:
         """All there is to hear for a while, or until the *lanes* still at work are at rest."""

@@ -183,7 +183,7 @@ class Lane:
                 return found
 
     def _there(self, target: Target, step: Step) -> bool:
-        """Whether the shard is at the end of *step* after all: the answer to a COMMIT was lost, or somebody else was quicker."""
+        """Whether the shard is at the end of *step* after all: an answer to COMMIT was lost, or somebody else was quicker."""
         try:
             return self.read([target.schema]).get(target.schema) == step.after
         except (DriverError, ServerDownError):

@@ -68,9 +68,9 @@ class Online:
 
         def steps(version: Any, _context: Any) -> list[Any]:
             if self.up:
-                return list(script._upgrade_revs(step.revision, version))  # noqa: SLF001
-            below = revision._versioned_down_revisions  # type: ignore[union-attr]  # noqa: SLF001
-            return list(script._downgrade_revs(below[0] if below else "base", version))  # noqa: SLF001
+                return list(script._upgrade_revs(step.revision, version))
+            below = revision._versioned_down_revisions
+            return list(script._downgrade_revs(below[0] if below else "base", version))
 
         engine = schema_engine(
             job["url"], job["schema"], self.settings, name=job["server"], lock_timeout_ms=job["lock_timeout_ms"]

@@ -21,7 +21,9 @@ from shardkit.core.fleet import Step
 from shardkit.errors import MigrationError
 from shardkit.schema.tree import Direction, Tree
 
-_TRANSACTION_CONTROL: Final = re.compile(r"\s*(?:BEGIN|START\s+TRANSACTION|COMMIT|END|ROLLBACK|ABORT|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
+_TRANSACTION_CONTROL: Final = re.compile(
+    r"\s*(?:BEGIN|START\s+TRANSACTION|COMMIT|END|ROLLBACK|ABORT|PREPARE\s+TRANSACTION)\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +77,10 @@ class _StrictCompiler(PGCompiler):
         """A value as SQL text."""
         if bindparam.required and bindparam.value is None and bindparam.callable is None:
             raise MigrationError(
-                f"its SQL has the parameter :{bindparam.key} and no value for it; nothing was done. If a colon is meant, write \\\\:"
+                f"its SQL has the parameter :{bindparam.key} and no value for it; nothing was done. "
+                "If a colon is meant, write \\\\:"
             )
-        return str(super().render_literal_bindparam(bindparam, *given, **options))
+        return str(super().render_literal_bindparam(bindparam, *given, **options))  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
 
 class _Bind:
@@ -154,8 +157,8 @@ def _one(tree: Tree, revision: str, direction: Direction, context: Any) -> Rende
 def _for_alembic(module: Any, revision: str, why: str) -> Rendered:
     if "autocommit_block" in inspect.getsource(module):
         raise MigrationError(
-            f"revision {revision} cannot be rendered ({why}) and leaves its transaction: killed in the middle, nobody could say "
-            "how far it came; nothing was done. Make two revisions of it"
+            f"revision {revision} cannot be rendered ({why}) and leaves its transaction: killed in the middle, nobody "
+            "could say how far it came; nothing was done. Make two revisions of it"
         )
     return Rendered(revision, online=why)
 

@@ -76,15 +76,15 @@ class Tree:
             return None
         with _as_ours(f"the way from {', '.join(version) or 'base'} to {target or 'base'}"):
             if direction == "up":
-                found = self.script._upgrade_revs(target, version) if target else []  # type: ignore[arg-type]  # noqa: SLF001
+                found = self.script._upgrade_revs(target, version) if target else []  # type: ignore[arg-type]
             elif target is not None and target not in self.applied(version):
                 found = []
             else:
-                found = self.script._downgrade_revs(target or "base", version)  # type: ignore[arg-type]  # noqa: SLF001
+                found = self.script._downgrade_revs(target or "base", version)  # type: ignore[arg-type]
         steps, before = [], version
         for step in found:
-            script: Script = step.revision  # type: ignore[assignment,attr-defined]
-            parents = {str(r) for r in script._versioned_down_revisions}  # noqa: SLF001
+            script: Script = step.revision
+            parents = {str(r) for r in script._versioned_down_revisions}
             lost, gained = (parents, {script.revision}) if direction == "up" else ({script.revision}, parents)
             after = tuple(sorted((set(before) - lost) | gained))
             steps.append(Step(str(script.revision), before, after))
@@ -103,7 +103,7 @@ class Tree:
 
     def module(self, revision: str) -> Any:
         """The Python module of a revision."""
-        return self.script.get_revision(revision).module  # type: ignore[union-attr]
+        return self.script.get_revision(revision).module
 
     def deploy(self, revision: str) -> str:
         """When a revision belongs: ``pre`` the new program's start (the default), or ``post``."""

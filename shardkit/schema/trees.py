@@ -1,4 +1,4 @@
-"""Alembic trees on disk: where ours are, and how one becomes a configuration. A connection is passed as an object, never a URL."""
+"""Alembic trees on disk: where ours are, and how one becomes a configuration; connections are objects, never URL strings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runner's side of the worker processes: a few of them, made when the first online revision comes, lent to one lane each."""
+"""The runner's side of the worker processes: a few, made when the first online revision comes, lent to one lane each."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ class Workers:
 
     @staticmethod
     def _ask(process: subprocess.Popen[str], job: dict[str, Any]) -> dict[str, Any]:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
@@ -87,11 +88,10 @@ class Workers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         for process in self._all:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             try:
                 process.stdin.close()
             except BrokenPipeError:

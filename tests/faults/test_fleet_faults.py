@@ -126,7 +126,11 @@ def test_server_that_goes_away_in_the_middle_is_named_and_the_rest_is_done(lab, 
         allow = psycopg.sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
         run.start()
         try:
-            eventually(lambda: "done" in [s for (shard, r), s in lab.ledger().items() if r == "b" and shard in lab.map.shards_on("pg2")])
+            eventually(
+                lambda: (
+                    "done" in [s for (shard, r), s in lab.ledger().items() if r == "b" and shard in lab.map.shards_on("pg2")]
+                )
+            )
             connection.execute(allow.format(psycopg.sql.Identifier(name), psycopg.sql.SQL("false")))
             connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
             run.join()

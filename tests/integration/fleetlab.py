@@ -49,7 +49,8 @@ class FleetLab:
 
     def revise(self, name: str, up: str, *, undo: str = "pass", mark: str = "", down: str | None = ...) -> None:
         body = {
-            key: "\n".join(f"    {line}" for line in text.strip("\n").splitlines()) for key, text in {"up": up, "undo": undo}.items()
+            key: "\n".join(f"    {line}" for line in text.strip("\n").splitlines())
+            for key, text in {"up": up, "undo": undo}.items()
         }
         parent = self.last if down is ... else down
         (self.tree / "versions" / f"{name}.py").write_text(REVISION.format(name=name, down=parent, mark=mark, **body))
@@ -117,14 +118,23 @@ class FleetLab:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The command line, to its end."""
         return subprocess.run(
-            self.command(*arguments), env=self.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+            self.command(*arguments),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
 
     @contextlib.contextmanager
     def started(self, *arguments: str):
         """The command line, running; killed at the end of the block if it still does."""
         process = subprocess.Popen(
-            self.command(*arguments), env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            self.command(*arguments),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         try:
             yield process

@@ -16,8 +16,10 @@ from shardkit.schema.fleet import Fleet
 from tests.integration.fleetlab import FleetLab
 
 VERSION = "SELECT string_agg(version_num, ',') FROM alembic_version"
-COLUMNS = "SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'orders'::regclass AND attnum > 0 AND NOT attisdropped"
-INDEXES = "SELECT string_agg(indexrelid::regclass::text, ',' ORDER BY indexrelid::regclass::text) FROM pg_index WHERE indrelid = 'orders'::regclass"
+COLUMNS = """SELECT string_agg(attname, ',' ORDER BY attnum)
+FROM pg_attribute WHERE attrelid = 'orders'::regclass AND attnum > 0 AND NOT attisdropped"""
+INDEXES = """SELECT string_agg(indexrelid::regclass::text, ',' ORDER BY indexrelid::regclass::text)
+FROM pg_index WHERE indrelid = 'orders'::regclass"""
 INVALID = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
 CONCURRENT = """
 op.execute("UPDATE orders SET note = coalesce(note, '') || 'x'")
@@ -113,7 +115,9 @@ def test_one_failing_shard_takes_no_other_down(lab):
     lab.migrate()
     with lab.shard(9) as connection:
         connection.execute("INSERT INTO orders VALUES (1, 'same'), (2, 'same')")
-    lab.revise("b", "op.add_column('orders', sa.Column('extra', sa.Text))\nop.create_unique_constraint('one', 'orders', ['note'])")
+    lab.revise(
+        "b", "op.add_column('orders', sa.Column('extra', sa.Text))\nop.create_unique_constraint('one', 'orders', ['note'])"
+    )
     report = lab.migrate()
     assert whys(report) == {9: Why.FAILED}
     assert len(report.done) == 15
@@ -234,7 +238,8 @@ def test_shard_that_is_made_meanwhile_ends_at_head(lab):
                 create_shard(connection, 16, schema_name(16, 1), script)
             with lab.catalog() as catalog:
                 catalog.execute(
-                    "INSERT INTO shardkit_catalog.placements (shard, server, epoch, parent, changed_in) VALUES (16, 'pg1', 1, 0, 2)"
+                    "INSERT INTO shardkit_catalog.placements (shard, server, epoch, parent, changed_in) "
+                    "VALUES (16, 'pg1', 1, 0, 2)"
                 )
                 catalog.execute("UPDATE shardkit_catalog.cluster SET map_version = 2")
 
@@ -306,7 +311,8 @@ def test_unknown_revision_two_heads_and_foreign_versions_are_refused(lab):
     [
         "op.execute('COMMIT')",
         "op.create_table('t', sa.Column('x', sa.Text, sa.CheckConstraint(\"x <> ' :oops'\")))",
-        "op.get_bind().execute(sa.text('SELECT 1')).scalar()\nwith op.get_context().autocommit_block():\n    op.execute('VACUUM')",
+        ("op.get_bind().execute(sa.text('SELECT 1')).scalar()\n"
+        "with op.get_context().autocommit_block():\n    op.execute('VACUUM')"),
     ],
 )
 def test_revision_that_could_stay_half_done_is_refused(lab, body):
@@ -343,4 +349,5 @@ def test_command_line_says_who_is_behind_and_exits_by_it(lab):
     failed = lab.run("upgrade", "--yes")
     assert failed.returncode == 1
     said = lab.run("status").stdout
-    assert "11" in said and "could not create unique index" in said
+    assert "11" in said
+    assert "could not create unique index" in said

@@ -9,7 +9,9 @@ from tests.integration.fleetlab import FleetLab
 
 TABLES = """
 op.execute('''
-CREATE TABLE customers (id bigint PRIMARY KEY DEFAULT next_id(), tenant_id text NOT NULL, name text DEFAULT 'nobody', age integer);
+CREATE TABLE customers (
+    id bigint PRIMARY KEY DEFAULT next_id(), tenant_id text NOT NULL, name text DEFAULT 'nobody', age integer
+);
 CREATE TABLE orders (
     id bigint PRIMARY KEY DEFAULT next_id(), customer bigint NOT NULL, total numeric(10, 2) CHECK (total >= 0),
     CONSTRAINT orders_customer FOREIGN KEY (customer) REFERENCES customers (id)

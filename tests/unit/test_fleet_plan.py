@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +63,7 @@ def test_every_shard_is_in_exactly_one_place(seen, canary, wave, exclude):
     assert all(len(one) <= max(wave, canary) for one in result.waves)
     for shard, steps in result.steps.items():
         assert steps[0].before == shards[shard].version
-        assert all(left.after == right.before for left, right in zip(steps, steps[1:], strict=False))
+        assert all(left.after == right.before for left, right in pairwise(steps))
         assert steps[-1].after == ("c",)
 
 
@@ -116,7 +118,12 @@ def test_done_in_the_ledger_does_not_make_it_so():
 def test_work_of_a_killed_runner_is_settled_by_what_the_shards_say():
     ledger = {
         (shard, "b"): Entry(shard, "b", state, up=up)
-        for shard, state, up in [(1, State.RUNNING, True), (2, State.RUNNING, True), (3, State.FAILED, False), (4, State.DONE, True)]
+        for shard, state, up in [
+            (1, State.RUNNING, True),
+            (2, State.RUNNING, True),
+            (3, State.FAILED, False),
+            (4, State.DONE, True),
+        ]
     }
     shards = [found(1, ("b",)), found(2, ("a",)), found(3, ("a",)), found(4, ("a",))]
     over = settled(shards, ledger, lambda version: LINE[: LINE.index(version[0]) + 1])
