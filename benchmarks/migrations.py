@@ -69,7 +69,7 @@ class Place:
         self.ours, self.usual = _tree(home / "ours", OUR_ENV), _tree(home / "usual", USUAL_ENV)
         line = Tree(self.ours)
         script = script_at(line, _name(REVISIONS - 1))
-        rows = f"INSERT INTO orders SELECT n, 'note ' || n FROM generate_series(1, {ROWS}) AS n"  # noqa: S608  two constants
+        rows = f"INSERT INTO orders SELECT n, 'note ' || n FROM generate_series(1, {ROWS}) AS n"
         shard_map = initialize(settings, servers=servers, shard_count=shards, blueprint=Blueprint(f"{script};\n{rows}"))
         self.schemas = {name: [schema_name(s, 1) for s in shard_map.shards_on(name)] for name in servers}
 
@@ -114,9 +114,9 @@ class Place:
 
         def upgrade(config: Config, _schema: str) -> None:
             def steps(version: object, _context: object) -> list[object]:
-                return list(script._upgrade_revs("head", version))  # type: ignore[arg-type]  # as alembic.command does
+                return list(script._upgrade_revs("head", version))
 
-            with EnvironmentContext(config, script, fn=steps):  # type: ignore[arg-type]  # as alembic.command does
+            with EnvironmentContext(config, script, fn=steps):
                 script.run_env()
 
         return self._alembic(most, upgrade)
@@ -193,7 +193,7 @@ def _same_everywhere(place: Place, done: int, shards: int) -> None:
 
 
 def _in_schemas(connection: psycopg.Connection, schemas: list[str], script: str) -> None:
-    parts = [sql.SQL("SET LOCAL search_path TO {}; {}").format(sql.Identifier(s), sql.SQL(script)) for s in schemas]  # type: ignore[arg-type]  # constants of this file
+    parts = [sql.SQL("SET LOCAL search_path TO {}; {}").format(sql.Identifier(s), sql.SQL(script)) for s in schemas]
     connection.execute(sql.SQL("; ").join([sql.SQL("BEGIN"), *parts, sql.SQL("COMMIT")]))
 
 

@@ -26,7 +26,8 @@ from shardkit.cli.common import (
     yes_option,
 )
 from shardkit.core.fleet import MOST_IN_ONE_TRANSACTION, Behind, Options, Why
-from shardkit.schema.fleet import Fleet, Report
+from shardkit.schema.fleet import Fleet
+from shardkit.schema.run import Report
 from shardkit.schema.trees import own_tree
 
 FAILED = 1

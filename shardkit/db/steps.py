@@ -78,8 +78,8 @@ def stand_in(connection: Connection, schema: str, *, lock_timeout_ms: int = 0) -
 def read_versions(connection: Connection, schemas: Sequence[str]) -> dict[str, Version]:
     """The version of each of *schemas*; one that is not there is left out."""
     rows = connection.execute(
-        "SELECT n.nspname, EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = %s) "
-        "FROM pg_namespace n WHERE n.nspname = ANY(%s)",
+        "SELECT name, to_regclass(name || '.' || %s) IS NOT NULL FROM unnest(%s::text[]) AS name "
+        "WHERE to_regnamespace(name) IS NOT NULL",
         (VERSION_TABLE, list(schemas)),
     ).fetchall()
     versions: dict[str, list[str]] = {schema: [] for schema, _ in rows}

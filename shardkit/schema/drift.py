@@ -16,7 +16,7 @@ from shardkit.db.steps import Connection, read_versions
 from shardkit.db.structure import read_structures, structure_of_script
 from shardkit.errors import MigrationError
 from shardkit.schema.blueprint import from_models, script_at
-from shardkit.schema.fleet import schema_of
+from shardkit.schema.run import schema_of
 from shardkit.schema.tree import Tree
 from shardkit.settings import Settings
 

@@ -7,23 +7,24 @@ import os
 import queue
 import subprocess
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from shardkit.core.fleet import Step
 from shardkit.db.steps import Target, Trouble
 from shardkit.schema.online import settings_out
-from shardkit.schema.tree import Direction, Tree
+from shardkit.schema.tree import Direction
 from shardkit.settings import Settings
 
 
 class Workers:
     """At most *most* processes for the tree; as a context manager it ends them."""
 
-    def __init__(self, settings: Settings, tree: Tree, direction: Direction, *, most: int | None = None) -> None:
+    def __init__(self, settings: Settings, tree: Path, direction: Direction, *, most: int | None = None) -> None:
         self._hello = {
             "settings": settings_out(settings),
-            "tree": str(tree.directory.absolute()),
+            "tree": str(tree.absolute()),
             "direction": direction,
             "path": sys.path,
         }

@@ -32,10 +32,10 @@ def upgrade() -> None:
             state text NOT NULL CHECK (state IN ('pending', 'running', 'done', 'failed')),
             attempts integer NOT NULL DEFAULT 0,
             error text NOT NULL DEFAULT '',
-            run bigint NOT NULL REFERENCES shardkit_catalog.fleet_runs (run),
+            run bigint NOT NULL,
             changed_at timestamptz NOT NULL DEFAULT now(),
             CONSTRAINT fleet_ledger_pkey PRIMARY KEY (shard, revision)
-        )""")
+        ) WITH (fillfactor = 50)""")
 
 
 def downgrade() -> None:
