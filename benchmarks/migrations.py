@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import psycopg
 from alembic import command
@@ -113,7 +114,7 @@ class Place:
         script.get_heads()
 
         def upgrade(config: Config, _schema: str) -> None:
-            def steps(version: object, _context: object) -> list[object]:
+            def steps(version: Any, _context: Any) -> list[Any]:
                 return list(script._upgrade_revs("head", version))
 
             with EnvironmentContext(config, script, fn=steps):

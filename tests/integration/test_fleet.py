@@ -311,8 +311,10 @@ def test_unknown_revision_two_heads_and_foreign_versions_are_refused(lab):
     [
         "op.execute('COMMIT')",
         "op.create_table('t', sa.Column('x', sa.Text, sa.CheckConstraint(\"x <> ' :oops'\")))",
-        ("op.get_bind().execute(sa.text('SELECT 1')).scalar()\n"
-        "with op.get_context().autocommit_block():\n    op.execute('VACUUM')"),
+        (
+            "op.get_bind().execute(sa.text('SELECT 1')).scalar()\n"
+            "with op.get_context().autocommit_block():\n    op.execute('VACUUM')"
+        ),
     ],
 )
 def test_revision_that_could_stay_half_done_is_refused(lab, body):
