@@ -7,6 +7,7 @@ import threading
 import psycopg
 import pytest
 
+from shardkit.catalog.ledger import hold_shards
 from shardkit.core.fleet import Why
 from shardkit.core.names import SHARD_LOCK_CLASS, schema_name
 from shardkit.db.shards import create_shard
@@ -198,6 +199,38 @@ def test_move_cannot_begin_on_a_shard_that_is_migrated(lab, eventually):
             reader.execute("COMMIT")
             run.join()
         assert mover.execute(take, (SHARD_LOCK_CLASS,)).fetchone() == (True,)
+
+
+MOVES = """
+CREATE TABLE IF NOT EXISTS shardkit_catalog.moves (
+    id bigint GENERATED ALWAYS AS IDENTITY, shard integer NOT NULL, into_shard integer, source text, target text, epoch integer,
+    step text, ended boolean NOT NULL DEFAULT false
+);
+CREATE OR REPLACE TRIGGER refuse_migrating BEFORE INSERT ON shardkit_catalog.moves
+FOR EACH ROW EXECUTE FUNCTION shardkit_catalog.refuse_migrating()"""
+OPEN_MOVE = "INSERT INTO shardkit_catalog.moves (shard, source, target, epoch, step) VALUES (%s, 'pg1', 'pg2', 1, 'plan')"
+
+
+def test_move_that_nobody_works_on_still_keeps_migrations_away(lab):
+    lab.migrate()
+    lab.revise("b", "op.add_column('orders', sa.Column('extra', sa.Text))")
+    with lab.catalog() as catalog:
+        catalog.execute(MOVES)
+        catalog.execute(OPEN_MOVE, (6,))
+        assert whys(lab.migrate()) == {6: Why.MOVING}
+        assert whys(lab.fleet.status()) == {6: Why.MOVING}
+        catalog.execute("UPDATE shardkit_catalog.moves SET ended = true")
+    assert lab.migrate().done == (6,)
+
+
+def test_journal_row_of_a_move_is_refused_while_its_shard_is_migrated(lab):
+    lab.migrate()
+    with lab.catalog() as catalog, lab.catalog() as mover:
+        catalog.execute(MOVES)
+        assert hold_shards(catalog, [3, 4]) == {3, 4}
+        with pytest.raises(psycopg.errors.LockNotAvailable, match="shard 4 is being migrated"):
+            mover.execute(OPEN_MOVE, (4,))
+        mover.execute(OPEN_MOVE, (5,))
 
 
 def test_long_reader_does_not_make_writers_wait_for_longer_than_the_budget(lab):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
+from shardkit.core.names import SHARD_LOCK_CLASS
+
 revision = "0003"
 down_revision = "0001"
 branch_labels = None
@@ -36,8 +38,29 @@ def upgrade() -> None:
             changed_at timestamptz NOT NULL DEFAULT now(),
             CONSTRAINT fleet_ledger_pkey PRIMARY KEY (shard, revision)
         ) WITH (fillfactor = 50)""")
+    # A move's journal row comes into being only while no migration holds its shards; from then on migrations see the row.
+    op.execute(f"""
+        CREATE FUNCTION shardkit_catalog.refuse_migrating() RETURNS trigger LANGUAGE plpgsql AS $$
+        DECLARE part integer;
+        BEGIN
+            FOREACH part IN ARRAY array_remove(ARRAY[NEW.shard, NEW.into_shard], NULL) LOOP
+                IF NOT pg_try_advisory_xact_lock({SHARD_LOCK_CLASS}, part) THEN
+                    RAISE EXCEPTION 'shard % is being migrated: nothing was done', part
+                        USING ERRCODE = 'lock_not_available', HINT = 'shardkit migrate status shows how far it is';
+                END IF;
+            END LOOP;
+            RETURN NEW;
+        END $$""")
+    op.execute("""
+        DO $$ BEGIN
+            IF to_regclass('shardkit_catalog.moves') IS NOT NULL THEN
+                CREATE TRIGGER refuse_migrating BEFORE INSERT ON shardkit_catalog.moves
+                FOR EACH ROW EXECUTE FUNCTION shardkit_catalog.refuse_migrating();
+            END IF;
+        END $$""")
 
 
 def downgrade() -> None:
     """Away with the ledger."""
+    op.execute("DROP FUNCTION shardkit_catalog.refuse_migrating() CASCADE")
     op.execute("DROP TABLE shardkit_catalog.fleet_ledger, shardkit_catalog.fleet_runs")
