@@ -2,6 +2,7 @@
 
 ShardKitError
 ├── SettingsError            SK100  a setting is missing, malformed or unsafe
+│   └── TableKindError       SK105  a table's kind cannot hold what the model asks of it
 ├── LocalClusterError        SK110  the local cluster could not be started or stopped
 │   ├── BinariesMissingError SK111  no PostgreSQL or Redis-protocol server was found
 │   ├── PortTakenError       SK112  a port that was asked for is in use
@@ -30,7 +31,13 @@ ShardKitError
 │   └── ReadOnlyError        SK502  a read-only unit of work tried something else than a plain read
 ├── IdError                  SK600  a value is not an id of this cluster
 ├── PlacementError           SK700  no placement satisfies what was asked
-└── NameRejectedError        SK800  a name could not become an identifier
+├── NameRejectedError        SK800  a name could not become an identifier
+└── MigrationError           SK970  a migration of the fleet could not be begun or finished
+    ├── FleetBusyError       SK971  another runner is migrating this cluster
+    ├── UnknownRevisionError SK972  the tree has no such revision
+    ├── TwoHeadsError        SK973  the tree has several heads
+    ├── NoDowngradeError     SK974  a revision has no code that takes it back
+    └── NeedsOnlineError     SK975  a revision cannot be rendered as SQL
 """
 
 from __future__ import annotations
@@ -264,3 +271,46 @@ class NameRejectedError(ShardKitError, ValueError):
     """A name could not become an identifier; nothing was changed."""
 
     code = "SK800"
+
+
+class MigrationError(ShardKitError):
+    """A migration of the fleet could not be begun or finished; what is done stays done, run it again for the rest."""
+
+    code = "SK970"
+
+
+class FleetBusyError(MigrationError):
+    """Another runner is migrating this cluster; nothing was done. `shardkit migrate status` shows how far it is."""
+
+    code = "SK971"
+    retryable = True
+
+
+class UnknownRevisionError(MigrationError, LookupError):
+    """The tree has no such revision; nothing was done."""
+
+    code = "SK972"
+
+
+class TwoHeadsError(MigrationError):
+    """The tree has several heads; nothing was done. Merge them: `alembic merge heads`."""
+
+    code = "SK973"
+
+
+class NoDowngradeError(MigrationError):
+    """A revision has no code that takes it back; nothing was done."""
+
+    code = "SK974"
+
+
+class NeedsOnlineError(MigrationError):
+    """A revision cannot be rendered as SQL, so it runs online, shard by shard."""
+
+    code = "SK975"
+
+
+class TableKindError(SettingsError):
+    """A table's kind cannot hold what the model asks of it; nothing was started."""
+
+    code = "SK105"

@@ -19,6 +19,7 @@ COMMANDS = {
     "locate": ("routing", "locate", "Shard and server of a tenant, or of an id."),
     "id": ("routing", "id_", "Decode ids."),
     "server": ("server", "server", "Servers of the cluster: list, add, remove."),
+    "migrate": ("migrate", "migrate", "Alembic revisions over every shard: run, resume, look, compare."),
     "pin": ("routing", "pin", "Send one tenant to a shard of your choice."),
 }
 

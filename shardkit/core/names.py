@@ -21,7 +21,17 @@ TENANT_SETTING: Final = "shardkit.tenant"
 MAP_CHANNEL: Final = "shardkit_map"
 ID_SEQUENCE: Final = "shardkit_ids"
 ID_ORIGIN_SEQUENCE: Final = "shardkit_ids_origin"
+REFERENCE_SCHEMA: Final = "shardkit_reference"
 ID_LOCK_CLASS: Final = 0x73_6B_69_64  # "skid": first half of the advisory lock (class, shard)
+# Migrations and moves keep out of each other's way by the advisory lock (class, shard) on the catalog database. A migration
+# holds it, shared, while it works on a shard, and looks only then where the shard is and whether a move of it is open. A move
+# takes it, exclusive, for the transaction that writes its journal row (a trigger on that table sees to it) or for as long as
+# it likes; the row itself keeps migrations away until the move is over, also when nobody works on it.
+SHARD_LOCK_CLASS: Final = 0x73_6B_73_68  # "sksh"
+FLEET_LOCK_CLASS: Final = 0x73_6B_66_6C  # "skfl": (class, 0) on the catalog database, held by the one runner of migrations
+STEP_LOCK_CLASS: Final = 0x73_6B_73_74  # "skst": (class, shard) on a server, held while one shard takes one revision
+VERSION_TABLE: Final = "alembic_version"
+PROGRESS_TABLE: Final = "shardkit_progress"  # in a shard: how far a revision came that no transaction can hold
 
 _SCHEMA = re.compile(r"s(\d{4,5})_e(\d{1,9})")
 _SERVER = re.compile(r"[a-z][a-z0-9_-]{0,30}")
