@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
+from uuid import UUID
 
 from shardkit.errors import NameRejectedError
 
@@ -32,6 +33,9 @@ FLEET_LOCK_CLASS: Final = 0x73_6B_66_6C  # "skfl": (class, 0) on the catalog dat
 STEP_LOCK_CLASS: Final = 0x73_6B_73_74  # "skst": (class, shard) on a server, held while one shard takes one revision
 VERSION_TABLE: Final = "alembic_version"
 PROGRESS_TABLE: Final = "shardkit_progress"  # in a shard: how far a revision came that no transaction can hold
+
+GUARD_TRIGGER: Final = "shardkit_refuse_writes"
+MARKS_TABLE: Final = "move_marks"
 
 _SCHEMA = re.compile(r"s(\d{4,5})_e(\d{1,9})")
 _SERVER = re.compile(r"[a-z][a-z0-9_-]{0,30}")
@@ -58,6 +62,20 @@ def parse_schema(name: str) -> ShardSchema | None:
         return None
     schema = ShardSchema(int(found[1]), int(found[2]))
     return schema if schema.epoch and schema_name(*schema) == name else None
+
+
+def stream_name(cluster: UUID, move: int, way: str) -> str:
+    """Name of the publication, slot and subscription of a move's stream *way* (``out`` or ``back``). Slots of all clusters on
+    one PostgreSQL share a name space, hence the cluster.
+    """
+    if way not in ("out", "back") or type(move) is not int or move < 1:
+        raise NameRejectedError(f"no stream name for move {move!r}, way {way!r}")
+    return f"shardkit_{cluster.hex[:8]}_{move}_{way}"
+
+
+def session_name(cluster: UUID, move: int) -> str:
+    """Application name of every session that works on a move, by which the next operator finds and ends them."""
+    return f"shardkit move {cluster.hex[:8]}/{move}"
 
 
 def check_server_name(name: str) -> str:
