@@ -13,12 +13,12 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import CompoundSelect, Select, TextualSelect
 
 _CHANGES_SESSION: Final = re.compile(
-    r"(?:^|;)\s*(?:set(?!\s+(?:local|constraints|transaction)\b)|reset|discard|listen|load|prepare|deallocate|do|call"
-    r"|create\s+(?:local\s+|global\s+)?temp(?:orary)?)\b"
+    r"(?:^|;)\s*(?:set(?!\s+(?:local|constraints|transaction)\b)|reset|discard|listen|load|prepare(?!\s+transaction\b)|deallocate|do"
+    r"|call|create\s+(?:local\s+|global\s+)?temp(?:orary)?)\b"
     r"|\bset_config\s*\(|\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(|\binto\s+temp(?:orary)?\b",
     re.IGNORECASE,
 )
-_PURE_FUNCTIONS: Final = frozenset(
+PURE_FUNCTIONS: Final = frozenset(
     [
         "count",
         "sum",
@@ -103,7 +103,7 @@ def _classify(clause: Any, statement: str) -> Kind:
             plain, raw = False, raw or part is clause or isinstance(part, TextualSelect)
         elif isinstance(part, UpdateBase):
             plain, writes = False, True
-        elif (isinstance(part, FunctionElement) and str(getattr(part, "name", "")).lower() not in _PURE_FUNCTIONS) or (
+        elif (isinstance(part, FunctionElement) and str(getattr(part, "name", "")).lower() not in PURE_FUNCTIONS) or (
             isinstance(part, Select | CompoundSelect) and part._for_update_arg is not None
         ):
             plain = False

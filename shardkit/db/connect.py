@@ -20,7 +20,7 @@ from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedCon
 from shardkit.errors import ServerDownError, SettingsError, ShardKitError, WrongServerError
 from shardkit.settings import Secret, Settings
 
-_IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
+IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
@@ -90,10 +90,10 @@ def connect(server: Server, settings: Settings, *, cluster_id: UUID) -> RoutedCo
         raise down(server, exc) from exc
     try:
         _tune(connection, settings)
-        _check_identity(server, cluster_id, connection.execute(_IDENTITY).fetchone())
+        check_identity(server, cluster_id, connection.execute(IDENTITY).fetchone())
     except BaseException as exc:
         connection.close()
-        raise _explained(server, exc) from exc
+        raise explained(server, exc) from exc
     return connection
 
 
@@ -107,10 +107,10 @@ async def connect_async(server: Server, settings: Settings, *, cluster_id: UUID)
         raise down(server, exc) from exc
     try:
         _tune(connection, settings)
-        _check_identity(server, cluster_id, await (await connection.execute(_IDENTITY)).fetchone())
+        check_identity(server, cluster_id, await (await connection.execute(IDENTITY)).fetchone())
     except BaseException as exc:
         await connection.close()
-        raise _explained(server, exc) from exc
+        raise explained(server, exc) from exc
     return connection
 
 
@@ -134,7 +134,8 @@ def _tune(connection: RoutedConnection | AsyncRoutedConnection, settings: Settin
     connection.prepared_max = settings.prepared_max
 
 
-def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+def check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+    """Raise WrongServerError unless *row* is the identity of *server* in this cluster."""
     if row is None or row[0] != cluster_id:
         raise WrongServerError(
             f"the database behind server {server.name!r} belongs to {'no cluster' if row is None else 'another cluster'}: "
@@ -146,7 +147,8 @@ def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | N
         )
 
 
-def _explained(server: Server, exc: BaseException) -> BaseException:
+def explained(server: Server, exc: BaseException) -> BaseException:
+    """*exc*, met while asking for the identity, as what it means."""
     if isinstance(exc, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.InsufficientPrivilege):
         return WrongServerError(
             f"the database behind server {server.name!r} holds no shardkit identity: it was not used. Correct the server's DSN"

@@ -1,0 +1,231 @@
+"""Which statements shards may answer each for itself: whatever the merge could get wrong is refused, with the reason.
+
+A tenant lives in one shard, so what stays inside a tenant stays inside a shard. A statement is let through if each of its
+scoped tables is tied to the others by equality of tenant or along a foreign key, and every function in it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from sqlalchemy import Table
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.base import ColumnCollection
+from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    BooleanClauseList,
+    ColumnClause,
+    Grouping,
+    Over,
+    TextClause,
+    WithinGroup,
+)
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import (
+    CTE,
+    Alias,
+    CompoundSelect,
+    Join,
+    ScalarSelect,
+    Select,
+    SelectBase,
+    Subquery,
+    TableSample,
+    TextualSelect,
+)
+
+from shardkit.db.classify import PURE_FUNCTIONS
+from shardkit.db.scatter import SHARD_MARK
+from shardkit.errors import FanOutRefusedError
+
+AGGREGATES: Final = frozenset({"count", "sum", "min", "max", "avg", "bool_and", "bool_or", "every"})
+_OTHER_AGGREGATES: Final = frozenset({"array_agg", "string_agg", "json_agg", "jsonb_agg", "any_value"})
+_WINDOW_ONLY: Final = frozenset({"row_number", "rank", "dense_rank", "lag", "lead", "first_value", "last_value"})
+_SCALARS: Final = PURE_FUNCTIONS - AGGREGATES - _OTHER_AGGREGATES - _WINDOW_ONLY
+
+
+def refuse(reason: str) -> FanOutRefusedError:
+    """The error for a statement that is not sent because of *reason*."""
+    return FanOutRefusedError(f"{reason}: it was not sent to any shard")
+
+
+def walk(element: Any, *, into_selects: bool = True) -> Iterator[Any]:
+    """*element* and all its parts; those of nested selects too, if asked for."""
+    yield element
+    for child in element.get_children():
+        if into_selects or not isinstance(child, SelectBase | ScalarSelect | Subquery):
+            yield from walk(child, into_selects=into_selects)
+
+
+def check(statement: Any) -> None:
+    """Raise FanOutRefusedError if shards could not answer the resolved Core select *statement* each for itself."""
+    for part in walk(statement):
+        _check_part(part)
+    _Ties(statement).check()
+
+
+def _check_part(part: Any) -> None:
+    match part:
+        case TextClause() | TextualSelect():
+            raise refuse("SQL text cannot be looked into, so nobody knows how its answers would have to be merged")
+        case UpdateBase():
+            raise refuse("a fan-out only reads; write with kit.begin(tenant), or kit.transaction(...) for several tenants")
+        case Over() | WithinGroup() | aggregate_order_by():
+            raise refuse("window functions and ordered aggregates look at all rows, which no shard has")
+        case CompoundSelect():
+            raise refuse("UNION and its like are not merged: fan out each part")
+        case CTE(recursive=True):
+            raise refuse("a recursive query is not merged")
+        case TableSample():
+            raise refuse("TABLESAMPLE is not merged")
+        case Select() if part._for_update_arg is not None:
+            raise refuse("a fan-out only reads: rows of several shards cannot be locked together")
+        case Select() if part._fetch_clause is not None:
+            raise refuse("FETCH FIRST is not merged: use limit()")
+        case FunctionElement():
+            name = str(getattr(part, "name", "")).lower()
+            if name in _OTHER_AGGREGATES:
+                raise refuse(f"{name}() of all rows is not made from those of the shards")
+            if name not in AGGREGATES and name not in _SCALARS:
+                raise refuse(f"whether {name or type(part).__name__}() looks at one row or at many is not known")
+        case ColumnClause(is_literal=True) if part.name not in ("*", SHARD_MARK) and not part.name.isdigit():
+            raise refuse("SQL text cannot be looked into, so nobody knows how its answers would have to be merged")
+        case Table() if part.schema is not None:
+            raise refuse(f"table {part.fullname} is not in the shards")
+
+
+def has_aggregate(element: Any) -> bool:
+    """Whether *element*, nested selects left out, computes something over many rows."""
+    return any(isinstance(part, FunctionElement) and part.name.lower() in AGGREGATES for part in walk(element, into_selects=False))
+
+
+class _Ties:
+    """Which scoped tables of a statement are bound to the same tenant (union-find over its FROM elements)."""
+
+    def __init__(self, statement: Any) -> None:
+        self._statement = statement
+        self._parent: dict[Any, Any] = {}
+        self._visit(statement, frozenset())
+
+    def check(self) -> None:
+        """Refuse a statement whose tables fall apart."""
+        if len({self._root(leaf) for leaf in self._parent}) > 1:
+            raise refuse(
+                "it combines rows of different tenants, which may live in different shards: join along foreign keys, "
+                "or on tenant_id as well"
+            )
+
+    def _visit(self, element: Any, around: frozenset[Any]) -> None:
+        """*around* are the tables of the selects that enclose *element*; it may name them without having them."""
+        if isinstance(element, Select):
+            around = self._read(element, around)
+        elif isinstance(element, Subquery) and not element._is_lateral:
+            around = frozenset()
+        for child in element.get_children():
+            self._visit(child, around)
+
+    def _read(self, select: Select[Any], around: frozenset[Any]) -> frozenset[Any]:
+        found: set[Any] = set()
+        conditions = list(select._where_criteria)
+        for source in select.get_final_froms():
+            self._source(source, found, conditions)
+        pairs = [
+            tie for condition in conditions for one, other in _equalities(condition) if (tie := _tie(one, other)) is not None
+        ]
+        for one, other in pairs:
+            if _is_scoped(one) and _is_scoped(other):
+                self._parent[self._root(one)] = self._root(other)
+        own = found - around
+        if found and not own:  # SQLAlchemy correlates no select whose every table is outside, so this one has its own rows
+            raise refuse("a subquery over the same table as its outer query: give it an aliased() of its own, tied to the outer row")
+        if select is not self._statement and own and _looks_at_many(select):
+            if not any((one in own) != (other in own) for one, other in pairs):
+                raise refuse(
+                    "a subquery that counts, groups, limits or removes duplicates would do so for each shard alone: tie it to "
+                    "the outer row by a foreign key or tenant_id"
+                )
+        return around | found
+
+    def _source(self, source: Any, found: set[Any], conditions: list[Any]) -> None:
+        if isinstance(source, Join):
+            self._source(source.left, found, conditions)
+            self._source(source.right, found, conditions)
+            conditions.append(source.onclause)
+        elif _is_scoped(source):
+            self._root(source)
+            found.add(source)
+
+    def _root(self, leaf: Any) -> Any:
+        parent = self._parent.setdefault(leaf, leaf)
+        return leaf if parent is leaf else self._root(parent)
+
+
+def _is_scoped(source: Any) -> bool:
+    if isinstance(source, Alias) and not isinstance(source, CTE | Subquery):
+        source = source.element
+    return isinstance(source, Table) and bool(source.info.get("shardkit_scoped"))
+
+
+def _looks_at_many(select: Select[Any]) -> bool:
+    return bool(
+        select._limit_clause is not None
+        or select._offset_clause is not None
+        or select._distinct
+        or select._group_by_clauses
+        or select._having_criteria
+        or any(has_aggregate(column) for column in select._raw_columns)
+    )
+
+
+def _equalities(condition: Any) -> Iterator[tuple[Any, Any]]:
+    """Pairs of columns that *condition* makes equal in every row: ``a = b AND ...``, and ``a IN (SELECT b ...)``."""
+    match condition:
+        case Grouping():
+            yield from _equalities(condition.element)
+        case BooleanClauseList() if condition.operator is operators.and_:
+            for part in condition.clauses:
+                yield from _equalities(part)
+        case BinaryExpression() if condition.operator is operators.eq:
+            yield condition.left, condition.right
+        case BinaryExpression() if condition.operator in (operators.in_op, operators.not_in_op):
+            for part in walk(condition.right):
+                if isinstance(part, Select):
+                    columns = list(part.selected_columns)
+                    if len(columns) == 1:
+                        yield condition.left, columns[0]
+                    return
+
+
+def _tie(one: Any, other: Any) -> tuple[Any, Any] | None:
+    """The two FROM elements that equality of these columns binds to one tenant, if it does."""
+    found = [_origin(column) for column in (one, other)]
+    if None in found:
+        return None
+    (source1, column1), (source2, column2) = found  # type: ignore[misc]
+    if source1 is source2:
+        return None
+    tenants = column1.name == column2.name == "tenant_id"
+    return (source1, source2) if tenants or _referred(column1) & _referred(column2) else None
+
+
+def _origin(column: Any) -> tuple[Any, Any] | None:
+    """FROM element and table column that *column* is, through subqueries."""
+    source = getattr(column, "table", None)
+    match source:
+        case Table():
+            return source, source.c.get(column.key, column)
+        case Subquery() | CTE():
+            inner: ColumnCollection[Any, Any] = source.element.selected_columns
+            return _origin(inner[column.key]) if column.key in inner else None
+        case Alias(element=Table() as table):
+            return source, table.c.get(column.key, column)
+    return None
+
+
+def _referred(column: Any) -> frozenset[Any]:
+    """*column* if it is a key, and the columns it refers to."""
+    own = {column} if column.primary_key and len(column.table.primary_key.columns) == 1 else set()
+    return frozenset(own | {key.column for key in column.foreign_keys})
