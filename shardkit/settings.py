@@ -37,6 +37,8 @@ class Settings:
     """libpq URL with credentials, by server name, where the catalog's DSN and its own credentials are not enough."""
     pool_size: int = 10
     """Connections this process may hold to one server, over all its pools."""
+    fan_out_connections: int = 4
+    """Connections to one server that fan-outs of this process may use at once, beside its pool."""
     pool_timeout_s: float = 5.0
     connection_lifetime_s: float = 1800.0
     """Age at which a connection is replaced: a backend never gives back the memory of the schemas it touched."""
@@ -69,7 +71,7 @@ class Settings:
             object.__setattr__(self, "map_file", Path(self.map_file))
         if self.pooler not in get_args(Pooler):
             raise SettingsError(f"pooler is one of {', '.join(get_args(Pooler))}, not {self.pooler!r}")
-        for name in ("pool_size", "prepared_max"):
+        for name in ("pool_size", "fan_out_connections", "prepared_max"):
             _whole(name, getattr(self, name), at_least=1)
         for found in fields(self):
             if found.name.endswith("_s"):

@@ -23,7 +23,7 @@ RULES = [
     (r"\basync (def|with|for)\b", r"\1"),
     (r"\bawait ", ""),
     (r"__a(enter|exit)__", r"__\1__"),
-    (r"\bAsync(ShardKit|ShardAccess|Unit|RoutedSession)\b", r"\1"),
+    (r"\bAsync(ShardKit|ShardAccess|Unit|RoutedSession|FanOut)\b", r"\1"),
     (r"written once for asyncio; ``_sync`` is generated from it", "generated from ``_async``"),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from sqlalchemy import exc as sa_exc
 
 from shardkit._sync import colour
+from shardkit._sync.fanout import FanOut
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
@@ -21,6 +22,7 @@ from shardkit.core.outcome import safe_to_retry
 from shardkit.core.shardmap import Route, ShardMap
 from shardkit.errors import Outcome, ShardKitError, ShardMovedError
 from shardkit.orm.context import TenantContext
+from shardkit.orm.fanload import FanOutResult
 from shardkit.orm.session import RoutedSession, FixedGuide
 from shardkit.settings import Settings
 
@@ -43,6 +45,7 @@ class ShardKit:
         self.settings = settings
         self._router = Router(settings, asyncio=colour.ASYNC)
         self._context = TenantContext()
+        self._fan_out = FanOut(self._router, settings)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
@@ -129,6 +132,24 @@ class ShardKit:
         self._router.map.route(shard)
         return ShardAccess(self._router, shard)
 
+    def fan_out(self, statement: Any, params: Mapping[str, Any] | None = None, **options: Any) -> FanOutResult:
+        """Rows of a select() over all shards, as one database with all rows would give them.
+
+        *options*: ``shards=[...]`` or ``tenants=[...]`` to ask those only, ``deadline_s`` (30) for the whole,
+        ``max_rows`` (a million), ``on_error="partial"`` for what is left when shards fail (see ``failures`` of the result).
+        Every tenant's rows are read, as operator. Raises FanOutError with what each failing shard said,
+        FanOutRefusedError for what cannot be merged rightly, ResultTooLargeError.
+        """
+        return self._fan_out.rows(statement, params, **options)
+
+    def fan_out_scalar(
+        self, statement: Any, *, reduce: Callable[[list[Any]], Any] | None = None, **options: Any
+    ) -> Any:
+        """The one value of a select() over all shards; with *reduce*, what that makes of the list of shards' own values
+        (NULLs left out), for what cannot be merged by itself.
+        """
+        return self._fan_out.scalar(statement, reduce, **options)
+
     def global_session(self, **options: Any) -> RoutedSession:
         """A session where the global tables live."""
         return RoutedSession(guide=FixedGuide(self._router.global_leg()), **options)
@@ -153,13 +174,16 @@ class ShardKit:
     def close(self) -> None:
         """Stop watching the map and close idle connections."""
         self._router.close()
+        self._fan_out.close()
         for engine in self._router.engines.dispose():
             colour.close(engine)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -196,7 +220,9 @@ class Unit:
     def __enter__(self) -> RoutedSession:
         return self._session
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self._session.commit()

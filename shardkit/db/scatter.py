@@ -158,6 +158,11 @@ class Idle:
         return found if self._pid == os.getpid() else []
 
 
+def missing_schemas() -> bytes:
+    """Which of the schemas in an array are not there (any more)."""
+    return b"SELECT name FROM unnest($1::text[]) AS name WHERE to_regnamespace(name) IS NULL"
+
+
 def local_settings() -> bytes:
     """What a transaction begins with behind a pooler."""
     return _LOCAL.encode()

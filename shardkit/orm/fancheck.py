@@ -43,8 +43,6 @@ from shardkit.errors import FanOutRefusedError
 
 AGGREGATES: Final = frozenset({"count", "sum", "min", "max", "avg", "bool_and", "bool_or", "every"})
 _OTHER_AGGREGATES: Final = frozenset({"array_agg", "string_agg", "json_agg", "jsonb_agg", "any_value"})
-_WINDOW_ONLY: Final = frozenset({"row_number", "rank", "dense_rank", "lag", "lead", "first_value", "last_value"})
-_SCALARS: Final = PURE_FUNCTIONS - AGGREGATES - _OTHER_AGGREGATES - _WINDOW_ONLY
 
 
 def refuse(reason: str) -> FanOutRefusedError:
@@ -63,16 +61,36 @@ def walk(element: Any, *, into_selects: bool = True) -> Iterator[Any]:
 def check(statement: Any) -> None:
     """Raise FanOutRefusedError if shards could not answer the resolved Core select *statement* each for itself."""
     for part in walk(statement):
-        _check_part(part)
+        _check_reads(part)
+        _check_merges(part)
     _Ties(statement).check()
 
 
-def _check_part(part: Any) -> None:
+def check_reads(statement: Any) -> None:
+    """Raise FanOutRefusedError if the resolved Core select *statement* does anything else than read a shard."""
+    for part in walk(statement):
+        _check_reads(part)
+
+
+def _check_reads(part: Any) -> None:
     match part:
         case TextClause() | TextualSelect():
             raise refuse("SQL text cannot be looked into, so nobody knows how its answers would have to be merged")
         case UpdateBase():
             raise refuse("a fan-out only reads; write with kit.begin(tenant), or kit.transaction(...) for several tenants")
+        case Select() if part._for_update_arg is not None:
+            raise refuse("a fan-out only reads: rows of several shards cannot be locked together")
+        case FunctionElement() if str(getattr(part, "name", "")).lower() not in PURE_FUNCTIONS:
+            name = str(getattr(part, "name", "")) or type(part).__name__
+            raise refuse(f"whether {name}() only reads, and one row or many, is not known")
+        case ColumnClause(is_literal=True) if part.name not in ("*", SHARD_MARK) and not part.name.isdigit():
+            raise refuse("SQL text cannot be looked into, so nobody knows how its answers would have to be merged")
+        case Table() if part.schema is not None:
+            raise refuse(f"table {part.fullname} is not in the shards")
+
+
+def _check_merges(part: Any) -> None:
+    match part:
         case Over() | WithinGroup() | aggregate_order_by():
             raise refuse("window functions and ordered aggregates look at all rows, which no shard has")
         case CompoundSelect():
@@ -81,20 +99,10 @@ def _check_part(part: Any) -> None:
             raise refuse("a recursive query is not merged")
         case TableSample():
             raise refuse("TABLESAMPLE is not merged")
-        case Select() if part._for_update_arg is not None:
-            raise refuse("a fan-out only reads: rows of several shards cannot be locked together")
         case Select() if part._fetch_clause is not None:
             raise refuse("FETCH FIRST is not merged: use limit()")
-        case FunctionElement():
-            name = str(getattr(part, "name", "")).lower()
-            if name in _OTHER_AGGREGATES:
-                raise refuse(f"{name}() of all rows is not made from those of the shards")
-            if name not in AGGREGATES and name not in _SCALARS:
-                raise refuse(f"whether {name or type(part).__name__}() looks at one row or at many is not known")
-        case ColumnClause(is_literal=True) if part.name not in ("*", SHARD_MARK) and not part.name.isdigit():
-            raise refuse("SQL text cannot be looked into, so nobody knows how its answers would have to be merged")
-        case Table() if part.schema is not None:
-            raise refuse(f"table {part.fullname} is not in the shards")
+        case FunctionElement() if part.name.lower() in _OTHER_AGGREGATES:
+            raise refuse(f"{part.name.lower()}() of all rows is not made from those of the shards")
 
 
 def has_aggregate(element: Any) -> bool:

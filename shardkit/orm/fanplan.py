@@ -6,7 +6,7 @@ are computed on the server over a UNION ALL of bare branches, one per shard; the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from sqlalchemy.util import LRUCache
 
 from shardkit.core.merge import OrderKey
 from shardkit.db.scatter import DIALECT, SHARD_MARK
-from shardkit.orm.fancheck import AGGREGATES, check, has_aggregate, refuse, walk
+from shardkit.orm.fancheck import AGGREGATES, check, check_reads, has_aggregate, refuse, walk
 
 _CODE_POINT_COLLATIONS: Final = frozenset({"C", "POSIX", "C.UTF-8", "C.utf8", "ucs_basic", "pg_c_utf8"})
 _SHARD: Final = "shardkit_shard"
@@ -79,15 +79,16 @@ class Plan:
 
     @property
     def keys(self) -> int:
-        """How many columns say which group a partial result is of."""
-        return self.width - len(self.partials)
+        """How many columns of a partial result say which group it is of."""
+        return len(self.group_by.split(",")) if self.group_by else 0
 
-    def around(self, limit: int | None) -> tuple[str, str]:
-        """What stands before and after the branches, so that no more than *limit* rows come back."""
+    def around(self, limit: int | None, *, cap: int | None) -> tuple[str, str]:
+        """What stands before and after the branches, so that no more rows come back than *limit* and *cap* (None: any)."""
         columns = ", ".join(f"c{n}" for n in range(self.width))
         order = "" if self.grouped else _order_text(self.orders)
-        limited = "" if limit is None or self.grouped else f" LIMIT {limit:d}"
-        return f"SELECT {self.select} FROM (", f") AS u ({columns}){self.group_by}{order}{limited}"
+        bounds = [bound for bound in (cap, None if self.grouped else limit) if bound is not None]
+        limited = f" LIMIT {min(bounds):d}" if bounds and (self.group_by or not self.grouped) else ""
+        return f"SELECT {self.select} FROM ((", f")) AS u ({columns}){self.group_by}{order}{limited}"
 
     def bind(self, statement: Any, params: dict[str, Any] | None) -> tuple[str, list[Any]]:
         """Text of a branch, with marks, and the values of its parameters."""
@@ -117,24 +118,24 @@ class Plan:
 
 def plan_of(statement: Any) -> Plan:
     """The plan of *statement*, remembered by its structure. Raises FanOutRefusedError."""
-    if not isinstance(statement, Select):
-        raise refuse(f"a fan-out takes a select(), not {type(statement).__name__}")
-    key = _key_of(statement)
-    known = _PLANS.get(key.key) if key is not None else None
-    if known is None:
-        known = _plan(statement, key)
-        if key is not None:
-            _PLANS[key.key] = known
-    return known
+    return _remembered(statement, _plan)
 
 
 def each_plan(statement: Any) -> Plan:
     """A plan that merges nothing: the one value of every shard, and its number."""
+    return _remembered(statement, _each)
+
+
+def _remembered(statement: Any, make: Callable[[Select[Any], Any], Plan]) -> Plan:
     if not isinstance(statement, Select):
         raise refuse(f"a fan-out takes a select(), not {type(statement).__name__}")
-    value = statement.order_by(None).subquery("shardkit_each")
-    compiled = _compile(_with_shard(Select(next(iter(value.c)))), None)
-    return Plan(compiled=compiled, width=2, visible=(0,), names=("value",), types=_types(compiled, [0]), shard_column=1)
+    key = _key_of(statement)
+    known = _PLANS.get((make, key.key)) if key is not None else None
+    if known is None:
+        known = make(statement, key)
+        if key is not None:
+            _PLANS[make, key.key] = known
+    return known
 
 
 def value_of(clause: Any) -> int | None:
@@ -153,6 +154,14 @@ def _plan(statement: Select[Any], key: Any) -> Plan:
     if statement._group_by_clauses or statement._having_criteria or any(map(has_aggregate, statement._raw_columns)):
         return _grouped(statement, key)
     return _rows(statement, key)
+
+
+def _each(statement: Select[Any], key: Any) -> Plan:
+    value = statement.subquery("shardkit_each")
+    compiled = _compile(_with_shard(Select(next(iter(value.c)))), key, check_reads)
+    return Plan(
+        compiled=compiled, width=2, visible=(0,), names=("value",), types=_types(compiled, [0]), shard_column=1, cache_key=key
+    )
 
 
 def _rows(statement: Select[Any], key: Any) -> Plan:
@@ -359,7 +368,7 @@ def _with_shard(statement: Any) -> Any:
     return statement.add_columns(literal_column(SHARD_MARK, Integer).label(_SHARD))
 
 
-def _compile(statement: Any, key: Any) -> Any:
+def _compile(statement: Any, key: Any, check: Callable[[Any], None] = check) -> Any:
     compiled = statement._compiler(
         DIALECT, cache_key=key, column_keys=[], for_executemany=False, schema_translate_map={None: None}
     )

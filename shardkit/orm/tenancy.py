@@ -6,15 +6,16 @@ also stops raw SQL that forgets the WHERE.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import DDL, Index, Text, UniqueConstraint, bindparam, event, text
 from sqlalchemy.orm import Mapped, Mapper, mapped_column, with_loader_criteria
 from sqlalchemy.schema import Table
+from sqlalchemy.sql import visitors
 
 from shardkit.core.hashing import TenantKey
-from shardkit.errors import SettingsError, TenantMismatchError
+from shardkit.errors import FanOutRefusedError, SettingsError, TenantMismatchError
 
 TENANT_COLUMN: Final = "tenant_id"
 TENANT_PARAMETER: Final = "shardkit_tenant"
@@ -47,6 +48,21 @@ def criteria_of(tenant: TenantKey) -> Any:
     """The filter of ORM UPDATE and DELETE, whose parameters are values to set."""
     return with_loader_criteria(
         TenantScoped, lambda cls: cls.tenant_id == tenant, include_aliases=True, propagate_to_loaders=False
+    )
+
+
+def of_tenants(statement: Any, tenants: Sequence[TenantKey]) -> Any:
+    """*statement* filtered to the rows of *tenants*. Raises FanOutRefusedError where a scoped table is not used as a model."""
+    for part in visitors.iterate(statement):
+        if isinstance(part, Table) and part.info.get("shardkit_scoped") and "parententity" not in part._annotations:
+            raise FanOutRefusedError(
+                f"rows of {part.name} cannot be filtered by tenant where the table is used without its model: it was not sent "
+                "to any shard"
+            )
+    return statement.options(
+        with_loader_criteria(
+            TenantScoped, lambda cls: cls.tenant_id.in_(tenants), include_aliases=True, propagate_to_loaders=False
+        )
     )
 
 
