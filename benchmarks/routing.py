@@ -63,7 +63,7 @@ class PlainPhoto(PlainBase):
 class Place:
     """One cluster with *shards* shards on two servers, and beside it one unsharded database; all hold the same rows."""
 
-    def __init__(self, cluster: LocalCluster, urls: dict[str, str], catalog_url: str, *, shards: int, tenants: int) -> None:
+    def __init__(self, urls: dict[str, str], catalog_url: str, *, shards: int, tenants: int) -> None:
         self.urls, self.catalog_url = urls, catalog_url
         self.plain_url = urls["pg3"]
         settings = Settings(catalog_url=catalog_url)
@@ -108,7 +108,7 @@ def run(bench: Bench) -> None:
     with run_local(servers=2, redis=False, trust=True) as cluster:
         for shards in (16, 256):
             with fresh_databases(cluster.servers, 3) as databases:
-                place = Place(cluster, databases.servers, databases.catalog_url, shards=shards, tenants=bench.pick(1024, 512))
+                place = Place(databases.servers, databases.catalog_url, shards=shards, tenants=bench.pick(1024, 512))
                 _direct(bench, place, shards=shards, rounds=rounds)
                 if shards == 256:
                     _peers(bench, place, rounds=rounds)

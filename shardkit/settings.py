@@ -28,20 +28,26 @@ class Secret(str):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything a program says about its cluster. Times are in seconds."""
+    """Everything a program says about its cluster. Times are in seconds; URLs are kept as Secret, whose repr hides them."""
 
-    catalog_url: Secret
+    catalog_url: str
     """libpq URL of the catalog database."""
-    redis_url: Secret | None = None
-    servers: Mapping[str, Secret] = field(default_factory=dict)
+    redis_url: str | None = None
+    servers: Mapping[str, str] = field(default_factory=dict)
     """libpq URL with credentials, by server name, where the catalog's DSN and its own credentials are not enough."""
     pool_size: int = 10
-    """Connections this process may hold to one server, over all its pools."""
+    """Connections in the pool of one server."""
     fan_out_connections: int = 4
     """Connections to one server that fan-outs of this process may use at once, beside its pool."""
     pool_timeout_s: float = 5.0
     connection_lifetime_s: float = 1800.0
     """Age at which a connection is replaced: a backend never gives back the memory of the schemas it touched."""
+    call_timeout_s: float = 30.0
+    """The longest one call to a server may take; `kit.deadline` sets a nearer end for a block."""
+    pool_queue: int = 200
+    """How many may wait for a connection to one server; the next one is refused at once."""
+    connection_budget: int = 30
+    """Connections this process may hold to one server, over all its pools."""
     connect_timeout_s: float = 5.0
     tcp_timeout_s: float = 10.0
     """How long the kernel waits for an unanswered packet before it gives a connection up."""
@@ -71,7 +77,7 @@ class Settings:
             object.__setattr__(self, "map_file", Path(self.map_file))
         if self.pooler not in get_args(Pooler):
             raise SettingsError(f"pooler is one of {', '.join(get_args(Pooler))}, not {self.pooler!r}")
-        for name in ("pool_size", "fan_out_connections", "prepared_max"):
+        for name in ("pool_size", "fan_out_connections", "prepared_max", "pool_queue", "connection_budget"):
             _whole(name, getattr(self, name), at_least=1)
         for found in fields(self):
             if found.name.endswith("_s"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -12,10 +12,11 @@ from sqlalchemy.util import greenlet_spawn
 
 from shardkit.db.scatter import connect_scatter_async as connect_scatter
 
-__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "gather", "in_greenlet"]
+__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "gather", "in_greenlet", "in_thread"]
 
-ASYNC = True
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+ASYNC = True
 
 
 async def close(engine: Engine) -> None:
@@ -61,3 +62,8 @@ class Gate:
     def leave(self) -> None:
         """Make place."""
         self._places.release()
+
+
+async def in_thread(work: Callable[[*Ts], T], *args: *Ts) -> T:
+    """What blocks, where it does not hold up the loop."""
+    return await asyncio.to_thread(work, *args)

@@ -6,7 +6,6 @@ that moves meanwhile is asked again where it went, it alone. What did not answer
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -292,7 +291,7 @@ class AsyncFanOut:
             return all(found.placement(shard).epoch != epoch for shard, epoch in known.items())
 
         timeout_s = max(0.0, min(self._settings.move_wait_s, asking.left_s))
-        found = await asyncio.to_thread(partial(self._router.watch.wait_for, everywhere, timeout_s=timeout_s))
+        found = await colour.in_thread(partial(self._router.watch.wait_for, everywhere, timeout_s=timeout_s))
         if found is not None:
             return [found.route(shard) for shard in known]
         found = self._router.map

@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from sqlalchemy.engine import Engine
 
 from shardkit.db.scatter import connect_scatter
 
-__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "gather", "in_greenlet"]
+__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "gather", "in_greenlet", "in_thread"]
 
-ASYNC = False
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+ASYNC = False
 
 
 def close(engine: Engine) -> None:
@@ -54,3 +55,8 @@ class Gate:
     def leave(self) -> None:
         """Make place."""
         self._places.release()
+
+
+def in_thread(work: Callable[[*Ts], T], *args: *Ts) -> T:
+    """What blocks may block here."""
+    return work(*args)

@@ -292,7 +292,7 @@ class FanOut:
             return all(found.placement(shard).epoch != epoch for shard, epoch in known.items())
 
         timeout_s = max(0.0, min(self._settings.move_wait_s, asking.left_s))
-        found = partial(self._router.watch.wait_for, everywhere, timeout_s=timeout_s)()
+        found = colour.in_thread(partial(self._router.watch.wait_for, everywhere, timeout_s=timeout_s))
         if found is not None:
             return [found.route(shard) for shard in known]
         found = self._router.map

@@ -123,7 +123,10 @@ def pin(connection: Any, tenant: TenantKey, shard: int | None) -> None:
 
 
 def flip(connection: Any, shard: int, *, server: str, expected_epoch: int) -> int:
-    """Send *shard* to *server* at the epoch after *expected_epoch*; gives that epoch. Raises MapConflictError if it is not there."""
+    """Send *shard* to *server* at the epoch after *expected_epoch*, and give that epoch.
+
+    Raises MapConflictError, and changes nothing, if the shard is no longer at the expected one.
+    """
     with change(connection, expected=None) as version:
         values = {"server": server, "epoch": expected_epoch + 1, "expected_epoch": expected_epoch, "shard": shard}
         if connection.execute(SQL["flip_placement"], {**values, "version": version}).rowcount != 1:

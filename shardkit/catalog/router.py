@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from uuid import UUID
 
 from sqlalchemy.engine import Engine
@@ -13,10 +14,12 @@ from shardkit.core.shardmap import Route, Server, ShardMap
 from shardkit.db.connect import is_closed
 from shardkit.db.engines import Engines
 from shardkit.db.leg import Leg, opening_for
+from shardkit.db.settle import settle
 from shardkit.db.wire import Opening
-from shardkit.errors import NoTenantError, ShardMovedError
+from shardkit.errors import CatalogError, CommitUnknownError, NoTenantError, Outcome, ShardMovedError
 from shardkit.settings import Settings
 
+log = logging.getLogger("shardkit.catalog")
 _REMEMBERED = 65_536
 
 
@@ -51,24 +54,36 @@ class Router:
         return self._look_up(tenant)
 
     def _look_up(self, tenant: TenantKey) -> Route:
-        memo = self._memo
-        if memo.map is not self.watch.map:
-            memo = self._memo = _Memo(self.watch.map)
+        memo = self._memo_of_now()
         route = memo.map.locate(tenant)
         if len(memo.routes) >= _REMEMBERED:
             memo.routes.clear()
         memo.routes[tenant] = route
         return route
 
+    def _memo_of_now(self) -> _Memo:
+        memo = self._memo
+        if memo.map is not self.watch.map:
+            memo = self._memo = _Memo(self.watch.map)
+        return memo
+
     def set_out(self, tenant: TenantKey | None, shard: int | None) -> tuple[Leg, Engine]:
         """Leg and engine of a unit of work that begins now."""
         if tenant is not None:
             route = self.locate(tenant)
         elif shard is not None:
-            route = self.map.route(shard)
+            route = self._memo_of_now().map.route(shard)
         else:
             raise NoTenantError
-        return self._leg(route), self._engine(route)
+        memo = self._memo
+        found = memo.legs.get(route)
+        if found is None:
+            if len(memo.legs) >= _REMEMBERED:
+                memo.legs.clear()
+            engine = self._engine(memo, route)
+            leg = Leg(route, self.engines.of(memo.map.server(route.server)), opening_for(route), self)
+            found = memo.legs[route] = leg, engine
+        return found
 
     def onward(self, leg: Leg) -> Leg | None:
         """The leg at its shard's new epoch, waiting for the map if need be; None if the shard has not moved."""
@@ -79,7 +94,7 @@ class Router:
             return (new.shard, new.epoch) != (route.shard, route.epoch)
 
         if not moved(self.map):
-            self.watch.refresh()
+            self._ask()
             if not moved(self.map) and not is_closed(
                 self.map.server(route.server), self._settings, cluster_id=self.cluster_id, schema=route.schema
             ):
@@ -93,6 +108,12 @@ class Router:
         new = _again(found, route)
         return Leg(new, self.engines.of(found.server(new.server)), opening_for(new), self, was=leg.was or route.schema)
 
+    def _ask(self) -> None:
+        try:
+            self.watch.refresh()
+        except CatalogError as exc:  # the server knows better than the catalog whether the shard is still there
+            log.warning("a shard may have moved, and %s", exc)
+
     def global_leg(self) -> tuple[Leg, Engine]:
         """Leg and engine of the one place where global tables live: a schema beside the catalog's own."""
         server = Server(CATALOG_SERVER, self._settings.catalog_url, self.cluster_id)
@@ -100,18 +121,18 @@ class Router:
         engine = self.engines.of(server).execution_options(schema_translate_map={None: GLOBAL_SCHEMA})
         return Leg(route, engine, Opening(GLOBAL_SCHEMA.encode()), _Fixed()), engine
 
+    def settle(self, error: CommitUnknownError) -> Outcome:
+        """What became of a COMMIT whose answer was lost, if its server can tell."""
+        return settle(error, self.map.server(error.server or ""), self._settings)
+
     def close(self) -> None:
         """Stop watching the map."""
         self.watch.close()
 
-    def _leg(self, route: Route) -> Leg:
-        return Leg(route, self.engines.of(self.map.server(route.server)), opening_for(route), self)
-
-    def _engine(self, route: Route) -> Engine:
-        memo = self._memo
+    def _engine(self, memo: _Memo, route: Route) -> Engine:
         engine = memo.engines.get(route.schema)
         if engine is None:
-            base = self.engines.of(self.map.server(route.server))
+            base = self.engines.of(memo.map.server(route.server))
             engine = memo.engines[route.schema] = base.execution_options(schema_translate_map={None: route.schema})
         return engine
 
@@ -119,18 +140,20 @@ class Router:
 class _Fixed:
     """The guide of what never moves."""
 
-    def onward(self, _leg: Leg) -> None:
+    def onward(self, leg: Leg) -> None:
         """It does not."""
+        del leg
 
 
 class _Memo:
     """What was looked up in one map; it goes with the map."""
 
-    __slots__ = ("engines", "map", "routes")
+    __slots__ = ("engines", "legs", "map", "routes")
 
     def __init__(self, shardmap: ShardMap) -> None:
         self.map = shardmap
         self.routes: dict[TenantKey, Route] = {}
+        self.legs: dict[Route, tuple[Leg, Engine]] = {}
         self.engines: dict[str, Engine] = {}
 
 

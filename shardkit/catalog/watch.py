@@ -85,9 +85,10 @@ class MapWatch:
         """Stop asking."""
         self._closed = True
         self._wanted.set()
-        self._drop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=self._settings.connect_timeout_s + 1)
+        with self._asking:
+            self._drop()
 
     def after_fork(self) -> None:
         """In a child: locks may be held by threads that are not here, and the connection is the parent's."""
@@ -163,4 +164,11 @@ def _keep_asking(alive: weakref.ref[MapWatch]) -> None:
 
 
 _alive: weakref.WeakSet[MapWatch] = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [watch.after_fork() for watch in list(_alive)])
+
+
+def _after_fork() -> None:
+    for watch in list(_alive):
+        watch.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -17,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
-from shardkit.errors import ServerDownError, SettingsError, ShardKitError, WrongServerError
+from shardkit.errors import PoolTimeoutError, ServerDownError, SettingsError, ShardKitError, WrongServerError
 from shardkit.settings import Secret, Settings
 
 IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
@@ -71,25 +73,31 @@ def server_url(server: Server, settings: Settings) -> str:
         return settings.servers[server.name]
     catalog = conninfo_to_dict(settings.catalog_url)
     own = conninfo_to_dict(server.dsn)
-    return make_conninfo(server.dsn, **{k: catalog[k] for k in _CREDENTIALS if catalog.get(k) and not own.get(k)})  # type: ignore[arg-type]
+    return make_conninfo(server.dsn, **{k: catalog[k] for k in _CREDENTIALS if catalog.get(k) and not own.get(k)})
 
 
 def app_conninfo(server: Server, settings: Settings) -> Secret:
     """How application code connects: as the least role, and with an empty path, so that unrouted names fail."""
     direct = settings.pooler == "none"
     return conninfo(
-        server_url(server, settings), settings, **({"options": f"-c role={APP_ROLE} -c search_path="} if direct else {})
+        server_url(server, settings),
+        settings,
+        **({"options": f"-c role={APP_ROLE} -c search_path= -c client_connection_check_interval=2s"} if direct else {}),
     )
 
 
 def connect(server: Server, settings: Settings, *, cluster_id: UUID) -> RoutedConnection:
-    """A routed connection to *server*, which was asked for its identity. Raises ServerDownError or WrongServerError."""
+    """A routed connection to *server*, which was asked for its identity.
+
+    Raises ServerDownError, WrongServerError, or PoolTimeoutError for one more than the budget allows.
+    """
+    check_budget(server, settings)
     try:
         connection = RoutedConnection.connect(app_conninfo(server, settings), autocommit=True, cursor_factory=RoutedCursor)
     except psycopg.OperationalError as exc:
         raise down(server, exc) from exc
     try:
-        _tune(connection, settings)
+        _tune(connection, server, settings)
         check_identity(server, cluster_id, connection.execute(IDENTITY).fetchone())
     except BaseException as exc:
         connection.close()
@@ -99,6 +107,7 @@ def connect(server: Server, settings: Settings, *, cluster_id: UUID) -> RoutedCo
 
 async def connect_async(server: Server, settings: Settings, *, cluster_id: UUID) -> AsyncRoutedConnection:
     """The same for asyncio."""
+    check_budget(server, settings)
     try:
         connection = await AsyncRoutedConnection.connect(
             app_conninfo(server, settings), autocommit=True, cursor_factory=AsyncRoutedCursor
@@ -106,7 +115,7 @@ async def connect_async(server: Server, settings: Settings, *, cluster_id: UUID)
     except psycopg.OperationalError as exc:
         raise down(server, exc) from exc
     try:
-        _tune(connection, settings)
+        _tune(connection, server, settings)
         check_identity(server, cluster_id, await (await connection.execute(IDENTITY)).fetchone())
     except BaseException as exc:
         await connection.close()
@@ -129,7 +138,24 @@ def down(server: Server, exc: BaseException) -> ServerDownError:
     return ServerDownError(f"server {server.name!r} does not answer: {_first_line(exc)}; nothing was sent")
 
 
-def _tune(connection: RoutedConnection | AsyncRoutedConnection, settings: Settings) -> None:
+_held: defaultdict[UUID, weakref.WeakSet[Any]] = defaultdict(weakref.WeakSet)
+"""Connections of this process, by server: the budget counts those of all pools together."""
+
+
+def check_budget(server: Server, settings: Settings) -> None:
+    """Refuse one more connection to *server* than the budget of this process allows."""
+    held = sum(not connection.closed for connection in list(_held[server.server_id]))
+    if held >= settings.connection_budget:
+        raise PoolTimeoutError(
+            f"this process holds {held} connections to server {server.name!r}, all its budget allows: nothing was sent. "
+            "Close sessions sooner, or raise connection_budget (and max_connections)"
+        )
+
+
+def _tune(connection: RoutedConnection | AsyncRoutedConnection, server: Server, settings: Settings) -> None:
+    _held[server.server_id].add(connection)
+    connection.call_timeout_s = settings.call_timeout_s
+    connection.backend_pid = connection.pgconn.backend_pid
     connection.prepare_threshold = 1 if settings.pooler == "none" else None
     connection.prepared_max = settings.prepared_max
 

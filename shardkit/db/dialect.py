@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg import (
     AsyncAdapt_psycopg_cursor,
     PGDialect_psycopg,
     PGDialectAsync_psycopg,
+    PGIdentifierPreparer_psycopg,
 )
 from sqlalchemy.util import await_only
 
@@ -49,7 +50,9 @@ class _Routing:
             call(cursor, leg.current(statement), parameters)
         except self.dbapi.Error as exc:
             driver.dirty |= exc.sqlstate in STALE_PLAN
-            onward = self._onward(driver, leg, exc.sqlstate)
+            if driver.last and driver.closed:
+                _in_commit(exc, driver)
+            onward = self._onward(driver, leg, exc.sqlstate, late=getattr(exc, "timed_out", False))
             if onward is None:
                 raise
             if driver.under_way or type(cursor) is not self.movable:
@@ -61,28 +64,30 @@ class _Routing:
             call(cursor, onward.current(statement), parameters)
         driver.under_way = not driver.idle
 
-    def _onward(self, driver: Any, leg: Leg, sqlstate: str | None) -> Leg | None:
+    def _onward(self, driver: Any, leg: Leg, sqlstate: str | None, *, late: bool) -> Leg | None:
         """How to go on: at the shard's new epoch, or on a fresh connection where this one had died in the pool; None: not."""
         if driver.closed:
-            return None if driver.under_way or driver.fresh else leg
+            return None if late or driver.under_way or driver.fresh or driver.last else leg
         return self._wait(lambda: leg.guide.onward(leg)) if may_have_moved(sqlstate) else None
 
     def _change_road(self, connection: Any, cursor: Any, leg: Leg) -> Any:
         """Put *connection* and *cursor* on a connection to where *leg* leads; nothing was done on the old one."""
         old = connection._dbapi_connection
         before = old.driver_connection
-        begin, every = before.begin, before.every
+        begin, every, single, last, tracked = before.begin, before.every, before.single, before.last, before.tracked
         if before.closed:
             old._pool._invalidate(old)
         else:
             old.rollback()
-        new = leg.engine.raw_connection()
-        connection._dbapi_connection = new
-        driver = new.driver_connection
-        driver.begin, driver.single, driver.fresh = begin, before.single, before.closed
-        driver.embark(leg, every=every)
-        self._rebase(cursor, new)
-        if not before.closed:
+        here = not before.closed and leg.engine.pool is old._pool
+        new = old if here else leg.engine.raw_connection()
+        driver: Any = new.driver_connection
+        driver.begin, driver.single, driver.fresh = begin, single, before.closed
+        driver.embark(leg, every=every, tracked=tracked)
+        driver.last = last
+        if not here:
+            connection._dbapi_connection = new
+            self._rebase(cursor, new)
             old.close()
         options = connection.get_execution_options()
         if "schema_translate_map" in options:
@@ -109,16 +114,18 @@ class _Routing:
         try:
             dbapi_connection.commit()
         except self.dbapi.Error as exc:
-            exc.in_commit = True
+            _in_commit(exc, self._driver(dbapi_connection))
             raise
 
     @staticmethod
     def _driver(connection: Any) -> Any:
         return getattr(connection, "driver_connection", None) or getattr(connection, "_connection", connection)
 
-    driver_of: Callable[[Any, Any], Any]
-    _wait: Callable[[Any, Callable[[], Leg | None]], Leg | None]
-    _rebase: Callable[[Any, Any, Any], None]
+    if TYPE_CHECKING:
+
+        def driver_of(self, cursor: Any) -> Any: ...
+        def _wait(self, ask: Callable[[], Leg | None]) -> Leg | None: ...
+        def _rebase(self, cursor: Any, new: Any) -> None: ...
 
 
 def _prepare(driver: Any, compiled: Any, statement: str) -> None:
@@ -132,6 +139,11 @@ def _prepare(driver: Any, compiled: Any, statement: str) -> None:
         driver.every, driver.pending, driver.begin = False, True, READ_ONLY
 
 
+def _in_commit(exc: Any, driver: Any) -> None:
+    """Mark an error as one of the COMMIT phase, with what is known for finding out what became of it."""
+    exc.in_commit, exc.xid, exc.timeline, exc.backend_pid = True, driver.commit_xid, driver.timeline, driver.backend_pid
+
+
 def _execute(cursor: Any, statement: str, parameters: Any) -> None:
     cursor.execute(statement, parameters)
 
@@ -140,23 +152,46 @@ def _executemany(cursor: Any, statement: str, parameters: Any) -> None:
     cursor.executemany(statement, parameters)
 
 
+class _Preparer(PGIdentifierPreparer_psycopg):
+    """Puts a shard's schema into a statement once per (statement, schema), not once per execution."""
+
+    def _render_schema_translates(self, statement: str, schema_translate_map: Any, **options: Any) -> str:
+        if len(schema_translate_map) != 1 or len(statement) > _RENDERED_LENGTH:
+            return super()._render_schema_translates(statement, schema_translate_map, **options)
+        key = (statement, schema_translate_map.get(None))
+        known = _rendered.get(key)
+        if known is None:
+            if len(_rendered) >= _RENDERED_MAX:
+                _rendered.clear()
+            known = _rendered[key] = super()._render_schema_translates(statement, schema_translate_map, **options)
+        return known
+
+
+_RENDERED_MAX, _RENDERED_LENGTH = 32_768, 4_096
+_rendered: dict[tuple[str, str | None], str] = {}
+
+
 class RoutedDialect(_Routing, PGDialect_psycopg):
     """``postgresql+shardkit``."""
+
+    preparer = _Preparer
 
     supports_statement_cache = True
     movable = RoutedCursor
 
-    def driver_of(self, cursor: Any) -> Any:  # type: ignore[override]
+    def driver_of(self, cursor: Any) -> Any:
+        """The routed connection under *cursor*."""
         return cursor._conn
 
-    def _wait(self, ask: Callable[[], Leg | None]) -> Leg | None:  # type: ignore[override]
+    def _wait(self, ask: Callable[[], Leg | None]) -> Leg | None:
         return ask()
 
-    def _rebase(self, cursor: Any, new: Any) -> None:  # type: ignore[override]
+    def _rebase(self, cursor: Any, new: Any) -> None:
         cursor.__init__(new.driver_connection)
 
     @classmethod
-    def get_async_dialect_cls(cls, url: Any) -> type[Any]:
+    def get_async_dialect_cls(cls, url: Any) -> type[Any]:  # noqa: ARG003  # SQLAlchemy's signature
+        """The same for asyncio."""
         return AsyncRoutedDialect
 
 
@@ -164,15 +199,17 @@ class AsyncRoutedDialect(_Routing, PGDialectAsync_psycopg):
     """The same for asyncio: a wait for the map runs in a thread, so that the loop goes on."""
 
     supports_statement_cache = True
+    preparer = _Preparer
     movable = AsyncAdapt_psycopg_cursor
 
-    def driver_of(self, cursor: Any) -> Any:  # type: ignore[override]
+    def driver_of(self, cursor: Any) -> Any:
+        """The routed connection under *cursor*."""
         return cursor._connection
 
-    def _wait(self, ask: Callable[[], Leg | None]) -> Leg | None:  # type: ignore[override]
+    def _wait(self, ask: Callable[[], Leg | None]) -> Leg | None:
         return await_only(asyncio.to_thread(ask))
 
-    def _rebase(self, cursor: Any, new: Any) -> None:  # type: ignore[override]
+    def _rebase(self, cursor: Any, new: Any) -> None:
         cursor.__init__(new.dbapi_connection)
 
 

@@ -17,6 +17,7 @@ class Guide(Protocol):
 
     def onward(self, leg: Leg) -> Leg | None:
         """The leg at its shard's new epoch; None if the shard has not moved."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -19,16 +19,10 @@ def create_shard(connection: psycopg.Connection[Any], shard: int, schema: str, s
     with connection.transaction():
         if connection.execute("SELECT to_regnamespace(%s)", (schema,)).fetchone() != (None,):
             return False
-        connection.execute(
-            sql.SQL(";\n").join(
-                [
-                    sql.SQL("CREATE SCHEMA {0}; GRANT USAGE ON SCHEMA {0} TO {1}, {2}").format(
-                        *map(sql.Identifier, (schema, APP_ROLE, OPERATOR_ROLE))
-                    ),
-                    shard_objects(shard, schema),
-                    sql.SQL("SET LOCAL search_path TO {}").format(sql.Identifier(schema)),
-                    sql.SQL(cast("LiteralString", script)),
-                ]
-            )
+        rights = sql.SQL("CREATE SCHEMA {0}; GRANT USAGE ON SCHEMA {0} TO {1}, {2};").format(
+            *map(sql.Identifier, (schema, APP_ROLE, OPERATOR_ROLE))
         )
+        path = sql.SQL(";\nSET LOCAL search_path TO {};\n").format(sql.Identifier(schema))
+        everything = (rights + shard_objects(shard, schema) + path).as_bytes(connection) + script.encode()
+        connection.execute(everything)
     return True

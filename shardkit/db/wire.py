@@ -12,25 +12,36 @@ This is the only file that builds on psycopg's internals (3.3); ``self_check`` f
 
 from __future__ import annotations
 
+import asyncio
+import select
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from psycopg import _queries, errors, generators, pq, sql
+from psycopg import _queries, errors, generators, pq, sql, waiting
 from psycopg._preparing import Prepare, PrepareManager
+
+from shardkit.db.deadline import bounded, drop, left
 
 if TYPE_CHECKING:
     from shardkit.db.leg import Leg
 
+FOREVER_S: Final = 86_400.0
+_INTERVAL_S: Final = 0.1
 BEGIN: Final = b"BEGIN"
+COMMIT: Final = b"COMMIT"
 READ_ONLY: Final = b"BEGIN READ ONLY"
 IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 _SETTINGS: Final = b"SELECT set_config('search_path', $1, true), set_config('shardkit.tenant', $2, true)"
 _SETTINGS_NAME: Final = b"_shardkit_open"
+_BEGIN_NAME: Final = b"_shardkit_begin"
+_COMMIT_NAME: Final = b"_shardkit_commit"
+_XID: Final = b"SELECT pg_current_xact_id_if_assigned()"
 _TEXT_OID: Final = 25
+_UNKNOWN: Final = (None,) * 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,42 +54,49 @@ class Opening:
 
     def send(self, connection: _Routed) -> int:
         """Queue BEGIN and the settings in the pipeline of *connection*; the number of results they will give."""
-        wire, count = connection.pgconn, 1
+        wire, prepared, count = connection.pgconn, connection.prepare_threshold is not None, 1
         if not connection.every:
-            wire.send_query_params(connection.begin, None)
+            if connection.opening_prepared and connection.begin == BEGIN:
+                wire.send_query_prepared(_BEGIN_NAME, None)
+            else:
+                wire.send_query_params(connection.begin, None)
             count += 1
+        if (
+            prepared and not connection.opening_prepared
+        ):  # after BEGIN: a snapshot taken before it would fix the isolation level
+            wire.send_prepare(_BEGIN_NAME, BEGIN)
+            wire.send_prepare(_COMMIT_NAME, COMMIT)
+            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
+            count += 3
         if self.role is not None:
             wire.send_query_params(b"SET LOCAL ROLE " + self.role, None)
             count += 1
-        if connection.prepare_threshold is None:
+        if prepared:
+            wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant])
+        else:
             wire.send_query_params(_SETTINGS, [self.schema, self.tenant], param_types=[_TEXT_OID, _TEXT_OID])
-            return count
-        if not connection.opening_prepared:
-            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
-            count += 1
-        wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant])
         return count
 
-    def message(self) -> bytes:
-        """The settings as SQL, for a first statement that cannot travel in a pipeline."""
-        role = sql.SQL("SET LOCAL ROLE {};").format(sql.Identifier(self.role.decode())) if self.role else sql.SQL("")
+    def commands(self) -> list[bytes]:
+        """The settings as SQL, for a first statement that they cannot travel with."""
         settings = sql.SQL("SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true)").format(
             sql.Literal(self.schema.decode()), sql.Literal(self.tenant.decode())
         )
-        return (role + settings).as_bytes(None)
+        role = [] if self.role is None else [b"SET LOCAL ROLE " + self.role]
+        return [*role, settings.as_bytes(None)]
 
 
 class _Query(_queries.PostgresQuery):
-    """psycopg's query, with a conversion cache as large as shards × statements (its own holds 128 and then thrashes)."""
+    """psycopg's query, with a conversion cache as large as shards times statements (its own holds 128 and then thrashes)."""
 
     __slots__ = ()
 
-    def convert(self, query: Any, vars: Any) -> None:
-        if vars is None or not isinstance(query, str) or len(query) > _queries.MAX_CACHED_STATEMENT_LENGTH:
+    def convert(self, query: Any, vars: Any) -> None:  # noqa: A002  # psycopg's name
+        if vars is not None and isinstance(query, str) and len(query) <= _queries.MAX_CACHED_STATEMENT_LENGTH:
+            self.query, self._want_formats, self._order, self._parts = _converted(query, self._tx.encoding)
+            self.dump(vars)
+        else:
             super().convert(query, vars)
-            return
-        self.query, self._want_formats, self._order, self._parts = _converted(query, self._tx.encoding)
-        self.dump(vars)
 
 
 @lru_cache(8192)
@@ -109,18 +127,57 @@ class _Routed:
     """A statement of this transaction has been answered; from now on it cannot change servers."""
     fresh: bool = False
     """This connection replaced one that had died in the pool."""
+    call_timeout_s: float = 30.0
+    """The longest one call may take, where no deadline is nearer."""
+    last: bool = False
+    """COMMIT goes with the next statement: it is the last of its transaction, and cannot be found wanting afterwards."""
+    tracked: bool = False
+    """Ask for the transaction's id before COMMIT, in the same flight, so that an unknown outcome can be settled."""
+    commit_xid: str | None = None
+    """The id of the transaction that was being committed."""
+    timeline: str | None = None
+    """The server's timeline when this connection was made."""
+    committed: bool = False
+    """COMMIT went with a statement, and was answered."""
+    backend_pid: int = 0
     opening_prepared: bool = False
     dirty: bool = False
     """Somebody changed the session itself; the pool closes such a connection instead of handing it on."""
 
-    def embark(self, leg: Leg, *, every: bool) -> None:
+    def embark(self, leg: Leg, *, every: bool, tracked: bool = False) -> None:
         """Carry *leg* from now on; its opening goes with the next statement, or with every one."""
+        self.tracked = tracked
         self.leg, self.every, self.pending, self.under_way = leg, every, True, False
 
     def disembark(self) -> None:
         """Forget everything about the last unit of work."""
         self.leg, self.begin = None, BEGIN
-        self.pending = self.every = self.single = self.under_way = self.fresh = False
+        self.pending = self.every = self.single = self.under_way = self.fresh = self.last = self.committed = False
+        self.tracked, self.commit_xid = False, None
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "") -> Generator[Any, Any, Any]:
+        connecting = super()._connect_gen(conninfo)  # type: ignore[misc]
+        return bounded(connecting, seconds=left(FOREVER_S))
+
+    def _limit(self, timeout: float | None) -> float:
+        return left(self.call_timeout_s) if timeout is None else timeout
+
+    def _too_late(self, timeout: float | None, exc: BaseException) -> BaseException:
+        """The error of a call that the deadline ended; a bound that psycopg gave itself stays psycopg's business."""
+        if timeout is not None:
+            return exc
+        drop(self.pgconn)
+        late = psycopg.OperationalError("the deadline passed before the server answered")
+        late.timed_out = True  # type: ignore[attr-defined]
+        return late
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing came unasked. A server that ended this connection has said so; then nothing must be risked on it."""
+        poll = select.poll()
+        poll.register(self.pgconn.socket, select.POLLIN | select.POLLHUP)
+        return not poll.poll(0)
 
     @property
     def idle(self) -> bool:
@@ -129,10 +186,13 @@ class _Routed:
 
     def _open_gen(self) -> Generator[Any, Any, None]:
         """Send the opening on its own, for what cannot travel with it (scripts, COPY, pipelines, server-side cursors)."""
-        begin = READ_ONLY if self.every else self.begin
-        message = begin if self.leg is None else b";".join((begin, self.leg.opening.message()))
+        commands = [READ_ONLY if self.every else self.begin, *(self.leg.opening.commands() if self.leg else ())]
         self.pending = self.every = False
-        self.pgconn.send_query(message)
+        if self._pipeline is not None:
+            for command in commands:
+                yield from self._exec_command(command)  # type: ignore[attr-defined]
+            return
+        self.pgconn.send_query(b";".join(commands))
         for result in (yield from generators.execute(self.pgconn)):
             if result.status == _FATAL:
                 raise errors.error_from_result(result)
@@ -141,12 +201,57 @@ class _Routed:
         if (self.pending or self.every) and self.idle:
             yield from self._open_gen()
 
+    def _commit_gen(self) -> Generator[Any, Any, None]:
+        """COMMIT; a tracked transaction's id comes back before it, in the same flight."""
+        if not self.tracked or self._pipeline is not None or self.idle:
+            yield from super()._commit_gen()  # type: ignore[misc]
+            return
+        wire = self.pgconn
+        wire.enter_pipeline_mode()
+        try:
+            count = self._send_commit()
+            wire.pipeline_sync()
+            yield from generators.send(wire)
+            answers = yield from self._answers_gen(count + 1, xid_at=0)
+        finally:
+            if wire.status == pq.ConnStatus.OK:
+                wire.exit_pipeline_mode()
+        for (answer,) in answers[:count]:
+            if answer.status == _FATAL:
+                raise errors.error_from_result(answer, encoding=wire._encoding)
+
+    def _send_commit(self) -> int:
+        """Queue COMMIT (after the question for the id, if it is wanted); the number of results it will give."""
+        if self.tracked:
+            self.pgconn.send_query_params(_XID, None)
+            self.pgconn.send_flush_request()  # its answer must not wait for COMMIT's
+        if self.opening_prepared:
+            self.pgconn.send_query_prepared(_COMMIT_NAME, None)
+        else:
+            self.pgconn.send_query_params(COMMIT, None)
+        return 1 + self.tracked
+
+    def _answers_gen(self, count: int, *, xid_at: int = -1) -> Generator[Any, Any, list[Any]]:
+        """The next *count* answers; the one numbered *xid_at* is the transaction's id, kept as soon as it is there."""
+        answers: list[Any] = []
+        while len(answers) < count:
+            answers.append((yield from generators.fetch_many(self.pgconn)))
+            if len(answers) == xid_at + 1 and answers[-1][0].status == pq.ExecStatus.TUPLES_OK:
+                value = answers[-1][0].get_value(0, 0)
+                self.commit_xid = value.decode() if value else None
+        return answers
+
     def _rollback_gen(self) -> Generator[Any, Any, None]:
         """ROLLBACK, keeping prepared statements: PostgreSQL keeps them too, and psycopg's DEALLOCATE ALL costs a round trip."""
         if self._pipeline is not None:
             yield from super()._rollback_gen()  # type: ignore[misc]
         elif not self.idle:
             yield from self._exec_command(b"ROLLBACK")  # type: ignore[attr-defined]
+
+    def _deallocate(self, name: bytes | None) -> Generator[Any, Any, None]:
+        """Psycopg's upkeep after DROP, ALTER and ROLLBACK TO; without a name all prepared statements go, also ours."""
+        self.opening_prepared &= name is not None
+        yield from super()._deallocate(name)  # type: ignore[misc]
 
 
 class _RoutedCursor:
@@ -156,31 +261,45 @@ class _RoutedCursor:
         _conn: Any
         _pgconn: Any
         _last_query: Any
+        pgresult: Any
 
-    _query_cls = _Query
+    _query_cls: Any = _Query
+
+    @property
+    def description(self) -> Any:
+        """Name and type of each column, as DB-API says; psycopg makes a Column object of each, for every execution."""
+        result = self.pgresult
+        if result is None or not result.nfields:
+            return super().description  # type: ignore[misc]
+        encoding = self._pgconn._encoding
+        return [(result.fname(i).decode(encoding), result.ftype(i), *_UNKNOWN) for i in range(result.nfields)]
 
     def _execute_gen(
         self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Generator[Any, Any, None]:
         conn = self._conn
         leg = conn.leg
-        if leg is None or not (conn.pending or conn.every) or not (params or conn.single) or conn._pipeline or not conn.idle:
+        opens = (conn.pending or conn.every) and conn.idle
+        if leg is None or not (opens or conn.last) or not (params or conn.single) or conn._pipeline:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
             return
         every, conn.pending, conn.every = conn.every, False, False
         yield from self._start_query(query)  # type: ignore[attr-defined]  # resets the cursor; nothing is pending now
         conn.every = every
         pgq = self._convert_query(query, params)  # type: ignore[attr-defined]
-        yield from self._fly_gen(leg.opening, pgq, prepare, binary)
+        yield from self._fly_gen(leg.opening if opens else None, pgq, prepare=prepare, binary=binary)
         self._last_query = query
         yield from conn._prepared.maintain_gen(conn)
 
-    def _fly_gen(self, opening: Opening, query: Any, prepare: bool | None, binary: bool | None) -> Generator[Any, Any, None]:
+    def _fly_gen(
+        self, opening: Opening | None, query: Any, *, prepare: bool | None, binary: bool | None
+    ) -> Generator[Any, Any, None]:
         conn, wire = self._conn, self._pgconn
+        last = conn.last
         prep, name = self._get_prepared(query, prepare)  # type: ignore[attr-defined]
         wire.enter_pipeline_mode()
         try:
-            before = opening.send(conn)
+            before = settings = opening.send(conn) if opening is not None else 0
             if prep is Prepare.NO:
                 self._execute_send(query, force_extended=True, binary=binary)  # type: ignore[attr-defined]
             else:
@@ -188,23 +307,31 @@ class _RoutedCursor:
                     self._send_prepare(name, query)  # type: ignore[attr-defined]
                     before += 1
                 self._send_query_prepared(name, query, binary=binary)  # type: ignore[attr-defined]
+            after = conn._send_commit() if last else 0
             wire.pipeline_sync()
             yield from generators.send(wire)
-            answers = []
-            for _ in range(before + 2):  # the last one is the answer to the sync
-                answers.append((yield from generators.fetch_many(wire)))
+            xid_at = before + 1 if last and conn.tracked else -1
+            answers = yield from conn._answers_gen(before + after + 2, xid_at=xid_at)  # the last one answers the sync
         finally:
             if wire.status == pq.ConnStatus.OK:
                 wire.exit_pipeline_mode()
-        for (answer,) in answers[:before]:
+        for number, (answer,) in enumerate(answers[:before], 1):
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
-        conn.opening_prepared = conn.prepare_threshold is not None
+            if number == settings:  # whatever becomes of the statement, this one is prepared
+                conn.opening_prepared = conn.prepare_threshold is not None
         key = conn._prepared.maybe_add_to_cache(query, prep, name)
         results = answers[before]
         if key is not None:
             conn._prepared.validate(key, prep, name, results)
         self._check_results(results)  # type: ignore[attr-defined]
+        if last:
+            (answer,) = answers[before + after]
+            if answer.status == _FATAL:
+                failed = errors.error_from_result(answer, encoding=wire._encoding)
+                failed.in_commit = True  # type: ignore[attr-defined]
+                raise failed
+            conn.committed = True
         self._set_results(results)  # type: ignore[attr-defined]
 
 
@@ -219,9 +346,26 @@ class AsyncRoutedCursor(_RoutedCursor, psycopg.AsyncCursor[Any]):
 class RoutedConnection(_Routed, psycopg.Connection[Any]):
     """A psycopg connection that carries openings."""
 
+    def wait(self, gen: Any, interval: float = _INTERVAL_S, timeout: float | None = None) -> Any:
+        """Wait for the server, until the deadline at most."""
+        try:
+            return super().wait(gen, interval, timeout=self._limit(timeout))
+        except errors._WaitTimeout as exc:
+            raise self._too_late(timeout, exc) from exc
+
 
 class AsyncRoutedConnection(_Routed, psycopg.AsyncConnection[Any]):
     """A psycopg async connection that carries openings."""
+
+    async def wait(self, gen: Any, interval: float = _INTERVAL_S, timeout: float | None = None) -> Any:
+        """Wait for the server, until the deadline at most. A cancelled task drops the connection at once."""
+        try:
+            return await waiting.wait_async(gen, self.pgconn.socket, interval=interval, timeout=self._limit(timeout))
+        except errors._WaitTimeout as exc:
+            raise self._too_late(timeout, exc) from exc
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            drop(self.pgconn)
+            raise
 
 
 def self_check() -> None:
@@ -235,7 +379,7 @@ def self_check() -> None:
             "_send_prepare",
             "_check_results",
         ),
-        psycopg.Connection: ("_start_query", "_rollback_gen", "_exec_command"),
+        psycopg.Connection: ("_start_query", "_rollback_gen", "_exec_command", "_deallocate"),
         PrepareManager: ("maybe_add_to_cache", "validate", "maintain_gen"),
         generators: ("send", "fetch_many", "execute"),
         _queries: ("_query2pg_nocache", "MAX_CACHED_STATEMENT_LENGTH"),

@@ -19,8 +19,9 @@ from sqlalchemy.sql.selectable import Select
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
 from shardkit.db.leg import Leg, driver_connection
-from shardkit.errors import ReadOnlyError, SessionError
+from shardkit.errors import Outcome, ReadOnlyError, SessionError
 from shardkit.orm.keys import assign_ids
+from shardkit.orm.lone import is_lone_insert
 from shardkit.orm.tenancy import CRITERIA, TENANT_PARAMETER, criteria_of, own
 
 
@@ -29,6 +30,7 @@ class Guide(Protocol):
 
     def set_out(self, tenant: TenantKey | None, shard: int | None) -> tuple[Leg, Engine]:
         """Leg and engine (with the shard's schema translated in) for *tenant*, or for operator access to *shard*."""
+        ...
 
 
 class FixedGuide:
@@ -37,8 +39,9 @@ class FixedGuide:
     def __init__(self, there: tuple[Leg, Engine]) -> None:
         self._there = there
 
-    def set_out(self, _tenant: TenantKey | None, _shard: int | None) -> tuple[Leg, Engine]:
-        """There."""
+    def set_out(self, tenant: TenantKey | None, shard: int | None) -> tuple[Leg, Engine]:
+        """There, whoever asks."""
+        del tenant, shard
         return self._there
 
 
@@ -52,12 +55,15 @@ class RoutedSession(Session):
         tenant: TenantKey | None = None,
         shard: int | None = None,
         read_only: bool = False,
+        tracked: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(close_resets_only=False, **options)
         self._guide, self._tenant, self._shard, self._read_only = guide, tenant, shard, read_only
+        self._committing, self._tracked = False, tracked
         self._leg: Leg | None = None
         self._engine: Engine | None = None
+        self._connection: Connection | None = None
 
     @property
     def tenant(self) -> TenantKey | None:
@@ -67,9 +73,12 @@ class RoutedSession(Session):
     @property
     def route(self) -> Route:
         """Where the open transaction runs, or where the next one would."""
-        return (self._leg or self._guide.set_out(self._tenant, self._shard)[0]).route
+        leg, connection = self._leg, self._connection
+        if connection is not None and not (connection.closed or connection.invalidated):
+            leg = driver_connection(connection).leg  # it may have been led on
+        return (leg or self._guide.set_out(self._tenant, self._shard)[0]).route
 
-    def get_bind(self, mapper: Any = None, *, bind: Any = None, **_: Any) -> Any:
+    def get_bind(self, mapper: Any = None, *, bind: Any = None, **_: Any) -> Any:  # noqa: ARG002  # SQLAlchemy's signature
         """Engine of the server that holds the shard; the same one until the transaction ends."""
         if bind is not None:
             return bind
@@ -93,13 +102,38 @@ class RoutedSession(Session):
             and not isinstance(params, Sequence)
         ):
             statement = statement.options(criteria_of(self._tenant))
-        return super()._execute_internal(statement, params, **keywords)  # type: ignore[call-overload]
+        return super()._execute_internal(statement, params, **keywords)
 
     def flush(self, objects: Any = None) -> None:
         """As ever; a read-only session refuses to write."""
         if self._read_only and (self._new or self._deleted or self._dirty_states):
             raise ReadOnlyError("kit.read() is for reading: use kit.begin() or kit.session() to write; nothing was written")
-        super().flush(objects)
+        if self._committing and objects is None and is_lone_insert(self):
+            self._flush_and_commit()
+        else:
+            super().flush(objects)
+
+    def commit(self) -> None:
+        """As ever; COMMIT travels with the last INSERT where that one statement is all that is left to do."""
+        self._committing = True
+        try:
+            super().commit()
+        finally:
+            self._committing = False
+
+    def _flush_and_commit(self) -> None:
+        driver = driver_connection(self.connection())
+        driver.last = driver.leg is not None and driver.silent
+        try:
+            super().flush()
+        except Exception as exc:
+            if driver.committed:
+                raise SessionError(
+                    "the row was written and committed, and then its answer could not be read", outcome=Outcome.DONE
+                ) from exc
+            raise
+        finally:
+            driver.last = False
 
 
 class AsyncRoutedSession(AsyncSession):
@@ -120,29 +154,30 @@ class AsyncRoutedSession(AsyncSession):
 
 
 @event.listens_for(RoutedSession, "after_begin")
-def _embark(session: RoutedSession, _transaction: SessionTransaction, connection: Connection) -> None:
+def _embark(session: RoutedSession, transaction: SessionTransaction, connection: Connection) -> None:
     leg = session._leg
-    if leg is None:  # the session was bound to a connection by hand: the program's own business
+    if leg is None or transaction.nested:  # None: bound to a connection by hand, the program's own business
         return
     driver = driver_connection(connection)
-    if driver.leg is leg:  # a savepoint
-        return
     if not driver.begin:
         raise SessionError(
             "AUTOCOMMIT is refused on a routed session: the tenant and the path are set for a transaction. "
             "For reads outside one there is kit.read(...)"
         )
-    driver.embark(leg, every=session._read_only and driver.begin == b"BEGIN")
+    driver.embark(leg, every=session._read_only and driver.begin == b"BEGIN", tracked=session._tracked)
+    session._connection = connection
 
 
 @event.listens_for(RoutedSession, "after_transaction_end")
 def _arrive(session: RoutedSession, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
-        session._leg = session._engine = None
+        session._leg = session._engine = session._connection = None
 
 
 @event.listens_for(RoutedSession, "before_flush")
 def _complete(session: RoutedSession, _context: UOWTransaction, _instances: Any) -> None:
     if session._new:
-        own(session.new, session._tenant)
-        assign_ids(session, session.new)
+        new = list(session._new.values())
+        own(new, session._tenant)
+        if len(new) > 1:
+            assign_ids(session, new)

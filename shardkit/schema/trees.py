@@ -40,7 +40,10 @@ def run_env(target_metadata: Any = None, **options: Any) -> None:
     given = context.config.attributes
     if context.is_offline_mode():
         context.configure(
-            dialect=postgresql.dialect(), output_buffer=given["output"], target_metadata=target_metadata, **options
+            dialect=postgresql.dialect(),  # type: ignore[no-untyped-call]
+            output_buffer=given["output"],
+            target_metadata=target_metadata,
+            **options,
         )
     else:
         schema = given.get("schema")

@@ -16,5 +16,5 @@ def statements(file: str) -> dict[str, LiteralString]:
 
     They are part of the program, as safe as if they were written in it; hence the cast that lets psycopg take them.
     """
-    parts = _HEADER.split(files(__package__).joinpath(f"{file}.sql").read_text("utf-8"))
+    parts = _HEADER.split(files("shardkit.sql").joinpath(f"{file}.sql").read_text("utf-8"))
     return {name: cast("LiteralString", text.strip()) for name, text in zip(parts[1::2], parts[2::2], strict=True)}

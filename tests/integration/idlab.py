@@ -1,13 +1,11 @@
-"""A laboratory for ids: a database of its own, a clock and a sleep that can be replaced, and the checker.
+"""A laboratory for ids: a database of its own, a clock and a sleep that can be replaced.
 
 The clock is replaced in the text of the function alone (``clock_timestamp()``, ``pg_sleep(``); the rest is what ships.
 """
 
 from __future__ import annotations
 
-import itertools
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,51 +58,6 @@ _CLOCKS: dict[str, tuple[str, str]] = {
     "virtual": ("shardkit.lab_virtual()", "shardkit.lab_sleep("),
     "ticking": ("shardkit.lab_ticking()", "pg_sleep("),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One statement's ids, and when it was sent and answered (system-wide monotonic seconds)."""
-
-    sent: float
-    answered: float
-    ids: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Faults:
-    """What the checker found."""
-
-    repeated: int
-    inversions: int
-
-
-def check(draws: list[Draw]) -> Faults:
-    """Ids that came twice, and ids not greater than one that somebody already held when they were asked for."""
-    every = [key for draw in draws for key in draw.ids]
-    inversions = sum(a >= b for draw in draws for a, b in itertools.pairwise(draw.ids))
-    answered = sorted(draws, key=lambda draw: draw.answered)
-    highest, done = 0, 0
-    for draw in sorted(draws, key=lambda draw: draw.sent):
-        while done < len(answered) and answered[done].answered < draw.sent:
-            highest = max(highest, *answered[done].ids)
-            done += 1
-        inversions += sum(key <= highest for key in draw.ids)
-    return Faults(repeated=len(every) - len(set(every)), inversions=inversions)
-
-
-def draw(connection: psycopg.Connection, count: int, *, schema: str = SCHEMA) -> Draw:
-    """*count* ids in one statement."""
-    assert names.parse_schema(schema)
-    sent = time.monotonic()
-    rows = connection.execute(f"SELECT {schema}.next_id() FROM generate_series(1, %s)", (count,)).fetchall()
-    return Draw(sent, time.monotonic(), [key for (key,) in rows])
-
-
-def draw_many(url: str, sizes: list[int]) -> list[Draw]:
-    """What one client draws, statement after statement; also the body of a client process."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        return [draw(connection, size) for size in sizes]
 
 
 @dataclass(frozen=True, slots=True)

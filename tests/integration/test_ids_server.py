@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
-from idlab import INSTAGRAM, SCHEMA, SHARD, START_US, Draw, Faults, Lab, check, draw, draw_many, laboratory
+from idlab import INSTAGRAM, SCHEMA, SHARD, START_US, Lab, laboratory
 from psycopg import errors
 
+from benchmarks.idcheck import Draw, Faults, check, draw_many
+from benchmarks.idcheck import draw as draw_from
 from shardkit.core import names
 from shardkit.core.ids import EPOCH_MS, unpack
 from shardkit.db.shard_objects import server_objects, shard_objects
@@ -33,9 +35,13 @@ def connection(lab):
         yield connection
 
 
+def draw(connection: psycopg.Connection, count: int) -> Draw:
+    return draw_from(connection, count, schema=SCHEMA)
+
+
 def crowd(lab: Lab, clients: int, sizes: list[int]) -> list[Draw]:
     with ThreadPoolExecutor(clients) as pool:
-        return [one for many in pool.map(draw_many, [lab.url] * clients, [sizes] * clients) for one in many]
+        return [one for many in pool.map(draw_many, [lab.url] * clients, [sizes] * clients, [SCHEMA] * clients) for one in many]
 
 
 def test_the_checker_sees_what_it_is_for() -> None:
@@ -60,7 +66,7 @@ def test_an_id_says_when_and_where_it_was_born(lab, connection) -> None:
 def test_eight_processes_at_once(lab) -> None:
     sizes = [1, 1, 1, 100, 1, 700, 1, 3000, 1, 1, 1000] * 2
     with multiprocessing.get_context("spawn").Pool(8) as pool:
-        draws = [one for many in pool.starmap(draw_many, [(lab.url, sizes)] * 8, chunksize=1) for one in many]
+        draws = [one for many in pool.starmap(draw_many, [(lab.url, sizes, SCHEMA)] * 8, chunksize=1) for one in many]
     assert sum(len(one.ids) for one in draws) == 8 * sum(sizes)
     assert check(draws) == CLEAN
 
@@ -206,7 +212,9 @@ def test_cancel_while_raising_the_origin_leaves_no_lock(lab) -> None:
 def test_a_lock_left_behind_would_be_seen(lab) -> None:
     lab.install(
         "ticking",
-        edit=lambda text: text.replace("THEN pg_advisory_unlock", "AND pg_sleep(0.05)::text = '' THEN pg_advisory_unlock"),
+        edit=lambda text: text.replace(
+            "CASE WHEN pg_advisory_unlock", "CASE WHEN pg_sleep(0.05)::text = '' AND pg_advisory_unlock"
+        ),
     )
     assert cancelled_often(lab, times=10) > 0
 
