@@ -12,7 +12,6 @@ from typing import Any, Final
 from sqlalchemy import Table
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.base import ColumnCollection
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import (
     BinaryExpression,
@@ -111,12 +110,16 @@ def has_aggregate(element: Any) -> bool:
 
 
 class _Ties:
-    """Which scoped tables of a statement are bound to the same tenant (union-find over its FROM elements)."""
+    """Which scoped tables of a statement are bound to the same tenant (union-find over its FROM elements).
+
+    A scope says which FROM element a table's name means inside a select: a subquery over a table of its outer query has rows
+    of its own.
+    """
 
     def __init__(self, statement: Any) -> None:
         self._statement = statement
         self._parent: dict[Any, Any] = {}
-        self._visit(statement, frozenset())
+        self._visit(statement, {})
 
     def check(self) -> None:
         """Refuse a statement whose tables fall apart."""
@@ -126,49 +129,63 @@ class _Ties:
                 "or on tenant_id as well"
             )
 
-    def _visit(self, element: Any, around: frozenset[Any]) -> None:
-        """*around* are the tables of the selects that enclose *element*; it may name them without having them."""
+    def _visit(self, element: Any, scope: _Scope) -> None:
         if isinstance(element, Select):
-            around = self._read(element, around)
+            scope = self._read(element, scope)
         elif isinstance(element, Subquery) and not element._is_lateral:
-            around = frozenset()
+            scope = {}
         for child in element.get_children():
-            self._visit(child, around)
+            self._visit(child, scope)
 
-    def _read(self, select: Select[Any], around: frozenset[Any]) -> frozenset[Any]:
-        found: set[Any] = set()
-        conditions = list(select._where_criteria)
-        for source in select.get_final_froms():
-            self._source(source, found, conditions)
-        pairs = [
-            tie for condition in conditions for one, other in _equalities(condition) if (tie := _tie(one, other)) is not None
-        ]
-        for one, other in pairs:
-            if _is_scoped(one) and _is_scoped(other):
-                self._parent[self._root(one)] = self._root(other)
-        own = found - around
-        if found and not own:  # SQLAlchemy correlates no select whose every table is outside, so this one has its own rows
-            raise refuse("a subquery over the same table as its outer query: give it an aliased() of its own, tied to the outer row")
+    def _read(self, select: Select[Any], around: _Scope) -> _Scope:
+        scope, own, conditions = _scope_of(select, around)
+        for leaf in own:
+            self._root(leaf)
+        pairs = [(_leaf(one, scope), _leaf(other, scope)) for c in conditions for one, other in _equalities(c)]
+        for part in [*select._where_criteria, *select._raw_columns, *conditions]:
+            for one, inner in _memberships(part):
+                (column,) = inner.selected_columns
+                pairs.append((_leaf(one, scope), _leaf(column, _scope_of(inner, scope)[0])))
+        ties = [(one[0], other[0]) for one, other in pairs if one and other and _binds(one, other)]
+        for one, other in ties:
+            self._parent[self._root(one)] = self._root(other)
         if select is not self._statement and own and _looks_at_many(select):
-            if not any((one in own) != (other in own) for one, other in pairs):
+            if not any((one in own) != (other in own) for one, other in ties):
                 raise refuse(
                     "a subquery that counts, groups, limits or removes duplicates would do so for each shard alone: tie it to "
                     "the outer row by a foreign key or tenant_id"
                 )
-        return around | found
-
-    def _source(self, source: Any, found: set[Any], conditions: list[Any]) -> None:
-        if isinstance(source, Join):
-            self._source(source.left, found, conditions)
-            self._source(source.right, found, conditions)
-            conditions.append(source.onclause)
-        elif _is_scoped(source):
-            self._root(source)
-            found.add(source)
+        return scope
 
     def _root(self, leaf: Any) -> Any:
         parent = self._parent.setdefault(leaf, leaf)
         return leaf if parent is leaf else self._root(parent)
+
+
+_Scope = dict[Any, Any]
+
+
+def _scope_of(select: Select[Any], around: _Scope) -> tuple[_Scope, set[Any], list[Any]]:
+    """What tables' names mean inside *select*, the scoped ones among its own FROM elements, and what must hold for its rows."""
+    sources: list[Any] = []
+    conditions = list(select._where_criteria)
+    waiting = list(select.get_final_froms())
+    while waiting:
+        source = waiting.pop()
+        if isinstance(source, Join):
+            waiting += [source.left, source.right]
+            conditions.append(source.onclause)
+        else:
+            sources.append(source)
+    outside = [source for source in sources if source in around]
+    if select._correlate_except is not None:
+        correlated = [source for source in outside if source not in select._correlate_except]
+    elif select._correlate:
+        correlated = [source for source in outside if source in select._correlate]
+    else:  # SQLAlchemy by itself correlates no select all of whose tables are outside: such a one has rows of its own
+        correlated = outside if len(outside) < len(sources) else []
+    mine = {source: (source, id(select)) for source in sources if source not in correlated}
+    return {**around, **mine}, {leaf for source, leaf in mine.items() if _is_scoped(source)}, conditions
 
 
 def _is_scoped(source: Any) -> bool:
@@ -189,7 +206,7 @@ def _looks_at_many(select: Select[Any]) -> bool:
 
 
 def _equalities(condition: Any) -> Iterator[tuple[Any, Any]]:
-    """Pairs of columns that *condition* makes equal in every row: ``a = b AND ...``, and ``a IN (SELECT b ...)``."""
+    """Pairs of columns that *condition* makes equal in every row: ``a = b AND ...``."""
     match condition:
         case Grouping():
             yield from _equalities(condition.element)
@@ -198,39 +215,41 @@ def _equalities(condition: Any) -> Iterator[tuple[Any, Any]]:
                 yield from _equalities(part)
         case BinaryExpression() if condition.operator is operators.eq:
             yield condition.left, condition.right
-        case BinaryExpression() if condition.operator in (operators.in_op, operators.not_in_op):
-            for part in walk(condition.right):
-                if isinstance(part, Select):
-                    columns = list(part.selected_columns)
-                    if len(columns) == 1:
-                        yield condition.left, columns[0]
-                    return
 
 
-def _tie(one: Any, other: Any) -> tuple[Any, Any] | None:
-    """The two FROM elements that equality of these columns binds to one tenant, if it does."""
-    found = [_origin(column) for column in (one, other)]
-    if None in found:
-        return None
-    (source1, column1), (source2, column2) = found  # type: ignore[misc]
-    if source1 is source2:
-        return None
-    tenants = column1.name == column2.name == "tenant_id"
-    return (source1, source2) if tenants or _referred(column1) & _referred(column2) else None
+def _memberships(element: Any) -> Iterator[tuple[Any, Select[Any]]]:
+    """``a IN (SELECT b ...)``, wherever it stands: rows are compared by a and b and by nothing else."""
+    for part in walk(element, into_selects=False):
+        if isinstance(part, BinaryExpression) and part.operator in (operators.in_op, operators.not_in_op):
+            inner = next((p for p in walk(part.right) if isinstance(p, Select)), None)
+            if inner is not None and len(inner.selected_columns) == 1:
+                yield part.left, inner
 
 
-def _origin(column: Any) -> tuple[Any, Any] | None:
-    """FROM element and table column that *column* is, through subqueries."""
+def _leaf(column: Any, scope: _Scope) -> tuple[Any, Any] | None:
+    """FROM element and table column that *column* is, through subqueries; None for anything else than a scoped one's."""
     source = getattr(column, "table", None)
     match source:
         case Table():
-            return source, source.c.get(column.key, column)
+            found = source.c.get(column.key, column)
         case Subquery() | CTE():
-            inner: ColumnCollection[Any, Any] = source.element.selected_columns
-            return _origin(inner[column.key]) if column.key in inner else None
+            inner = source.element
+            if not isinstance(inner, Select) or column.key not in inner.selected_columns:
+                return None
+            return _leaf(inner.selected_columns[column.key], _scope_of(inner, {})[0])
         case Alias(element=Table() as table):
-            return source, table.c.get(column.key, column)
-    return None
+            found = table.c.get(column.key, column)
+        case _:
+            return None
+    return (scope[source], found) if _is_scoped(source) and source in scope else None
+
+
+def _binds(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
+    """Whether equality of these columns makes their rows one tenant's."""
+    (leaf1, column1), (leaf2, column2) = one, other
+    if leaf1 == leaf2:
+        return False
+    return column1.name == column2.name == "tenant_id" or bool(_referred(column1) & _referred(column2))
 
 
 def _referred(column: Any) -> frozenset[Any]:

@@ -26,7 +26,7 @@ PREDICATES = [
     Item.n < 2,
     Item.lines.any(Line.q > 2),
     Item.id.in_(select(Line.item_id).where(Line.q == 1)),
-    select(func.count(Line.id)).where(Line.item_id == Item.id).scalar_subquery() > 1,
+    select(func.count(Line.id)).where(Line.item_id == Item.id).correlate(Item).scalar_subquery() > 1,
 ]
 AGGREGATES = [
     func.count(),
