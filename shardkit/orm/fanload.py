@@ -209,6 +209,13 @@ class _Context:
     _is_server_side = False
 
 
+class _Columns(SimpleResultMetaData):
+    """Where columns are in a row; a loader may ask for one that was not selected, and loads it later."""
+
+    def _index_for_key(self, key: Any, raiseerr: bool = True) -> Any:  # noqa: FBT001, FBT002  # SQLAlchemy's signature
+        return super()._index_for_key(key, raiseerr) if raiseerr or key in self._keymap else None
+
+
 class _Rows(IteratorResult[Any]):
     """Rows of one shard, in the place of a cursor's result."""
 
@@ -222,7 +229,7 @@ def _objects(
 ) -> list[Row[Any]]:
     columns = plan.compiled._result_columns
     convert = [c.type._cached_result_processor(DIALECT, oid) for c, oid in zip(columns, oids, strict=True)]
-    metadata = SimpleResultMetaData([c.keyname for c in columns], extra=[tuple(c.objects) for c in columns])
+    metadata = _Columns([c.keyname for c in columns], extra=[tuple(c.objects) for c in columns])
     names = [d["name"] for d in statement.column_descriptions]
     by_shard: dict[int, list[int]] = {}
     for number, shard in enumerate(shards):

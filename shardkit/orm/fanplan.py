@@ -34,6 +34,7 @@ from shardkit.orm.fancheck import AGGREGATES, check, check_reads, has_aggregate,
 
 _CODE_POINT_COLLATIONS: Final = frozenset({"C", "POSIX", "C.UTF-8", "C.utf8", "ucs_basic", "pg_c_utf8"})
 _SHARD: Final = "shardkit_shard"
+_EXTENSIONS: Final = ("_pre_columns_clause", "_post_select_clause", "_post_criteria_clause", "_post_body_clause")
 _SERVERS: Final = {"every": "bool_and"}
 _PLANS: LRUCache[Any, Plan] = LRUCache(256)
 
@@ -149,8 +150,12 @@ def value_of(clause: Any) -> int | None:
 
 
 def _plan(statement: Select[Any], key: Any) -> Plan:
-    if statement._distinct_on:
-        raise refuse("DISTINCT ON is not merged")
+    if statement._distinct_on or any(getattr(statement, name, None) is not None for name in _EXTENSIONS):
+        raise refuse("DISTINCT ON and other extensions of SELECT are not merged")
+    if statement._fetch_clause is not None:
+        raise refuse("FETCH FIRST is not merged: use limit()")
+    if statement._prefixes or statement._suffixes:
+        raise refuse("SQL text before or after a SELECT cannot be looked into")
     if statement._group_by_clauses or statement._having_criteria or any(map(has_aggregate, statement._raw_columns)):
         return _grouped(statement, key)
     return _rows(statement, key)

@@ -13,6 +13,7 @@ from sqlalchemy import DDL, Index, Text, UniqueConstraint, bindparam, event, tex
 from sqlalchemy.orm import Mapped, Mapper, mapped_column, with_loader_criteria
 from sqlalchemy.schema import Table
 from sqlalchemy.sql import visitors
+from sqlalchemy.sql.selectable import Select
 
 from shardkit.core.hashing import TenantKey
 from shardkit.errors import FanOutRefusedError, SettingsError, TenantMismatchError
@@ -51,14 +52,20 @@ def criteria_of(tenant: TenantKey) -> Any:
     )
 
 
+_MAPPED: Final = frozenset({"parententity", "parentmapper"})
+
+
 def of_tenants(statement: Any, tenants: Sequence[TenantKey]) -> Any:
     """*statement* filtered to the rows of *tenants*. Raises FanOutRefusedError where a scoped table is not used as a model."""
     for part in visitors.iterate(statement):
-        if isinstance(part, Table) and part.info.get("shardkit_scoped") and "parententity" not in part._annotations:
-            raise FanOutRefusedError(
-                f"rows of {part.name} cannot be filtered by tenant where the table is used without its model: it was not sent "
-                "to any shard"
-            )
+        named = [*part._raw_columns, *part._from_obj, *(join[0] for join in part._setup_joins)] if isinstance(part, Select) else [part]
+        for used in named:
+            table = used if isinstance(part, Select) else getattr(used, "table", None)
+            if isinstance(table, Table) and table.info.get("shardkit_scoped") and not _MAPPED & used._annotations.keys():
+                raise FanOutRefusedError(
+                    f"rows of {table.name} cannot be filtered by tenant where the table is used without its model: "
+                    "it was not sent to any shard"
+                )
     return statement.options(
         with_loader_criteria(
             TenantScoped, lambda cls: cls.tenant_id.in_(tenants), include_aliases=True, propagate_to_loaders=False
