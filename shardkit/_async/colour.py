@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -12,7 +12,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from shardkit.db.scatter import connect_scatter_async as connect_scatter
 
-__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "gather", "in_greenlet", "in_thread"]
+__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "driver_of", "gather", "in_greenlet", "in_thread"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -67,3 +67,9 @@ class Gate:
 async def in_thread(work: Callable[[*Ts], T], *args: *Ts) -> T:
     """What blocks, where it does not hold up the loop."""
     return await asyncio.to_thread(work, *args)
+
+
+async def driver_of(session: Any) -> Any:
+    """The psycopg connection that carries the transaction of *session*."""
+    connection = await session.connection()
+    return (await connection.get_raw_connection()).driver_connection

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 from sqlalchemy.engine import Engine
 
 from shardkit.db.scatter import connect_scatter
 
-__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "gather", "in_greenlet", "in_thread"]
+__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "driver_of", "gather", "in_greenlet", "in_thread"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -60,3 +60,8 @@ class Gate:
 def in_thread(work: Callable[[*Ts], T], *args: *Ts) -> T:
     """What blocks may block here."""
     return work(*args)
+
+
+def driver_of(session: Any) -> Any:
+    """The psycopg connection that carries the transaction of *session*."""
+    return session.connection().connection.driver_connection

@@ -14,16 +14,18 @@ from functools import partial
 from typing import Any, Literal
 
 from shardkit._sync import colour
+from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.router import Router
 from shardkit.core.chunks import chunks_of
 from shardkit.core.hashing import TenantKey
 from shardkit.core.outcome import FENCE
 from shardkit.core.shardmap import Route, Server, ShardMap
-from shardkit.db.scatter import DriverError, Idle, cut, local_settings, missing_schemas, script
+from shardkit.db.scatter import DriverError, Idle, cut, local_settings, missing_schemas, script, view
 from shardkit.errors import (
     DeadlineError,
     FanOutError,
     FanOutRefusedError,
+    NoSnapshotError,
     PoolTimeoutError,
     ServerDownError,
     SettingsError,
@@ -37,6 +39,7 @@ from shardkit.settings import Settings
 
 DEADLINE_S = 30.0
 MAX_ROWS = 1_000_000
+PAUSE_S = 0.02
 IN_ONE_FLIGHT = 4
 """Chunks sent to a server at once; their locks are held together."""
 
@@ -61,6 +64,8 @@ class Asking:
     failures: dict[int, BaseException] = field(default_factory=dict)
     moved: list[Route] = field(default_factory=list)
     busy: set[Any] = field(default_factory=set)
+    held: dict[str, Any] = field(default_factory=dict)
+    """By server, the connection whose transaction is a consistent view."""
 
     @property
     def left_s(self) -> float:
@@ -86,8 +91,8 @@ class Asking:
 class FanOut:
     """Fans statements out over the servers of a router's map."""
 
-    def __init__(self, router: Router, settings: Settings) -> None:
-        self._router, self._settings = router, settings
+    def __init__(self, router: Router, settings: Settings, decisions: Decisions) -> None:
+        self._router, self._settings, self._decisions = router, settings, decisions
         self._idle = Idle(settings)
         self._gates: dict[str, colour.Gate] = {}
 
@@ -101,6 +106,7 @@ class FanOut:
         deadline_s: float = DEADLINE_S,
         on_error: OnError = "raise",
         max_rows: int = MAX_ROWS,
+        snapshot: bool = False,
     ) -> FanOutResult:
         """See ``fan_out`` of the facade."""
         if on_error not in ("raise", "partial"):
@@ -112,7 +118,7 @@ class FanOut:
         asking = self._asking(
             plan, statement, params, upto=upto, cap=max_rows + 1, whole=shards is None and tenants is None, deadline_s=deadline_s
         )
-        self._ask_all(asking, routes)
+        (self._ask_at_once(asking, routes) if snapshot else self._ask_all(asking, routes))
         self._judge(asking, on_error)
         oids, kept = merged(plan, statement, asking.answers, limit=limit, offset=offset, max_rows=max_rows)
         made, of = colour.in_greenlet(partial(finished, plan, statement, oids, kept, guide=self._router))
@@ -190,9 +196,62 @@ class FanOut:
             moved, asking.moved = asking.moved, []
             routes = self._onward(asking, moved) if moved else []
 
+    def _ask_at_once(self, asking: Asking, routes: Sequence[Route]) -> None:
+        """Ask on views of all servers between which no cross-shard transaction was being committed.
+
+        A commit is decided in the catalog before any server carries it out. So if none was under way before the first view
+        was taken, and none was decided until the last one was, each is in all of the views or in none.
+        """
+        names = sorted({route.server for route in routes})
+        while True:
+            moment = colour.in_thread(self._decisions.moment)
+            try:
+                if moment is not None:
+                    views: list[Callable[[], Any]] = [partial(self._view, asking, self._router.map.server(n)) for n in names]
+                    colour.gather(views, timeout_s=asking.left_s, cut=asking.cut)
+                    if asking.failures or not colour.in_thread(self._decisions.decided_since, moment):
+                        routes = [route for route in routes if route.shard not in asking.failures]
+                        self._ask_all(asking, routes)
+                        return
+            finally:
+                self._let_go(asking)
+            if asking.left_s < PAUSE_S:
+                raise NoSnapshotError(
+                    "transactions over several shards were being committed all the time until the deadline: no view of all "
+                    "shards was consistent. Try again, or allow more time (deadline_s)"
+                )
+            time.sleep(PAUSE_S)
+
+    def _view(self, asking: Asking, server: Server) -> None:
+        """A transaction on *server* that sees what is committed now."""
+        try:
+            connection, _ = self._connection(server)
+            asking.busy.add(connection)
+            asking.held[server.name] = connection
+            connection.execute(view())
+        except (ShardKitError, DriverError, OSError) as exc:
+            asking.fail((self._router.map.route(shard) for shard in self._router.map.shards_on(server.name)), exc)
+
+    def _let_go(self, asking: Asking) -> None:
+        for name, connection in asking.held.items():
+            asking.busy.discard(connection)
+            try:
+                connection.execute(b"ROLLBACK")
+                self._idle.give(self._router.map.server(name), connection)
+            except DriverError:
+                connection.close()
+        asking.held.clear()
+
     def _ask_server(self, asking: Asking, server: Server, chunks: Sequence[Chunk]) -> None:
         """Ask one server for all its chunks; whatever happens becomes an answer, a failure or a shard to ask again."""
         waiting = list(chunks)
+        if asking.held:
+            try:
+                for chunk in waiting:
+                    asking.answers += self._fly(asking, asking.held[server.name], [chunk])
+            except (DriverError, KeyError) as exc:
+                asking.fail((route for chunk in waiting for route in chunk), exc)
+            return
         gate = self._gates.setdefault(server.name, colour.Gate(self._settings.fan_out_connections))
         if not gate.enter(max(asking.left_s, 0)):
             busy = PoolTimeoutError(f"all fan-out connections to server {server.name!r} stayed busy; nothing was sent")
@@ -247,7 +306,7 @@ class FanOut:
         """Answers of the chunks of one flight, which make one round trip together."""
         texts = [asking.text(chunk) for chunk in flight]
         prepare = True if asking.whole and not connection.pooled else None
-        if connection.pooled:
+        if connection.pooled and not asking.held:
             with connection.transaction():
                 connection.execute(local_settings())
                 cursors = [connection.execute(texts[0], asking.values)]

@@ -15,6 +15,9 @@ from sqlalchemy import exc as sa_exc
 
 from shardkit._sync import colour
 from shardkit._sync.fanout import FanOut
+from shardkit._sync.transaction import Transaction
+from shardkit.catalog.decisions import Decisions
+from shardkit.catalog.resolver import BackgroundResolver
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
@@ -46,7 +49,9 @@ class ShardKit:
         self.settings = settings
         self._router = Router(settings, asyncio=colour.ASYNC)
         self._context = TenantContext()
-        self._fan_out = FanOut(self._router, settings)
+        self._decisions = Decisions(settings)
+        self._resolver = BackgroundResolver(settings, lambda: self._router.map)
+        self._fan_out = FanOut(self._router, settings, self._decisions)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
@@ -149,11 +154,26 @@ class ShardKit:
         self._router.map.route(shard)
         return ShardAccess(self._router, shard)
 
+    def transaction(self, *tenants: TenantKey, patience_s: int = 10) -> Transaction:
+        """One transaction over several tenants: ``tx.session(tenant)`` is each one's session; it commits all or nothing.
+
+        Where more than one of them wrote, in two phases: if this program dies in between, a resolver ends what it left,
+        at the latest *patience_s* after it was prepared; until then its rows stay locked. Raises TwoPhaseError (rolled back
+        everywhere), TwoPhaseDisabledError, CommitUnknownError.
+        """
+        for tenant in tenants:
+            self._context.resolve(tenant)
+            self._router.locate(tenant)
+        if len(set(tenants)) > 1:
+            self._resolver.start()
+        return Transaction(self._router, self._decisions, tenants, patience_s=patience_s)
+
     def fan_out(self, statement: Any, params: Mapping[str, Any] | None = None, **options: Any) -> FanOutResult:
         """Rows of a select() over all shards, as one database with all rows would give them.
 
         *options*: ``shards=[...]`` or ``tenants=[...]`` to ask those only, ``deadline_s`` (30) for the whole,
-        ``max_rows`` (a million), ``on_error="partial"`` for what is left when shards fail (see ``failures`` of the result).
+        ``max_rows`` (a million), ``snapshot=True`` for a moment at which every
+        cross-shard transaction is wholly visible or not at all (or NoSnapshotError), ``on_error="partial"`` for what is left when shards fail (see ``failures`` of the result).
         Every tenant's rows are read, as operator. Raises FanOutError with what each failing shard said,
         FanOutRefusedError for what cannot be merged rightly, ResultTooLargeError.
         """
@@ -191,6 +211,8 @@ class ShardKit:
     def close(self) -> None:
         """Stop watching the map and close idle connections."""
         self._router.close()
+        self._resolver.stop()
+        self._decisions.close()
         self._fan_out.close()
         for engine in self._router.engines.dispose():
             colour.close(engine)

@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
-from shardkit.errors import PoolTimeoutError, ServerDownError, SettingsError, ShardKitError, WrongServerError
+from shardkit.errors import Outcome, PoolTimeoutError, ServerDownError, SettingsError, ShardKitError, WrongServerError
 from shardkit.settings import Secret, Settings
 
 IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
@@ -239,3 +239,14 @@ def public_dsn(url: str) -> str:
 def execute_script(connection: Any, script: LiteralString) -> None:
     """Run SQL of our own through a SQLAlchemy connection."""
     connection.exec_driver_sql(script)
+
+
+@contextmanager
+def lost(connection: psycopg.Connection[Any], name: str) -> Iterator[None]:
+    """Inside the block, losing *connection* to *name* raises ServerDownError; whether the last statement was done is open."""
+    try:
+        yield
+    except psycopg.OperationalError as exc:
+        if not connection.closed:
+            raise
+        raise ServerDownError(f"the connection to {name} broke: {_first_line(exc)}", outcome=Outcome.UNKNOWN) from exc

@@ -158,6 +158,11 @@ class Idle:
         return found if self._pid == os.getpid() else []
 
 
+def view() -> bytes:
+    """Begin a transaction that sees, for all its statements, what is committed now."""
+    return b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; " + local_settings() + b"; SELECT pg_current_snapshot()"
+
+
 def missing_schemas() -> bytes:
     """Which of the schemas in an array are not there (any more)."""
     return b"SELECT name FROM unnest($1::text[]) AS name WHERE to_regnamespace(name) IS NULL"
