@@ -33,7 +33,9 @@ SELECT EXISTS (SELECT FROM shardkit_catalog.decisions
 -- Prepared transactions of ours in this database: whether their time is over, and how many locks each holds.
 SELECT p.gid, extract(epoch FROM clock_timestamp() - p.prepared)::float8,
        clock_timestamp() > p.prepared + make_interval(secs => split_part(p.gid, ':', 5)::int),
-       (SELECT count(*) FROM pg_locks l WHERE l.virtualtransaction LIKE '-1/%%' AND l.virtualtransaction = '-1/' || p.transaction)
+       (SELECT count(*) FROM pg_locks l WHERE l.pid IS NULL AND l.virtualtransaction = (
+           SELECT own.virtualtransaction FROM pg_locks own
+           WHERE own.pid IS NULL AND own.locktype = 'transactionid' AND own.transactionid = p.transaction LIMIT 1))
 FROM pg_prepared_xacts p WHERE p.database = current_database() AND p.gid LIKE %(like)s
 
 -- most_prepared --
