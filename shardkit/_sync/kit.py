@@ -172,16 +172,15 @@ class ShardKit:
         """Rows of a select() over all shards, as one database with all rows would give them.
 
         *options*: ``shards=[...]`` or ``tenants=[...]`` to ask those only, ``deadline_s`` (30) for the whole,
-        ``max_rows`` (a million), ``snapshot=True`` for a moment at which every
-        cross-shard transaction is wholly visible or not at all (or NoSnapshotError), ``on_error="partial"`` for what is left when shards fail (see ``failures`` of the result).
+        ``max_rows`` (a million), ``snapshot=True`` for a moment at which every transaction over several shards is wholly
+        visible or not at all (else NoSnapshotError), ``on_error="partial"`` for what is left when shards fail (see
+        ``failures`` of the result).
         Every tenant's rows are read, as operator. Raises FanOutError with what each failing shard said,
         FanOutRefusedError for what cannot be merged rightly, ResultTooLargeError.
         """
         return self._fan_out.rows(statement, params, **options)
 
-    def fan_out_scalar(
-        self, statement: Any, *, reduce: Callable[[list[Any]], Any] | None = None, **options: Any
-    ) -> Any:
+    def fan_out_scalar(self, statement: Any, *, reduce: Callable[[list[Any]], Any] | None = None, **options: Any) -> Any:
         """The one value of a select() over all shards; with *reduce*, what that makes of the list of shards' own values
         (NULLs left out), for what cannot be merged by itself.
         """

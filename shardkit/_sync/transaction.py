@@ -104,7 +104,9 @@ class Transaction:
         reached("decided")
         if decision == "abort":
             self._undo(drivers, parts, done)
-            raise TwoPhaseError(f"transaction {self.id} took longer than its {self._patience_s} s: it was rolled back everywhere")
+            raise TwoPhaseError(
+                f"transaction {self.id} took longer than its {self._patience_s} s: it was rolled back everywhere"
+            )
         for part, driver in enumerate(drivers):
             reached(f"commit {part}")
             try:
@@ -137,7 +139,9 @@ class Transaction:
                 "max_prepared_transactions (to at least max_connections) and restart it, or use kit.outbox for effects on "
                 "other tenants"
             )
-        return TwoPhaseError(f"server {server!r} could not prepare its part of transaction {self.id}, so nothing was committed: {exc}")
+        return TwoPhaseError(
+            f"server {server!r} could not prepare its part of transaction {self.id}, so nothing was committed: {exc}"
+        )
 
 
 def reached(_step: str) -> None:

@@ -78,7 +78,7 @@ def _resolve_on(server: Server, settings: Settings, shardmap: ShardMap, decision
             if outcome is None and part.overdue:
                 outcome = decisions.decide(txn, "abort", [server.name], within_s=0)
             if outcome is not None and end_prepared(connection, part.name, commit=outcome == "commit"):
-                log.warning("transaction %s: its part %s on server %r was ended here: %s", txn, part.gid.part, server.name, outcome)
+                log.warning("transaction %s: part %s on server %r was ended here: %s", txn, part.gid.part, server.name, outcome)
                 ended.append(InDoubt(server.name, txn, part, outcome))
     return ended
 

@@ -52,7 +52,7 @@ def comparable(oid: int, *, code_points: bool, what: str) -> Callable[[Any], Any
 
 def _number(value: Any) -> Any:
     """NaN is equal to itself and greater than everything else."""
-    return (1, 0) if value != value else (0, value)  # noqa: PLR0124  # NaN
+    return (1, 0) if value != value else (0, value)  # only NaN differs from itself
 
 
 class _Descending:
@@ -75,7 +75,7 @@ def sort_key(orders: Sequence[OrderKey], convert: Sequence[Callable[[Any], Any] 
     parts = tuple(zip(orders, convert, strict=True))
 
     def key(row: Row) -> Any:
-        made = []
+        made: list[Any] = []
         for order, change in parts:
             value = row[order.column]
             if value is None:

@@ -23,7 +23,7 @@ from shardkit.core.shardmap import Server
 from shardkit.db import connect
 from shardkit.settings import Settings
 
-DIALECT: Final = PGDialect_psycopg(dbapi=psycopg, paramstyle="numeric_dollar")
+DIALECT: Final[Any] = PGDialect_psycopg(dbapi=psycopg, paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 DriverError: Final = psycopg.Error
 SCHEMA_MARK: Final = "__[SCHEMA__none]"
 SHARD_MARK: Final = "__[SHARD]"

@@ -106,7 +106,8 @@ def _check_merges(part: Any) -> None:
 
 def has_aggregate(element: Any) -> bool:
     """Whether *element*, nested selects left out, computes something over many rows."""
-    return any(isinstance(part, FunctionElement) and part.name.lower() in AGGREGATES for part in walk(element, into_selects=False))
+    parts = walk(element, into_selects=False)
+    return any(isinstance(part, FunctionElement) and part.name.lower() in AGGREGATES for part in parts)
 
 
 class _Ties:
@@ -149,12 +150,12 @@ class _Ties:
         ties = [(one[0], other[0]) for one, other in pairs if one and other and _binds(one, other)]
         for one, other in ties:
             self._parent[self._root(one)] = self._root(other)
-        if select is not self._statement and own and _looks_at_many(select):
-            if not any((one in own) != (other in own) for one, other in ties):
-                raise refuse(
-                    "a subquery that counts, groups, limits or removes duplicates would do so for each shard alone: tie it to "
-                    "the outer row by a foreign key or tenant_id"
-                )
+        tied = any((one in own) != (other in own) for one, other in ties)
+        if select is not self._statement and own and not tied and _looks_at_many(select):
+            raise refuse(
+                "a subquery that counts, groups, limits or removes duplicates would do so for each shard alone: tie it to "
+                "the outer row by a foreign key or tenant_id"
+            )
         return scope
 
     def _root(self, leaf: Any) -> Any:
@@ -168,7 +169,7 @@ _Scope = dict[Any, Any]
 def _scope_of(select: Select[Any], around: _Scope) -> tuple[_Scope, set[Any], list[Any]]:
     """What tables' names mean inside *select*, the scoped ones among its own FROM elements, and what must hold for its rows."""
     sources: list[Any] = []
-    conditions = list(select._where_criteria)
+    conditions: list[Any] = list(select._where_criteria)
     waiting = list(select.get_final_froms())
     while waiting:
         source = waiting.pop()
@@ -189,7 +190,7 @@ def _scope_of(select: Select[Any], around: _Scope) -> tuple[_Scope, set[Any], li
 
 
 def _is_scoped(source: Any) -> bool:
-    if isinstance(source, Alias) and not isinstance(source, CTE | Subquery):
+    if isinstance(source, Alias):
         source = source.element
     return isinstance(source, Table) and bool(source.info.get("shardkit_scoped"))
 

@@ -242,7 +242,7 @@ def _objects(
             plan.compiled.compile_state, plan.compiled.compile_state.select_statement, statement, {}, session,
             QueryContext.default_load_options,
         )  # fmt: skip
-        for number, row in zip(numbers, loading.instances(_Rows(metadata, iter(typed)), context), strict=True):  # type: ignore[arg-type]
+        for number, row in zip(numbers, loading.instances(_Rows(metadata, iter(typed)), context), strict=True):
             made[number] = tuple(row)[: len(names)]
         for instance in session.identity_map.values():
             instance_state(instance).shardkit_session = session  # type: ignore[attr-defined]  # lives as long as they do

@@ -89,7 +89,7 @@ class Plan:
         order = "" if self.grouped else _order_text(self.orders)
         bounds = [bound for bound in (cap, None if self.grouped else limit) if bound is not None]
         limited = f" LIMIT {min(bounds):d}" if bounds and (self.group_by or not self.grouped) else ""
-        return f"SELECT {self.select} FROM ((", f")) AS u ({columns}){self.group_by}{order}{limited}"
+        return f"SELECT {self.select} FROM ((", f")) AS u ({columns}){self.group_by}{order}{limited}"  # noqa: S608  # our own names
 
     def bind(self, statement: Any, params: dict[str, Any] | None) -> tuple[str, list[Any]]:
         """Text of a branch, with marks, and the values of its parameters."""
@@ -104,7 +104,6 @@ class Plan:
             text, values, order = expanded.statement, expanded.parameters, expanded.positiontup
             processors = {**processors, **expanded.processors}
         return text, [processors[n](values[n]) if n in processors else values[n] for n in order or ()]
-
 
     def default(self, aggregate: Aggregate, statement: Any) -> Any:
         """What *statement* says to put in place of NULL."""
@@ -334,7 +333,8 @@ def _direction(clause: Any, statement: Select[Any]) -> tuple[Any, bool, bool]:
         clause = clause.element
     expression = _named(clause, statement)
     for part in walk(expression):
-        collation = part.collation if isinstance(part, CollationClause) else getattr(getattr(part, "type", None), "collation", None)
+        holder = part if isinstance(part, CollationClause) else getattr(part, "type", None)
+        collation = getattr(holder, "collation", None)
         if collation is not None and collation not in _CODE_POINT_COLLATIONS:
             raise refuse(f'only PostgreSQL can order by the collation "{collation}": use .collate("C")')
     return expression, descending, descending if nulls_first is None else nulls_first

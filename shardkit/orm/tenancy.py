@@ -58,7 +58,9 @@ _MAPPED: Final = frozenset({"parententity", "parentmapper"})
 def of_tenants(statement: Any, tenants: Sequence[TenantKey]) -> Any:
     """*statement* filtered to the rows of *tenants*. Raises FanOutRefusedError where a scoped table is not used as a model."""
     for part in visitors.iterate(statement):
-        named = [*part._raw_columns, *part._from_obj, *(join[0] for join in part._setup_joins)] if isinstance(part, Select) else [part]
+        named: list[Any] = [part]
+        if isinstance(part, Select):
+            named = [*part._raw_columns, *part._from_obj, *(join[0] for join in part._setup_joins)]
         for used in named:
             table = used if isinstance(part, Select) else getattr(used, "table", None)
             if isinstance(table, Table) and table.info.get("shardkit_scoped") and not _MAPPED & used._annotations.keys():

@@ -101,7 +101,8 @@ def laboratory(cluster: LocalCluster, *, shards: int = SHARDS) -> Iterator[Lab]:
         with flat.begin() as connection:
             connection.exec_driver_sql("CREATE SCHEMA shardkit")
             for name, given, result in (("shardkit.protect", "regclass", "boolean"), ("next_id", "", "bigint")):
-                connection.exec_driver_sql(f"CREATE FUNCTION {name}({given}) RETURNS {result} LANGUAGE sql RETURN NULL::{result}")
+                made = f"CREATE FUNCTION {name}({given}) RETURNS {result} LANGUAGE sql RETURN NULL::{result}"
+                connection.exec_driver_sql(made)
             Item.metadata.create_all(connection)
         tenants = [f"tenant-{n}" for n in range(3 * shards)]
         with ShardKit(settings=settings) as kit:

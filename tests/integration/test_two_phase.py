@@ -56,7 +56,8 @@ def settled(fleet):
 def test_a_coordinator_killed_at_any_step_leaves_all_or_nothing(fleet, kit, apart, eventually, step):
     arguments = [sys.executable, str(HERE / "coordinator.py"), fleet.catalog_url, step, step, *apart]
     path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
-    died = subprocess.run(arguments, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False)
+    environ = {**os.environ, "PYTHONPATH": path}
+    died = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr
     eventually(lambda: settled(fleet), within_s=10)
     decided = STEPS.index(step) >= STEPS.index("decided")
@@ -128,7 +129,8 @@ def test_a_patient_resolver_leaves_what_is_under_way(fleet, kit, apart, monkeypa
 
     def look(step):
         if step == "decide":
-            seen.append((resolve(fleet.settings(), fleet.map), [d.part.locks > 0 for d in in_doubt(fleet.settings(), fleet.map)]))
+            ended = resolve(fleet.settings(), fleet.map)
+            seen.append((ended, [waiting.part.locks > 0 for waiting in in_doubt(fleet.settings(), fleet.map)]))
 
     monkeypatch.setattr(sync_transaction, "reached", look)
     with kit.transaction(*apart) as tx:
