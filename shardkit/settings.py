@@ -33,6 +33,7 @@ class Settings:
     catalog_url: str
     """libpq URL of the catalog database."""
     redis_url: str | None = None
+    """URL of the Redis-protocol server, for the cache; without it there is none."""
     servers: Mapping[str, str] = field(default_factory=dict)
     """libpq URL with credentials, by server name, where the catalog's DSN and its own credentials are not enough."""
     pool_size: int = 10
@@ -40,6 +41,7 @@ class Settings:
     fan_out_connections: int = 4
     """Connections to one server that fan-outs of this process may use at once, beside its pool."""
     pool_timeout_s: float = 5.0
+    """How long a session waits for a free connection."""
     connection_lifetime_s: float = 1800.0
     """Age at which a connection is replaced: a backend never gives back the memory of the schemas it touched."""
     call_timeout_s: float = 30.0
@@ -49,6 +51,7 @@ class Settings:
     connection_budget: int = 30
     """Connections this process may hold to one server, over all its pools."""
     connect_timeout_s: float = 5.0
+    """How long a new connection may take."""
     tcp_timeout_s: float = 10.0
     """How long the kernel waits for an unanswered packet before it gives a connection up."""
     pooler: Pooler = "none"
@@ -64,15 +67,26 @@ class Settings:
     insecure_transport: bool = False
     """Allow a host off loopback without sslmode=verify-full (or a redis:// URL off loopback)."""
     application_name: str = "shardkit"
+    """What PostgreSQL shows in ``pg_stat_activity``."""
 
     def __post_init__(self) -> None:
+        for name in ("catalog_url", "redis_url", "application_name"):
+            _text(name, getattr(self, name))
+        _table("servers", self.servers)
+        if type(self.insecure_transport) is not bool:
+            raise SettingsError("insecure_transport is true or false; nothing was started")
         if not self.catalog_url:
             raise SettingsError(
                 f"no catalog_url: set SHARDKIT_CATALOG_URL, or name a TOML file that has it in {CONFIG_VARIABLE}"
             )
+        for where, text in (("catalog_url", self.catalog_url), ("redis_url", self.redis_url or ""), *self.servers.items()):
+            if not isinstance(text, str):
+                raise SettingsError(f"{where} must be a URL, in quotes")
         object.__setattr__(self, "catalog_url", Secret(self.catalog_url))
         object.__setattr__(self, "redis_url", Secret(self.redis_url) if self.redis_url else None)
         object.__setattr__(self, "servers", {check_server_name(n): Secret(u) for n, u in self.servers.items()})
+        if not isinstance(self.map_file, str | Path | None):
+            raise SettingsError("map_file must be a path")
         if self.map_file is not None:
             object.__setattr__(self, "map_file", Path(self.map_file))
         if self.pooler not in get_args(Pooler):
@@ -118,8 +132,10 @@ class Settings:
 def _flat_servers(data: dict[str, Any], source: str) -> dict[str, Any]:
     tables = data.pop("servers", {})
     try:
+        if any(table.keys() != {"url"} for table in tables.values()):
+            raise KeyError
         return {**data, "servers": {name: table["url"] for name, table in tables.items()}}
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, AttributeError):
         raise SettingsError(f"each [servers.NAME] table in {source} has one key, url") from None
 
 
@@ -136,6 +152,16 @@ def _parsed(name: str, text: str) -> Any:
     except (ValueError, KeyError):
         raise SettingsError(f"{PREFIX}{name.upper()} must be of type {kind}") from None
     return text or None if name in ("redis_url", "map_file") else text
+
+
+def _text(name: str, value: object) -> None:
+    if not isinstance(value, str | None):
+        raise SettingsError(f"{name} must be a text")
+
+
+def _table(name: str, value: object) -> None:
+    if not isinstance(value, Mapping) or not all(isinstance(url, str) for url in value.values()):
+        raise SettingsError(f"{name} must be URLs by server name")
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -28,6 +29,7 @@ from shardkit.errors import CommitUnknownError, Outcome, ShardKitError, ShardMov
 from shardkit.orm.context import TenantContext
 from shardkit.orm.fanload import FanOutResult
 from shardkit.orm.session import RoutedSession, FixedGuide
+from shardkit.orm.unique import KeyLookup
 from shardkit.settings import Settings
 
 T = TypeVar("T")
@@ -49,6 +51,7 @@ class ShardKit:
         self.settings = settings
         self._router = Router(settings, asyncio=colour.ASYNC)
         self._context = TenantContext()
+        self._keys = KeyLookup(self._router)
         self._decisions = Decisions(settings)
         self._resolver = BackgroundResolver(settings, lambda: self._router.map)
         self._fan_out = FanOut(self._router, settings, self._decisions)
@@ -193,6 +196,14 @@ class ShardKit:
     def locate(self, tenant: TenantKey) -> Route:
         """Route of *tenant*: shard, schema, server, epoch. No I/O."""
         return self._router.locate(tenant)
+
+    def locate_by(self, attribute: Any, value: Any) -> Route | None:
+        """Route of the tenant that has *value* in a GlobalUnique attribute: ``kit.locate_by(User.email, "x")``.
+
+        One read of the registry, remembered for a few seconds; None if nobody has it.
+        """
+        tenant = colour.in_greenlet(partial(self._keys.tenant_of, attribute, value))
+        return None if tenant is None else self._router.locate(tenant)
 
     def locate_id(self, id: int) -> Route:  # noqa: A002
         """Route of the shard an id was born in. No I/O."""

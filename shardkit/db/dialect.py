@@ -46,6 +46,7 @@ class _Routing:
             call(cursor, statement, parameters)
             return
         _prepare(driver, context.compiled, statement)
+        driver.vetted = True
         try:
             call(cursor, leg.current(statement), parameters)
         except self.dbapi.Error as exc:
@@ -62,6 +63,8 @@ class _Routing:
                 ) from exc
             driver = self._change_road(context.root_connection, cursor, onward)
             call(cursor, onward.current(statement), parameters)
+        finally:
+            driver.vetted = False
         driver.under_way = not driver.idle
 
     def _onward(self, driver: Any, leg: Leg, sqlstate: str | None, *, late: bool) -> Leg | None:
@@ -131,7 +134,7 @@ class _Routing:
 def _prepare(driver: Any, compiled: Any, statement: str) -> None:
     """Note on *driver* what has to be known about *statement* before it goes."""
     kind = kind_of(compiled, statement)
-    driver.single = not kind.raw
+    driver.single, driver.writes = not kind.raw, not kind.plain
     driver.dirty |= kind.changes_session
     if driver.every and not kind.plain:
         if kind.writes:

@@ -59,9 +59,10 @@ class Engines:
         return engines
 
     def after_fork(self) -> None:
-        """In a child: the parent's sockets are not ours, neither to use nor to close."""
+        """In a child: the parent's sockets are not ours, neither to use nor to close. The engines stay, with new pools."""
         self._lock = threading.Lock()
-        self.dispose(close=False)
+        for engine in self._engines.values():
+            engine.dispose(close=False)
 
     def _make(self, server: Server) -> Engine:
         same_dsn = next((e for s, e in self._engines.items() if s.name == server.name and s.dsn == server.dsn), None)
@@ -169,6 +170,8 @@ def _typed(server: Server) -> Any:
 
     def handle(context: ExceptionContext) -> BaseException | None:
         original = context.original_exception
+        if not isinstance(original, Exception):  # a cancelled task, Ctrl-C: not the server's doing
+            return None
         sqlstate = getattr(original, "sqlstate", None)
         if getattr(original, "in_commit", False):
             if commit_outcome(sqlstate, lost=context.is_disconnect) is Outcome.UNKNOWN:

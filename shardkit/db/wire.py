@@ -4,9 +4,6 @@
 libpq pipeline and come back together: one round trip, where a driver makes two or three. A read outside a transaction
 is opened the same way without BEGIN; the settings then last for that one flight.
 
-Measured on one socket (p50, one row by key, row-level security on): 88 µs, against 135 µs for a bare autocommit SELECT
-through psycopg without any setting, and 349 µs for BEGIN, SELECT, ROLLBACK.
-
 This is the only file that builds on psycopg's internals (3.3); ``self_check`` finds out at import whether they are there.
 """
 
@@ -23,6 +20,8 @@ import psycopg
 from psycopg import _queries, errors, generators, pq, sql, waiting
 from psycopg._preparing import Prepare, PrepareManager
 
+from shardkit.core.names import APP_ROLE
+from shardkit.db.classify import changes_session
 from shardkit.db.deadline import bounded, drop, left
 
 if TYPE_CHECKING:
@@ -35,10 +34,13 @@ COMMIT: Final = b"COMMIT"
 READ_ONLY: Final = b"BEGIN READ ONLY"
 IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
-_SETTINGS: Final = b"SELECT set_config('search_path', $1, true), set_config('shardkit.tenant', $2, true)"
+_SETTINGS: Final = (
+    b"SELECT set_config('search_path', $1, true), set_config('shardkit.tenant', $2, true), set_config('role', $3, true)"
+)
 _SETTINGS_NAME: Final = b"_shardkit_open"
 _BEGIN_NAME: Final = b"_shardkit_begin"
 _COMMIT_NAME: Final = b"_shardkit_commit"
+_OPENING_PREPARES: Final = 3
 _XID: Final = b"SELECT pg_current_xact_id_if_assigned()"
 _TEXT_OID: Final = 25
 _UNKNOWN: Final = (None,) * 5
@@ -50,40 +52,36 @@ class Opening:
 
     schema: bytes
     tenant: bytes = b""
-    role: bytes | None = None
+    role: bytes = APP_ROLE.encode()  # set every time: behind a pooler, or after a stray SET ROLE, it may be another one
 
     def send(self, connection: _Routed) -> int:
         """Queue BEGIN and the settings in the pipeline of *connection*; the number of results they will give."""
-        wire, prepared, count = connection.pgconn, connection.prepare_threshold is not None, 1
-        if not connection.every:
+        wire, count = connection.pgconn, 1
+        prepared = connection.prepare_threshold is not None
+        if not connection.every:  # BEGIN goes first: behind anything else it could not choose the isolation level
             if connection.opening_prepared and connection.begin == BEGIN:
                 wire.send_query_prepared(_BEGIN_NAME, None)
             else:
                 wire.send_query_params(connection.begin, None)
             count += 1
-        if (
-            prepared and not connection.opening_prepared
-        ):  # after BEGIN: a snapshot taken before it would fix the isolation level
+        if prepared and not connection.opening_prepared:
             wire.send_prepare(_BEGIN_NAME, BEGIN)
             wire.send_prepare(_COMMIT_NAME, COMMIT)
-            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
-            count += 3
-        if self.role is not None:
-            wire.send_query_params(b"SET LOCAL ROLE " + self.role, None)
-            count += 1
+            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID] * 3)
+            count += _OPENING_PREPARES
         if prepared:
-            wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant])
+            wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant, self.role])
         else:
-            wire.send_query_params(_SETTINGS, [self.schema, self.tenant], param_types=[_TEXT_OID, _TEXT_OID])
+            wire.send_query_params(_SETTINGS, [self.schema, self.tenant, self.role], param_types=[_TEXT_OID] * 3)
         return count
 
-    def commands(self) -> list[bytes]:
+    def command(self) -> bytes:
         """The settings as SQL, for a first statement that they cannot travel with."""
-        settings = sql.SQL("SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true)").format(
-            sql.Literal(self.schema.decode()), sql.Literal(self.tenant.decode())
+        values = [sql.Literal(value.decode()) for value in (self.schema, self.tenant, self.role)]
+        settings = (
+            "SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true), set_config('role', {}, true)"
         )
-        role = [] if self.role is None else [b"SET LOCAL ROLE " + self.role]
-        return [*role, settings.as_bytes(None)]
+        return sql.SQL(settings).format(*values).as_bytes(None)
 
 
 class _Query(_queries.PostgresQuery):
@@ -115,8 +113,7 @@ class _Routed:
 
     leg: Leg | None = None
     """The routed unit of work that holds this connection."""
-    begin: bytes = BEGIN
-    """How its transaction begins (isolation level)."""
+    begin: bytes = BEGIN  # how its transaction begins (isolation level)
     pending: bool = False
     """A transaction was begun, and BEGIN still has to go with the next statement."""
     every: bool = False
@@ -132,7 +129,9 @@ class _Routed:
     last: bool = False
     """COMMIT goes with the next statement: it is the last of its transaction, and cannot be found wanting afterwards."""
     tracked: bool = False
-    """Ask for the transaction's id before COMMIT, in the same flight, so that an unknown outcome can be settled."""
+    """Ask for the transaction's id with its first write, in the same flight, so that an unknown outcome can be settled."""
+    writes: bool = False
+    """The next statement may write."""
     commit_xid: str | None = None
     """The id of the transaction that was being committed."""
     timeline: str | None = None
@@ -141,6 +140,7 @@ class _Routed:
     """COMMIT went with a statement, and was answered."""
     backend_pid: int = 0
     opening_prepared: bool = False
+    vetted: bool = False  # the statement under way comes through the dialect, which has looked at it
     dirty: bool = False
     """Somebody changed the session itself; the pool closes such a connection instead of handing it on."""
 
@@ -153,6 +153,7 @@ class _Routed:
         """Forget everything about the last unit of work."""
         self.leg, self.begin = None, BEGIN
         self.pending = self.every = self.single = self.under_way = self.fresh = self.last = self.committed = False
+        self.vetted = False
         self.tracked, self.commit_xid = False, None
 
     @classmethod
@@ -186,7 +187,7 @@ class _Routed:
 
     def _open_gen(self) -> Generator[Any, Any, None]:
         """Send the opening on its own, for what cannot travel with it (scripts, COPY, pipelines, server-side cursors)."""
-        commands = [READ_ONLY if self.every else self.begin, *(self.leg.opening.commands() if self.leg else ())]
+        commands = [READ_ONLY if self.every else self.begin, *([self.leg.opening.command()] if self.leg else [])]
         self.pending = self.every = False
         if self._pipeline is not None:
             for command in commands:
@@ -202,34 +203,34 @@ class _Routed:
             yield from self._open_gen()
 
     def _commit_gen(self) -> Generator[Any, Any, None]:
-        """COMMIT; a tracked transaction's id comes back before it, in the same flight."""
-        if not self.tracked or self._pipeline is not None or self.idle:
+        """COMMIT; a tracked transaction's id, if it is not known yet, comes back before it in the same flight."""
+        if not self.tracked or self.commit_xid is not None or self._pipeline is not None or self.idle:
             yield from super()._commit_gen()  # type: ignore[misc]
             return
         wire = self.pgconn
         wire.enter_pipeline_mode()
         try:
-            count = self._send_commit()
+            self._ask_xid()
+            self._send_commit()
             wire.pipeline_sync()
             yield from generators.send(wire)
-            answers = yield from self._answers_gen(count + 1, xid_at=0)
+            answers = yield from self._answers_gen(3, xid_at=0)
         finally:
             if wire.status == pq.ConnStatus.OK:
                 wire.exit_pipeline_mode()
-        for (answer,) in answers[:count]:
+        for (answer,) in answers[:2]:
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
 
-    def _send_commit(self) -> int:
-        """Queue COMMIT (after the question for the id, if it is wanted); the number of results it will give."""
-        if self.tracked:
-            self.pgconn.send_query_params(_XID, None)
-            self.pgconn.send_flush_request()  # its answer must not wait for COMMIT's
+    def _ask_xid(self) -> None:
+        self.pgconn.send_query_params(_XID, None)
+        self.pgconn.send_flush_request()  # its answer must not wait for COMMIT's
+
+    def _send_commit(self) -> None:
         if self.opening_prepared:
             self.pgconn.send_query_prepared(_COMMIT_NAME, None)
         else:
             self.pgconn.send_query_params(COMMIT, None)
-        return 1 + self.tracked
 
     def _answers_gen(self, count: int, *, xid_at: int = -1) -> Generator[Any, Any, list[Any]]:
         """The next *count* answers; the one numbered *xid_at* is the transaction's id, kept as soon as it is there."""
@@ -278,28 +279,32 @@ class _RoutedCursor:
         self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Generator[Any, Any, None]:
         conn = self._conn
+        if not conn.vetted:
+            conn.dirty |= changes_session(query)
         leg = conn.leg
         opens = (conn.pending or conn.every) and conn.idle
-        if leg is None or not (opens or conn.last) or not (params or conn.single) or conn._pipeline:
+        asks = conn.tracked and conn.commit_xid is None and conn.writes
+        if leg is None or not (opens or conn.last or asks) or not (params or conn.single) or conn._pipeline:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
             return
         every, conn.pending, conn.every = conn.every, False, False
         yield from self._start_query(query)  # type: ignore[attr-defined]  # resets the cursor; nothing is pending now
         conn.every = every
         pgq = self._convert_query(query, params)  # type: ignore[attr-defined]
-        yield from self._fly_gen(leg.opening if opens else None, pgq, prepare=prepare, binary=binary)
+        yield from self._fly_gen(leg.opening if opens else None, pgq, asks=asks, prepare=prepare, binary=binary)
         self._last_query = query
         yield from conn._prepared.maintain_gen(conn)
 
     def _fly_gen(
-        self, opening: Opening | None, query: Any, *, prepare: bool | None, binary: bool | None
+        self, opening: Opening | None, query: Any, *, asks: bool, prepare: bool | None, binary: bool | None
     ) -> Generator[Any, Any, None]:
         conn, wire = self._conn, self._pgconn
         last = conn.last
+        prepares = opening is not None and conn.prepare_threshold is not None and not conn.opening_prepared
         prep, name = self._get_prepared(query, prepare)  # type: ignore[attr-defined]
         wire.enter_pipeline_mode()
         try:
-            before = settings = opening.send(conn) if opening is not None else 0
+            before = opening.send(conn) if opening is not None else 0
             if prep is Prepare.NO:
                 self._execute_send(query, force_extended=True, binary=binary)  # type: ignore[attr-defined]
             else:
@@ -307,10 +312,13 @@ class _RoutedCursor:
                     self._send_prepare(name, query)  # type: ignore[attr-defined]
                     before += 1
                 self._send_query_prepared(name, query, binary=binary)  # type: ignore[attr-defined]
-            after = conn._send_commit() if last else 0
+            if asks:
+                conn._ask_xid()
+            if last:
+                conn._send_commit()
             wire.pipeline_sync()
             yield from generators.send(wire)
-            xid_at = before + 1 if last and conn.tracked else -1
+            after, xid_at = asks + last, before + 1 if asks else -1
             answers = yield from conn._answers_gen(before + after + 2, xid_at=xid_at)  # the last one answers the sync
         finally:
             if wire.status == pq.ConnStatus.OK:
@@ -318,8 +326,8 @@ class _RoutedCursor:
         for number, (answer,) in enumerate(answers[:before], 1):
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
-            if number == settings:  # whatever becomes of the statement, this one is prepared
-                conn.opening_prepared = conn.prepare_threshold is not None
+            if prepares and number == _OPENING_PREPARES + (not conn.every):  # and stay prepared, whatever becomes of the rest
+                conn.opening_prepared = True
         key = conn._prepared.maybe_add_to_cache(query, prep, name)
         results = answers[before]
         if key is not None:

@@ -221,7 +221,7 @@ class _Rows(IteratorResult[Any]):
 
     def __init__(self, metadata: SimpleResultMetaData, rows: Iterator[Any]) -> None:
         super().__init__(metadata, rows)
-        self.context = _Context()  # type: ignore[assignment]
+        self.context = _Context()
 
 
 def _objects(
@@ -242,7 +242,7 @@ def _objects(
             plan.compiled.compile_state, plan.compiled.compile_state.select_statement, statement, {}, session,
             QueryContext.default_load_options,
         )  # fmt: skip
-        for number, row in zip(numbers, loading.instances(_Rows(metadata, iter(typed)), context), strict=True):
+        for number, row in zip(numbers, loading.instances(_Rows(metadata, iter(typed)), context), strict=True):  # type: ignore[arg-type]  # it asks no more of it
             made[number] = tuple(row)[: len(names)]
         for instance in session.identity_map.values():
             instance_state(instance).shardkit_session = session  # type: ignore[attr-defined]  # lives as long as they do

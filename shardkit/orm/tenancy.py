@@ -6,10 +6,11 @@ also stops raw SQL that forgets the WHERE.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import DDL, Index, Text, UniqueConstraint, bindparam, event, text
+from sqlalchemy import DDL, BigInteger, DefaultClause, Index, Integer, String, Text, UniqueConstraint, bindparam, event, text
 from sqlalchemy.orm import Mapped, Mapper, mapped_column, with_loader_criteria
 from sqlalchemy.schema import Table
 from sqlalchemy.sql import visitors
@@ -20,6 +21,8 @@ from shardkit.errors import FanOutRefusedError, SettingsError, TenantMismatchErr
 
 TENANT_COLUMN: Final = "tenant_id"
 TENANT_PARAMETER: Final = "shardkit_tenant"
+_THE_TENANT: Final = text("nullif(current_setting('shardkit.tenant'), '')")  # NULL, and so an error, for an operator
+_THE_INT_TENANT: Final = text("nullif(current_setting('shardkit.tenant'), '')::bigint")
 
 
 class TenantScoped:
@@ -28,12 +31,25 @@ class TenantScoped:
     It leads every unique constraint and index of the table (a unique e-mail address is unique within its tenant; without
     it a tenant would learn which keys other tenants use), and ``(tenant_id, primary key)`` is unique, so that a replica
     identity can carry it. ``session.get(Order, oid)`` still takes the id alone. For a cluster with int tenants annotate
-    ``tenant_id: Mapped[int]`` in the model.
+    ``tenant_id: Mapped[int]`` in the model, and name this mixin before the base.
+
+    PostgreSQL guards the table itself. A view shows every tenant's rows unless it was made ``WITH (security_invoker)``, a
+    materialized view always does, and a partition named directly is guarded only if ``shardkit.protect`` was called for it.
     """
 
-    tenant_id: Mapped[str] = mapped_column(
-        Text, nullable=False, server_default=text("current_setting('shardkit.tenant')"), sort_order=1
-    )
+    if TYPE_CHECKING:
+        tenant_id: Mapped[Any]
+    else:
+        tenant_id: Mapped[str] = mapped_column(nullable=False, sort_order=1)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        if _only_annotated(cls):  # SQLAlchemy would take the mixin's column with the mixin's type
+            cls.tenant_id = mapped_column(nullable=False, sort_order=1)
+        super().__init_subclass__(**options)
+
+
+def _only_annotated(cls: type[Any]) -> bool:
+    return TENANT_COLUMN in inspect.get_annotations(cls) and TENANT_COLUMN not in cls.__dict__
 
 
 CRITERIA: Final = with_loader_criteria(
@@ -81,7 +97,7 @@ def own(instances: Iterable[Any], tenant: TenantKey | None) -> None:
         if isinstance(instance, TenantScoped):
             theirs: Any = instance.tenant_id
             if theirs is None and tenant is not None:
-                instance.tenant_id = tenant  # type: ignore[assignment]
+                instance.tenant_id = tenant
             elif theirs is None:
                 raise TenantMismatchError(
                     f"a new {type(instance).__name__} in an operator's session needs its tenant_id; nothing was written"
@@ -102,6 +118,10 @@ def _scope_once(_mapper: Mapper[Any], cls: type[Any]) -> None:
             f"table {table.name!r} of the scoped model {cls.__name__} has no {TENANT_COLUMN} of its own, so PostgreSQL could "
             "not protect its rows: use single-table inheritance, or declare the column in this class too"
         )
+    if "int" in str(inspect.get_annotations(cls).get(TENANT_COLUMN)) and not isinstance(table.c[TENANT_COLUMN].type, Integer):
+        raise SettingsError(
+            f"{cls.__name__}: name TenantScoped before the declarative base, or its int {TENANT_COLUMN} is lost"
+        )
     if not table.info.setdefault("shardkit_scoped", False):
         table.info["shardkit_scoped"] = True
         scope(table)
@@ -110,6 +130,13 @@ def _scope_once(_mapper: Mapper[Any], cls: type[Any]) -> None:
 def scope(table: Table) -> None:
     """Put ``tenant_id`` at the head of *table*'s unique keys and indexes, and protect it when it is created."""
     tenant = table.c[TENANT_COLUMN]
+    default = _THE_TENANT
+    if isinstance(tenant.type, Integer):
+        tenant.type, default = BigInteger(), _THE_INT_TENANT
+    elif type(tenant.type) is String and tenant.type.length is None:
+        tenant.type = Text()
+    if tenant.server_default is None:
+        tenant.server_default = DefaultClause(default)
     for constraint in [c for c in table.constraints if isinstance(c, UniqueConstraint)]:
         columns = list(constraint.columns)
         if columns[0] is not tenant:

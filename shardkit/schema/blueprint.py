@@ -27,7 +27,7 @@ def from_metadata(metadata: MetaData) -> Blueprint:
         compiled = statement.compile(dialect=engine.dialect)  # type: ignore[attr-defined]
         statements.append(str(compiled).strip())
 
-    engine = create_mock_engine("postgresql+psycopg://", collect)
+    engine = create_mock_engine("postgresql+psycopg://", collect, paramstyle="named")  # no %% for %: nothing is bound
     metadata.create_all(engine, tables=[t for t in metadata.sorted_tables if t.schema is None], checkfirst=False)
     return Blueprint(";\n".join(statements))
 
