@@ -41,17 +41,26 @@ ShardKitError
 │   ├── FenceTimeoutError    SK906  the fence could not be had within the budget
 │   ├── MoveInterruptedError SK907  a server or the catalog went away in the middle
 │   └── LeaseLostError       SK908  another operator took the move over
-└── MigrationError           SK970  a migration of the fleet could not be begun or finished
-    ├── FleetBusyError       SK971  another runner is migrating this cluster
-    ├── UnknownRevisionError SK972  the tree has no such revision
-    ├── TwoHeadsError        SK973  the tree has several heads
-    ├── NoDowngradeError     SK974  a revision has no code that takes it back
-    └── NeedsOnlineError     SK975  a revision cannot be rendered as SQL
+├── MigrationError           SK970  a migration of the fleet could not be begun or finished
+│   ├── FleetBusyError       SK971  another runner is migrating this cluster
+│   ├── UnknownRevisionError SK972  the tree has no such revision
+│   ├── TwoHeadsError        SK973  the tree has several heads
+│   ├── NoDowngradeError     SK974  a revision has no code that takes it back
+│   └── NeedsOnlineError     SK975  a revision cannot be rendered as SQL
+└── AcrossShardsError        SK960  work over several shards could not be done
+    ├── FanOutError          SK961  shards failed, and a part is not taken for the whole
+    ├── FanOutRefusedError   SK962  the answers of shards to this statement could not be merged rightly
+    ├── ResultTooLargeError  SK963  a fan-out's result is larger than was allowed
+    ├── NoSnapshotError      SK964  no moment was found at which no cross-shard transaction was half visible
+    ├── TwoPhaseError        SK965  a transaction over several shards was rolled back everywhere
+    ├── TwoPhaseDisabledError SK966 a server does not allow prepared transactions
+    └── KeyTakenError        SK967  a key that is unique over all shards belongs to another row
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 DOCS = "docs/reference/errors.md"
 
@@ -379,3 +388,60 @@ class LeaseLostError(MoveError):
     """Another operator took the move over; this one stopped."""
 
     code = "SK908"
+
+
+class AcrossShardsError(ShardKitError):
+    """Work over several shards could not be done."""
+
+    code = "SK960"
+
+
+class FanOutError(AcrossShardsError):
+    """Some shards failed; no partial answer was given.
+
+    ``failures`` has what each failing shard said, by its number.
+    """
+
+    code = "SK961"
+
+    def __init__(self, message: str | None = None, *, failures: Mapping[int, BaseException] | None = None) -> None:
+        super().__init__(message)
+        self.failures = dict(failures or {})
+
+
+class FanOutRefusedError(AcrossShardsError):
+    """The answers of several shards to this statement could not be merged rightly, so it was not sent."""
+
+    code = "SK962"
+
+
+class ResultTooLargeError(AcrossShardsError):
+    """The result of a fan-out is larger than was allowed; nothing of it was kept."""
+
+    code = "SK963"
+
+
+class NoSnapshotError(AcrossShardsError):
+    """No moment was found at which every cross-shard transaction was wholly visible or not at all; try again."""
+
+    code = "SK964"
+    retryable = True
+
+
+class TwoPhaseError(AcrossShardsError):
+    """A transaction over several shards was rolled back on all of them; run it again."""
+
+    code = "SK965"
+    retryable = True
+
+
+class TwoPhaseDisabledError(AcrossShardsError):
+    """A server does not allow prepared transactions, so a transaction over several shards cannot be made."""
+
+    code = "SK966"
+
+
+class KeyTakenError(AcrossShardsError):
+    """A key that is unique over all shards belongs to another row; nothing was written."""
+
+    code = "SK967"

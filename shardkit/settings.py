@@ -38,6 +38,8 @@ class Settings:
     """libpq URL with credentials, by server name, where the catalog's DSN and its own credentials are not enough."""
     pool_size: int = 10
     """Connections in the pool of one server."""
+    fan_out_connections: int = 4
+    """Connections to one server that fan-outs of this process may use at once, beside its pool."""
     pool_timeout_s: float = 5.0
     """How long a session waits for a free connection."""
     connection_lifetime_s: float = 1800.0
@@ -89,7 +91,7 @@ class Settings:
             object.__setattr__(self, "map_file", Path(self.map_file))
         if self.pooler not in get_args(Pooler):
             raise SettingsError(f"pooler is one of {', '.join(get_args(Pooler))}, not {self.pooler!r}")
-        for name in ("pool_size", "prepared_max", "pool_queue", "connection_budget"):
+        for name in ("pool_size", "fan_out_connections", "prepared_max", "pool_queue", "connection_budget"):
             _whole(name, getattr(self, name), at_least=1)
         for found in fields(self):
             if found.name.endswith("_s"):

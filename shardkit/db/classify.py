@@ -14,12 +14,12 @@ from sqlalchemy.sql.selectable import CompoundSelect, Select, TextualSelect
 
 _CHANGES_SESSION: Final = re.compile(
     r"(?:^|;)(?:\s|--[^\n]*|/\*.*?\*/)*"
-    r"(?:set(?!\s+(?:local|constraints|transaction)\b)|reset|discard|listen|load|prepare|deallocate|do|call|declare"
+    r"(?:set(?!\s+(?:local|constraints|transaction)\b)|reset|discard|listen|load|prepare(?!\s+transaction\b)|deallocate|do|call|declare"
     r"|create\s+(?:local\s+|global\s+)?temp(?:orary)?)\b"
     r"|\bset_config\s*\(|\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(|\binto\s+temp(?:orary)?\b|\bpg_temp\b",
     re.IGNORECASE | re.DOTALL,
 )
-_PURE_FUNCTIONS: Final = frozenset(
+PURE_FUNCTIONS: Final = frozenset(
     [
         "count",
         "sum",
@@ -113,7 +113,7 @@ def _classify(clause: Any, statement: str) -> Kind:
             plain, raw = False, raw or part is clause or isinstance(part, TextualSelect)
         elif isinstance(part, UpdateBase):
             plain, writes = False, True
-        elif (isinstance(part, FunctionElement) and str(getattr(part, "name", "")).lower() not in _PURE_FUNCTIONS) or (
+        elif (isinstance(part, FunctionElement) and str(getattr(part, "name", "")).lower() not in PURE_FUNCTIONS) or (
             isinstance(part, Select | CompoundSelect) and part._for_update_arg is not None
         ):
             plain = False

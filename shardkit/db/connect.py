@@ -20,10 +20,18 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
-from shardkit.errors import PoolTimeoutError, ServerDownError, ServerError, SettingsError, ShardKitError, WrongServerError
+from shardkit.errors import (
+    Outcome,
+    PoolTimeoutError,
+    ServerDownError,
+    ServerError,
+    SettingsError,
+    ShardKitError,
+    WrongServerError,
+)
 from shardkit.settings import Secret, Settings
 
-_IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
+IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
 _LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
 
@@ -107,10 +115,10 @@ def connect(server: Server, settings: Settings, *, cluster_id: UUID) -> RoutedCo
         raise down(server, exc) from exc
     try:
         _tune(connection, server, settings)
-        _check_identity(server, cluster_id, connection.execute(_IDENTITY).fetchone())
+        check_identity(server, cluster_id, connection.execute(IDENTITY).fetchone())
     except BaseException as exc:
         connection.close()
-        raise _explained(server, exc) from exc
+        raise explained(server, exc) from exc
     return connection
 
 
@@ -125,10 +133,10 @@ async def connect_async(server: Server, settings: Settings, *, cluster_id: UUID)
         raise down(server, exc) from exc
     try:
         _tune(connection, server, settings)
-        _check_identity(server, cluster_id, await (await connection.execute(_IDENTITY)).fetchone())
+        check_identity(server, cluster_id, await (await connection.execute(IDENTITY)).fetchone())
     except BaseException as exc:
         await connection.close()
-        raise _explained(server, exc) from exc
+        raise explained(server, exc) from exc
     return connection
 
 
@@ -185,7 +193,8 @@ def _tune(connection: RoutedConnection | AsyncRoutedConnection, server: Server, 
     connection.prepared_max = settings.prepared_max
 
 
-def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+def check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+    """Raise WrongServerError unless *row* is the identity of *server* in this cluster."""
     if row is None or row[0] != cluster_id:
         raise WrongServerError(
             f"the database behind server {server.name!r} belongs to {'no cluster' if row is None else 'another cluster'}: "
@@ -197,7 +206,8 @@ def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | N
         )
 
 
-def _explained(server: Server, exc: BaseException) -> BaseException:
+def explained(server: Server, exc: BaseException) -> BaseException:
+    """*exc*, met while asking for the identity, as what it means."""
     if isinstance(exc, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.InsufficientPrivilege):
         return WrongServerError(
             f"the database behind server {server.name!r} holds no shardkit identity: it was not used. Correct the server's DSN"
@@ -262,3 +272,14 @@ def public_dsn(url: str) -> str:
 def execute_script(connection: Any, script: LiteralString) -> None:
     """Run SQL of our own through a SQLAlchemy connection."""
     connection.exec_driver_sql(script)
+
+
+@contextmanager
+def lost(connection: psycopg.Connection[Any], name: str) -> Iterator[None]:
+    """Inside the block, losing *connection* to *name* raises ServerDownError; whether the last statement was done is open."""
+    try:
+        yield
+    except psycopg.OperationalError as exc:
+        if not connection.closed:
+            raise
+        raise ServerDownError(f"the connection to {name} broke: {_first_line(exc)}", outcome=Outcome.UNKNOWN) from exc

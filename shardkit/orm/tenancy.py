@@ -7,15 +7,17 @@ also stops raw SQL that forgets the WHERE.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import DDL, BigInteger, DefaultClause, Index, Integer, String, Text, UniqueConstraint, bindparam, event, text
 from sqlalchemy.orm import Mapped, Mapper, mapped_column, with_loader_criteria
 from sqlalchemy.schema import Table
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.selectable import Select
 
 from shardkit.core.hashing import TenantKey
-from shardkit.errors import SettingsError, TenantMismatchError
+from shardkit.errors import FanOutRefusedError, SettingsError, TenantMismatchError
 
 TENANT_COLUMN: Final = "tenant_id"
 TENANT_PARAMETER: Final = "shardkit_tenant"
@@ -63,6 +65,29 @@ def criteria_of(tenant: TenantKey) -> Any:
     """The filter of ORM UPDATE and DELETE, whose parameters are values to set."""
     return with_loader_criteria(
         TenantScoped, lambda cls: cls.tenant_id == tenant, include_aliases=True, propagate_to_loaders=False
+    )
+
+
+_MAPPED: Final = frozenset({"parententity", "parentmapper"})
+
+
+def of_tenants(statement: Any, tenants: Sequence[TenantKey]) -> Any:
+    """*statement* filtered to the rows of *tenants*. Raises FanOutRefusedError where a scoped table is not used as a model."""
+    for part in visitors.iterate(statement):
+        named: list[Any] = [part]
+        if isinstance(part, Select):
+            named = [*part._raw_columns, *part._from_obj, *(join[0] for join in part._setup_joins)]
+        for used in named:
+            table = used if isinstance(part, Select) else getattr(used, "table", None)
+            if isinstance(table, Table) and table.info.get("shardkit_scoped") and not _MAPPED & used._annotations.keys():
+                raise FanOutRefusedError(
+                    f"rows of {table.name} cannot be filtered by tenant where the table is used without its model: "
+                    "it was not sent to any shard"
+                )
+    return statement.options(
+        with_loader_criteria(
+            TenantScoped, lambda cls: cls.tenant_id.in_(tenants), include_aliases=True, propagate_to_loaders=False
+        )
     )
 
 
