@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy.engine import Engine
 
 from shardkit.catalog.router import Router
@@ -10,39 +12,48 @@ from shardkit.core.lag import Position, lsn_text
 from shardkit.core.shardmap import Route
 from shardkit.core.token import Token
 from shardkit.db.leg import Leg
-from shardkit.db.wire import ReplicaOpening
+from shardkit.db.opening import ReplicaOpening
 
 
 class ReplicaGuide:
-    """Sets out for a replica at most *max_lag_s* behind that shows what was committed by *written_s* and by the *tokens*.
+    """Sets out for a replica at most *max_lag_s* behind that shows what was committed by *written* and by the *tokens*.
 
-    *written_s* is a moment of this process' monotonic clock. A token of another epoch of the shard, or of another shard, says
+    *written* gives a moment of this process' monotonic clock, the last own write. A token of another epoch of the shard, or of another shard, says
     nothing about this server's log: then it is the primary.
     """
 
-    __slots__ = ("_max_lag_s", "_router", "_tokens", "_wait_ms", "_written_s")
+    __slots__ = ("_max_lag_s", "_router", "_tokens", "_wait_ms", "_written")
 
     def __init__(
-        self, router: Router, *, max_lag_s: float, wait_s: float, written_s: float | None, tokens: tuple[Token, ...]
+        self,
+        router: Router,
+        *,
+        max_lag_s: float,
+        wait_s: float,
+        written: Callable[[], float | None],
+        tokens: tuple[Token, ...],
     ) -> None:
-        self._router, self._max_lag_s, self._written_s, self._tokens = router, max_lag_s, written_s, tokens
+        self._router, self._max_lag_s, self._written, self._tokens = router, max_lag_s, written, tokens
         self._wait_ms = str(round(wait_s * 1000)).encode()
 
     def set_out(self, tenant: TenantKey | None, shard: int | None) -> tuple[Leg, Engine]:
         """Leg and engine of a unit of work that begins now."""
-        router = self._router
-        home, engine = router.set_out(tenant, shard)
-        route = home.route
+        home, engine = self._router.set_out(tenant, shard)
+        leg = self._on_replica(home)
+        return (home, engine) if leg is None else (leg, self._router.replica_engine(leg.engine, leg.route.schema))
+
+    def _on_replica(self, home: Leg) -> Leg | None:
+        """The leg on a replica that will do now; None: there is none."""
+        router, route = self._router, home.route
         server = router.map.servers.get(route.server)
         if server is None or not server.replicas or not all(_speaks_of(token, route) for token in self._tokens):
-            return home, engine
+            return None
         after = self._latest()
         if after is None and self._tokens:
-            return home, engine
-        choice = router.replicas.choose(server, max_lag_s=self._max_lag_s, written_s=self._written_s, after=after)
+            return None
+        choice = router.replicas.choose(server, max_lag_s=self._max_lag_s, written_s=self._written(), after=after)
         if choice is None:
-            return home, engine
-        found = router.replica_engine(server, choice.dsn, route.schema)
+            return None
         opening = ReplicaOpening(
             home.opening.schema,
             home.opening.tenant,
@@ -50,7 +61,13 @@ class ReplicaGuide:
             wanted=lsn_text(choice.requirement.lsn).encode(),
             wait_ms=self._wait_ms,
         )
-        return Leg(route, router.engines.of_replica(server, choice.dsn), opening, router, home=home), found
+        engine = router.engines.of_replica(server, choice.dsn)
+        return Leg(route, engine, opening, router, home=home, renew=lambda: self._renewed(home, engine))
+
+    def _renewed(self, home: Leg, engine: Engine) -> Leg:
+        """The leg for one more statement on a connection of *engine*, or the way home."""
+        leg = self._on_replica(home)
+        return leg if leg is not None and leg.engine is engine else home
 
     def _latest(self) -> Position | None:
         """The position all tokens ask for; None without tokens, or where they are of different timelines."""

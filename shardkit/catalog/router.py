@@ -17,9 +17,9 @@ from shardkit.db.connect import is_closed
 from shardkit.db.engines import Engines
 from shardkit.db.leg import Leg, opening_for
 from shardkit.db.lineage import Lineage
+from shardkit.db.opening import Opening
 from shardkit.db.replicas import ReplicaWatch
 from shardkit.db.settle import settle
-from shardkit.db.wire import Opening
 from shardkit.errors import CatalogError, CommitUnknownError, NoTenantError, Outcome, ShardMovedError
 from shardkit.settings import Settings
 
@@ -125,13 +125,12 @@ class Router:
         except CatalogError as exc:  # the server knows better than the catalog whether the shard is still there
             log.warning("a shard may have moved, and %s", exc)
 
-    def replica_engine(self, server: Server, dsn: str, schema: str) -> Engine:
-        """Engine of the replica of *server* at *dsn*, with *schema* translated in."""
+    def replica_engine(self, base: Engine, schema: str) -> Engine:
+        """The engine *base* of a replica, with *schema* translated in."""
         memo = self._memo_of_now()
-        engine = memo.replica_engines.get((dsn, schema))
+        engine = memo.replica_engines.get((base, schema))
         if engine is None:
-            base = self.engines.of_replica(server, dsn)
-            engine = memo.replica_engines[dsn, schema] = base.execution_options(schema_translate_map={None: schema})
+            engine = memo.replica_engines[base, schema] = base.execution_options(schema_translate_map={None: schema})
         return engine
 
     def global_leg(self) -> tuple[Leg, Engine]:
@@ -182,7 +181,7 @@ class _Memo:
         self.routes: dict[TenantKey, Route] = {}
         self.legs: dict[Route, tuple[Leg, Engine]] = {}
         self.engines: dict[str, Engine] = {}
-        self.replica_engines: dict[tuple[str, str], Engine] = {}
+        self.replica_engines: dict[tuple[Engine, str], Engine] = {}
 
 
 def _again(found: ShardMap, route: Route) -> Route:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 import weakref
@@ -22,13 +23,23 @@ from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.lineage import Lineage
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
-from shardkit.errors import PoolTimeoutError, ServerDownError, ServerError, SettingsError, ShardKitError, WrongServerError
+from shardkit.errors import (
+    Outcome,
+    PoolTimeoutError,
+    ServerDownError,
+    ServerError,
+    SettingsError,
+    ShardKitError,
+    WrongServerError,
+)
 from shardkit.settings import Secret, Settings
 
 _WHO: Final = """SELECT cluster_id, server_id,
     CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
     FROM shardkit.identity"""  # pg_control_checkpoint() still names the old timeline on a server that was just promoted
+IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
 FAILOVER_CONNECT_S: Final = 2  # libpq takes less for two
+_LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
@@ -60,13 +71,16 @@ def parsed(url: str) -> dict[str, Any]:
 
 
 def check_transport(given: dict[str, Any], *, insecure: bool) -> None:
-    """Refuse a host off loopback whose certificate and name nobody verifies."""
-    hosts = [h for key in ("hostaddr", "host") for h in str(given.get(key) or "").split(",") if h]
-    if insecure or given.get("sslmode") == "verify-full" or all(map(is_loopback, hosts)):
+    """Refuse a host off loopback whose certificate and name nobody verifies; what a URL leaves out libpq takes elsewhere."""
+    given = {**{key: os.environ.get(name) for key, name in _LIBPQ_VARIABLES.items()}, **given}
+    hosts = [h for key in ("hostaddr", "host") for h in str(given[key] or "").split(",") if h]
+    safe = all(map(is_loopback, hosts)) and not given["service"]
+    if insecure or given["sslmode"] == "verify-full" or safe:
         return
+    where = f"host {', '.join(hosts)}" if hosts else f"service {given['service']}"
     raise SettingsError(
-        f"host {', '.join(hosts)} is not on loopback and sslmode is {given.get('sslmode') or 'not set'}: anybody in between "
-        "could read or change everything. Use sslmode=verify-full, or write out insecure_transport = true"
+        f"{where} is not on loopback and sslmode is {given['sslmode'] or 'not set'}: anybody in between could read or change "
+        "everything. Use sslmode=verify-full, or write out insecure_transport = true"
     )
 
 
@@ -146,7 +160,7 @@ def connect(
         _check(connection, server, cluster_id, connection.execute(_WHO).fetchone(), replica=replica, lineage=lineage)
     except BaseException as exc:
         connection.close()
-        raise _explained(server, exc) from exc
+        raise explained(server, exc) from exc
     return connection
 
 
@@ -169,7 +183,7 @@ async def connect_async(
         _check(connection, server, cluster_id, row, replica=replica, lineage=lineage)
     except BaseException as exc:
         await connection.close()
-        raise _explained(server, exc) from exc
+        raise explained(server, exc) from exc
     return connection
 
 
@@ -271,7 +285,7 @@ def _check(
     lineage: Lineage,
 ) -> None:
     """Whether this is the server, and the living primary of it (or a standby, for a *replica*)."""
-    _check_identity(server, cluster_id, row and row[:2])
+    check_identity(server, cluster_id, row and row[:2])
     connection.timeline = timeline = row[2] if row else None
     if replica is not None:
         if timeline is not None:
@@ -284,7 +298,8 @@ def _check(
         lineage.saw(server, int(timeline, 16))
 
 
-def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+def check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+    """Raise WrongServerError unless *row* is the identity of *server* in this cluster."""
     if row is None or row[0] != cluster_id:
         raise WrongServerError(
             f"the database behind server {server.name!r} belongs to {'no cluster' if row is None else 'another cluster'}: "
@@ -296,7 +311,8 @@ def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | N
         )
 
 
-def _explained(server: Server, exc: BaseException) -> BaseException:
+def explained(server: Server, exc: BaseException) -> BaseException:
+    """*exc*, met while asking for the identity, as what it means."""
     if isinstance(exc, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.InsufficientPrivilege):
         return WrongServerError(
             f"the database behind server {server.name!r} holds no shardkit identity: it was not used. Correct the server's DSN"
@@ -361,3 +377,14 @@ def public_dsn(url: str) -> str:
 def execute_script(connection: Any, script: LiteralString) -> None:
     """Run SQL of our own through a SQLAlchemy connection."""
     connection.exec_driver_sql(script)
+
+
+@contextmanager
+def lost(connection: psycopg.Connection[Any], name: str) -> Iterator[None]:
+    """Inside the block, losing *connection* to *name* raises ServerDownError; whether the last statement was done is open."""
+    try:
+        yield
+    except psycopg.OperationalError as exc:
+        if not connection.closed:
+            raise
+        raise ServerDownError(f"the connection to {name} broke: {_first_line(exc)}", outcome=Outcome.UNKNOWN) from exc

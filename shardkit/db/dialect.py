@@ -19,7 +19,8 @@ from shardkit.core.outcome import STALE_PLAN, may_have_moved
 from shardkit.db.classify import kind_of
 from shardkit.db.deadline import SHORTEST_S, left
 from shardkit.db.leg import Leg
-from shardkit.db.wire import BEGIN, READ_ONLY, RoutedCursor
+from shardkit.db.opening import BEGIN, READ_ONLY
+from shardkit.db.wire import RoutedCursor
 from shardkit.errors import ReadOnlyError, ShardMovedError
 
 Call = Callable[[Any, str, Any], None]
@@ -47,9 +48,13 @@ class _Routing:
             call(cursor, statement, parameters)
             return
         _prepare(driver, context.compiled, statement)
-        if leg.home is not None and not (driver.every and type(cursor) is self.movable):
-            leg = leg.home
-            driver = self.change_road(context.root_connection, leg, cursor=cursor)
+        if leg.home is not None:
+            leg = leg.renew() if leg.renew and driver.every and type(cursor) is self.movable else leg.home
+            if leg.home is None:
+                driver = self.change_road(context.root_connection, leg, cursor=cursor)
+            else:
+                driver.leg = leg
+        driver.vetted = True
         try:
             call(cursor, leg.current(statement), parameters)
         except self.dbapi.Error as exc:
@@ -70,6 +75,8 @@ class _Routing:
                 ) from exc
             driver = self.change_road(context.root_connection, onward, cursor=cursor)
             call(cursor, onward.current(statement), parameters)
+        finally:
+            driver.vetted = False
         driver.under_way = not driver.idle
 
     def _onward(self, driver: Any, leg: Leg, sqlstate: str | None, *, late: bool) -> Leg | None:

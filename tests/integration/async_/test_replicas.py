@@ -264,3 +264,24 @@ async def test_a_replica_that_is_frozen_costs_a_call_at_most(open_kit, fleet, te
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_read_session_that_stays_open_sees_later_writes_of_its_block_too(kit, tenant, slow):
+    await read_until(kit, tenant, from_replica, max_lag_s=FAR_S)
+    with kit.tenant(tenant):
+        async with kit.read(max_lag_s=FAR_S) as s:
+            assert (await s.scalars(select(Order.note))).all() == []
+            assert s.on_replica
+            await write(kit, tenant, "mine")
+            assert (await s.scalars(select(Order.note))).all() == ["mine"]
+
+
+async def test_a_read_session_that_stays_open_does_not_fall_behind_its_bound(kit, tenant, slow):
+    await read_until(kit, tenant, from_replica, max_lag_s=1.0)
+    async with kit.read(tenant, max_lag_s=1.0) as s:
+        assert (await s.scalars(select(Order.note))).all() == []
+        await write(kit, tenant, "later")
+        committed_at, pause = time.monotonic(), threading.Event()
+        while time.monotonic() < committed_at + 1.0:
+            pause.wait(0.01)
+        assert (await s.scalars(select(Order.note))).all() == ["later"]
