@@ -18,8 +18,8 @@ from shardkit.db.opening import ReplicaOpening
 class ReplicaGuide:
     """Sets out for a replica at most *max_lag_s* behind that shows what was committed by *written* and by the *tokens*.
 
-    *written* gives a moment of this process' monotonic clock, the last own write. A token of another epoch of the shard, or of another shard, says
-    nothing about this server's log: then it is the primary.
+    *written* gives the moment of the last own write, by this process' monotonic clock. A token of another epoch of the shard,
+    or of another shard, says nothing about this server's log: then it is the primary.
     """
 
     __slots__ = ("_max_lag_s", "_router", "_tokens", "_wait_ms", "_written")
@@ -42,7 +42,7 @@ class ReplicaGuide:
         leg = self._on_replica(home)
         return (home, engine) if leg is None else (leg, self._router.replica_engine(leg.engine, leg.route.schema))
 
-    def _on_replica(self, home: Leg) -> Leg | None:
+    def _on_replica(self, home: Leg, *, only: str | None = None) -> Leg | None:
         """The leg on a replica that will do now; None: there is none."""
         router, route = self._router, home.route
         server = router.map.servers.get(route.server)
@@ -51,7 +51,7 @@ class ReplicaGuide:
         after = self._latest()
         if after is None and self._tokens:
             return None
-        choice = router.replicas.choose(server, max_lag_s=self._max_lag_s, written_s=self._written(), after=after)
+        choice = router.replicas.choose(server, max_lag_s=self._max_lag_s, written_s=self._written(), after=after, only=only)
         if choice is None:
             return None
         opening = ReplicaOpening(
@@ -62,12 +62,7 @@ class ReplicaGuide:
             wait_ms=self._wait_ms,
         )
         engine = router.engines.of_replica(server, choice.dsn)
-        return Leg(route, engine, opening, router, home=home, renew=lambda: self._renewed(home, engine))
-
-    def _renewed(self, home: Leg, engine: Engine) -> Leg:
-        """The leg for one more statement on a connection of *engine*, or the way home."""
-        leg = self._on_replica(home)
-        return leg if leg is not None and leg.engine is engine else home
+        return Leg(route, engine, opening, router, home=home, renew=lambda: self._on_replica(home, only=choice.dsn) or home)
 
     def _latest(self) -> Position | None:
         """The position all tokens ask for; None without tokens, or where they are of different timelines."""

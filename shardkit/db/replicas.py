@@ -60,8 +60,19 @@ class ReplicaWatch:
         self.anchors: dict[Server, tuple[Anchor, ...]] = {}
         self.positions: dict[tuple[Server, str], tuple[float, Position]] = {}
 
-    def choose(self, server: Server, *, max_lag_s: float, written_s: float | None, after: Position | None) -> Choice | None:
-        """A replica of *server* for a read that may miss at most the last *max_lag_s*; None: read from the primary. No I/O."""
+    def choose(
+        self,
+        server: Server,
+        *,
+        max_lag_s: float,
+        written_s: float | None,
+        after: Position | None,
+        only: str | None = None,
+    ) -> Choice | None:
+        """A replica of *server* (*only* this one, if given) for a read that may miss at most the last *max_lag_s*.
+
+        None: read from the primary. No I/O.
+        """
         now = time.monotonic()
         self._want(server, now)
         anchors = self.anchors.get(server)
@@ -70,9 +81,8 @@ class ReplicaWatch:
         wanted = requirement(anchors, now_s=now, max_lag_s=max_lag_s, written_s=written_s, after=after)
         if wanted is None:
             return None
-        turn, count = next(self._turn), len(server.replicas)
-        for number in range(count):
-            dsn = server.replicas[(turn + number) % count]
+        turn = next(self._turn) % len(server.replicas)
+        for dsn in (*server.replicas[turn:], *server.replicas[:turn]) if only is None else (only,):
             seen_s, position = self.positions.get((server, dsn), (0.0, Position(0, 0)))
             if (
                 seen_s >= now - _SILENT_AFTER * self._settings.replica_check_s
