@@ -16,6 +16,7 @@ from sqlalchemy import exc as sa_exc
 
 from shardkit._async import colour
 from shardkit._async.fanout import AsyncFanOut
+from shardkit._async.outbox import AsyncOutbox
 from shardkit._async.transaction import AsyncTransaction
 from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.resolver import BackgroundResolver
@@ -55,6 +56,7 @@ class AsyncShardKit:
         self._decisions = Decisions(settings)
         self._resolver = BackgroundResolver(settings, lambda: self._router.map)
         self._fan_out = AsyncFanOut(self._router, settings, self._decisions)
+        self.outbox = AsyncOutbox(self._router, self._fan_out)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:

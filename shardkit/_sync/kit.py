@@ -16,6 +16,7 @@ from sqlalchemy import exc as sa_exc
 
 from shardkit._sync import colour
 from shardkit._sync.fanout import FanOut
+from shardkit._sync.outbox import Outbox
 from shardkit._sync.transaction import Transaction
 from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.resolver import BackgroundResolver
@@ -55,6 +56,7 @@ class ShardKit:
         self._decisions = Decisions(settings)
         self._resolver = BackgroundResolver(settings, lambda: self._router.map)
         self._fan_out = FanOut(self._router, settings, self._decisions)
+        self.outbox = Outbox(self._router, self._fan_out)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
