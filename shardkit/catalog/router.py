@@ -14,8 +14,8 @@ from shardkit.core.shardmap import Route, Server, ShardMap
 from shardkit.db.connect import is_closed
 from shardkit.db.engines import Engines
 from shardkit.db.leg import Leg, opening_for
+from shardkit.db.opening import Opening
 from shardkit.db.settle import settle
-from shardkit.db.wire import Opening
 from shardkit.errors import CatalogError, CommitUnknownError, NoTenantError, Outcome, ShardMovedError
 from shardkit.settings import Settings
 

@@ -18,7 +18,8 @@ from sqlalchemy.util import await_only
 from shardkit.core.outcome import STALE_PLAN, may_have_moved
 from shardkit.db.classify import kind_of
 from shardkit.db.leg import Leg
-from shardkit.db.wire import BEGIN, READ_ONLY, RoutedCursor
+from shardkit.db.opening import BEGIN, READ_ONLY
+from shardkit.db.wire import RoutedCursor
 from shardkit.errors import ReadOnlyError, ShardMovedError
 
 Call = Callable[[Any, str, Any], None]

@@ -9,7 +9,7 @@ from sqlalchemy.engine import Engine
 
 from shardkit.core.names import OPERATOR_ROLE
 from shardkit.core.shardmap import Route
-from shardkit.db.wire import Opening
+from shardkit.db.opening import Opening
 
 
 class Guide(Protocol):

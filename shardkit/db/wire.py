@@ -17,71 +17,22 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from psycopg import _queries, errors, generators, pq, sql, waiting
+from psycopg import _queries, errors, generators, pq, waiting
 from psycopg._preparing import Prepare, PrepareManager
 
-from shardkit.core.names import APP_ROLE
 from shardkit.db.classify import changes_session
 from shardkit.db.deadline import bounded, drop, left
+from shardkit.db.opening import BEGIN, COMMIT, COMMIT_NAME, OPENING_PREPARES, READ_ONLY, Opening
 
 if TYPE_CHECKING:
     from shardkit.db.leg import Leg
 
 FOREVER_S: Final = 86_400.0
 _INTERVAL_S: Final = 0.1
-BEGIN: Final = b"BEGIN"
-COMMIT: Final = b"COMMIT"
-READ_ONLY: Final = b"BEGIN READ ONLY"
 IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
-_SETTINGS: Final = (
-    b"SELECT set_config('search_path', $1, true), set_config('shardkit.tenant', $2, true), set_config('role', $3, true)"
-)
-_SETTINGS_NAME: Final = b"_shardkit_open"
-_BEGIN_NAME: Final = b"_shardkit_begin"
-_COMMIT_NAME: Final = b"_shardkit_commit"
-_OPENING_PREPARES: Final = 3
 _XID: Final = b"SELECT pg_current_xact_id_if_assigned()"
-_TEXT_OID: Final = 25
 _UNKNOWN: Final = (None,) * 5
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """The settings of a unit of work: where unqualified names are looked up, who reads, and as which role."""
-
-    schema: bytes
-    tenant: bytes = b""
-    role: bytes = APP_ROLE.encode()  # set every time: behind a pooler, or after a stray SET ROLE, it may be another one
-
-    def send(self, connection: _Routed) -> int:
-        """Queue BEGIN and the settings in the pipeline of *connection*; the number of results they will give."""
-        wire, count = connection.pgconn, 1
-        prepared = connection.prepare_threshold is not None
-        if not connection.every:  # BEGIN goes first: behind anything else it could not choose the isolation level
-            if connection.opening_prepared and connection.begin == BEGIN:
-                wire.send_query_prepared(_BEGIN_NAME, None)
-            else:
-                wire.send_query_params(connection.begin, None)
-            count += 1
-        if prepared and not connection.opening_prepared:
-            wire.send_prepare(_BEGIN_NAME, BEGIN)
-            wire.send_prepare(_COMMIT_NAME, COMMIT)
-            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID] * 3)
-            count += _OPENING_PREPARES
-        if prepared:
-            wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant, self.role])
-        else:
-            wire.send_query_params(_SETTINGS, [self.schema, self.tenant, self.role], param_types=[_TEXT_OID] * 3)
-        return count
-
-    def command(self) -> bytes:
-        """The settings as SQL, for a first statement that they cannot travel with."""
-        values = [sql.Literal(value.decode()) for value in (self.schema, self.tenant, self.role)]
-        settings = (
-            "SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true), set_config('role', {}, true)"
-        )
-        return sql.SQL(settings).format(*values).as_bytes(None)
 
 
 class _Query(_queries.PostgresQuery):
@@ -102,7 +53,14 @@ def _converted(query: str, encoding: str) -> Any:
     return _queries._query2pg_nocache(query.encode(encoding), encoding)
 
 
-class _Routed:
+@dataclass(slots=True)
+class Receipt:
+    """Whether a COMMIT that went with a statement was answered; it goes along when the statement is led on elsewhere."""
+
+    committed: bool = False
+
+
+class Routed:
     """What a routed connection remembers, sync and async alike. The driver stays in autocommit: we send BEGIN ourselves."""
 
     if TYPE_CHECKING:
@@ -126,7 +84,7 @@ class _Routed:
     """This connection replaced one that had died in the pool."""
     call_timeout_s: float = 30.0
     """The longest one call may take, where no deadline is nearer."""
-    last: bool = False
+    last: Receipt | None = None
     """COMMIT goes with the next statement: it is the last of its transaction, and cannot be found wanting afterwards."""
     tracked: bool = False
     """Ask for the transaction's id with its first write, in the same flight, so that an unknown outcome can be settled."""
@@ -136,8 +94,6 @@ class _Routed:
     """The id of the transaction that was being committed."""
     timeline: str | None = None
     """The server's timeline when this connection was made."""
-    committed: bool = False
-    """COMMIT went with a statement, and was answered."""
     backend_pid: int = 0
     opening_prepared: bool = False
     vetted: bool = False  # the statement under way comes through the dialect, which has looked at it
@@ -152,7 +108,8 @@ class _Routed:
     def disembark(self) -> None:
         """Forget everything about the last unit of work."""
         self.leg, self.begin = None, BEGIN
-        self.pending = self.every = self.single = self.under_way = self.fresh = self.last = self.committed = False
+        self.pending = self.every = self.single = self.under_way = self.fresh = False
+        self.last = None
         self.vetted = False
         self.tracked, self.commit_xid = False, None
 
@@ -228,7 +185,7 @@ class _Routed:
 
     def _send_commit(self) -> None:
         if self.opening_prepared:
-            self.pgconn.send_query_prepared(_COMMIT_NAME, None)
+            self.pgconn.send_query_prepared(COMMIT_NAME, None)
         else:
             self.pgconn.send_query_params(COMMIT, None)
 
@@ -299,7 +256,7 @@ class _RoutedCursor:
         self, opening: Opening | None, query: Any, *, asks: bool, prepare: bool | None, binary: bool | None
     ) -> Generator[Any, Any, None]:
         conn, wire = self._conn, self._pgconn
-        last = conn.last
+        last: Receipt | None = conn.last
         prepares = opening is not None and conn.prepare_threshold is not None and not conn.opening_prepared
         prep, name = self._get_prepared(query, prepare)  # type: ignore[attr-defined]
         wire.enter_pipeline_mode()
@@ -314,11 +271,11 @@ class _RoutedCursor:
                 self._send_query_prepared(name, query, binary=binary)  # type: ignore[attr-defined]
             if asks:
                 conn._ask_xid()
-            if last:
+            if last is not None:
                 conn._send_commit()
             wire.pipeline_sync()
             yield from generators.send(wire)
-            after, xid_at = asks + last, before + 1 if asks else -1
+            after, xid_at = asks + (last is not None), before + 1 if asks else -1
             answers = yield from conn._answers_gen(before + after + 2, xid_at=xid_at)  # the last one answers the sync
         finally:
             if wire.status == pq.ConnStatus.OK:
@@ -326,20 +283,20 @@ class _RoutedCursor:
         for number, (answer,) in enumerate(answers[:before], 1):
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
-            if prepares and number == _OPENING_PREPARES + (not conn.every):  # and stay prepared, whatever becomes of the rest
+            if prepares and number == OPENING_PREPARES + (not conn.every):  # and stay prepared, whatever becomes of the rest
                 conn.opening_prepared = True
         key = conn._prepared.maybe_add_to_cache(query, prep, name)
         results = answers[before]
         if key is not None:
             conn._prepared.validate(key, prep, name, results)
         self._check_results(results)  # type: ignore[attr-defined]
-        if last:
+        if last is not None:
             (answer,) = answers[before + after]
             if answer.status == _FATAL:
                 failed = errors.error_from_result(answer, encoding=wire._encoding)
                 failed.in_commit = True  # type: ignore[attr-defined]
                 raise failed
-            conn.committed = True
+            last.committed = True
         self._set_results(results)  # type: ignore[attr-defined]
 
 
@@ -351,7 +308,7 @@ class AsyncRoutedCursor(_RoutedCursor, psycopg.AsyncCursor[Any]):
     """A psycopg async cursor on a routed connection."""
 
 
-class RoutedConnection(_Routed, psycopg.Connection[Any]):
+class RoutedConnection(Routed, psycopg.Connection[Any]):
     """A psycopg connection that carries openings."""
 
     def wait(self, gen: Any, interval: float = _INTERVAL_S, timeout: float | None = None) -> Any:
@@ -362,7 +319,7 @@ class RoutedConnection(_Routed, psycopg.Connection[Any]):
             raise self._too_late(timeout, exc) from exc
 
 
-class AsyncRoutedConnection(_Routed, psycopg.AsyncConnection[Any]):
+class AsyncRoutedConnection(Routed, psycopg.AsyncConnection[Any]):
     """A psycopg async connection that carries openings."""
 
     async def wait(self, gen: Any, interval: float = _INTERVAL_S, timeout: float | None = None) -> Any:
