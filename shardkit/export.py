@@ -33,7 +33,12 @@ Progress = Callable[[int, int], None]
 
 
 def export(
-    settings: Settings, query: str, target: Path, *, format: Format, progress: Progress = lambda _shards, _rows: None  # noqa: A002
+    settings: Settings,
+    query: str,
+    target: Path,
+    *,
+    format: Format,
+    progress: Progress = lambda _shards, _rows: None,  # noqa: A002
 ) -> int:
     """Write the rows of *query* from every shard to *target*, one shard after the other; gives how many rows there are.
 
@@ -189,11 +194,11 @@ class _Parts:
 
     def __init__(self, target: Path, query: str, kind: str) -> None:
         try:
-            import pyarrow
+            import pyarrow as pa
             from pyarrow import parquet
         except ImportError as exc:
             raise SettingsError('Parquet files need pyarrow: pip install "shardkit[parquet]"; nothing was written') from exc
-        self._pa: Any = pyarrow
+        self._pa: Any = pa
         self._parquet: Any = parquet
         self._notes, self._target = _Notes(target, query, kind), target
         self._notes.keep()
@@ -241,7 +246,13 @@ def _cell(value: Any) -> Any:
 
 
 def _arrow(value: Any) -> Any:
-    return json.dumps(value, default=_plain) if isinstance(value, dict | list) else str(value) if isinstance(value, UUID) else value
+    return (
+        json.dumps(value, default=_plain)
+        if isinstance(value, dict | list)
+        else str(value)
+        if isinstance(value, UUID)
+        else value
+    )
 
 
 def _plain(value: Any) -> Any:

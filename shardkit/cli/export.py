@@ -14,9 +14,7 @@ from shardkit.export import export as write
 @click.command()
 @click.argument("query")
 @click.option("--format", "kind", type=click.Choice(["csv", "jsonl", "parquet"]), default="csv", show_default=True)
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write; for parquet, a directory."
-)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write; for parquet, a directory.")
 @config_option
 def export(query: str, kind: Any, output: Path, config: Path | None) -> None:
     """Write the rows of QUERY, one SELECT, from every shard to a file, all tenants' rows.

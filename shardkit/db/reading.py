@@ -16,7 +16,9 @@ Row = tuple[Any, ...]
 
 
 @contextmanager
-def reading(connection: ScatterConnection, schema: str, query: str, *, batch: int) -> Iterator[tuple[list[str], Iterator[list[Row]]]]:
+def reading(
+    connection: ScatterConnection, schema: str, query: str, *, batch: int
+) -> Iterator[tuple[list[str], Iterator[list[Row]]]]:
     """Columns and batches of at most *batch* rows of *query*, with *schema* as the only one in the path.
 
     *query* is the operator's own SQL, one SELECT; the role, and a read-only transaction, see to it that it only reads.
