@@ -239,7 +239,9 @@ def shared(models: str, config: Path | None, yes: bool) -> None:  # noqa: FBT001
     settings, metadata = settings_from(config), models_metadata(models)
     go_on("Make global and reference tables, with a subscription on every server?", yes=yes, dry_run=False)
     in_one_place, everywhere = make_shared_tables(settings, metadata)
-    click.echo(f"global: {', '.join(in_one_place) or 'none'}; reference, equal on every server: {', '.join(everywhere) or 'none'}")
+    click.echo(
+        f"global: {', '.join(in_one_place) or 'none'}; reference, equal on every server: {', '.join(everywhere) or 'none'}"
+    )
 
 
 @migrate.command()

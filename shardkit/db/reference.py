@@ -1,4 +1,4 @@
-"""Reference tables on servers: one copy is written to, in the catalog's database, and every server follows it by replication."""
+"""Reference tables: one copy is written to, in the catalog's database, and every server follows it by replication."""
 
 from __future__ import annotations
 
@@ -62,10 +62,32 @@ def wait_until_equal(server: Connection, written: Connection, *, slot: str, time
             return
         if time.monotonic() > deadline:
             raise DeadlineError(
-                f"reference tables were not equal after {timeout_s:g} s ({', '.join(lagging[0]) if lagging else ''}): replication "
-                "goes on by itself; look at pg_stat_subscription on the server"
+                f"reference tables were not equal after {timeout_s:g} s ({', '.join(lagging[0]) if lagging else ''}): "
+                "replication goes on by itself; look at pg_stat_subscription on the server"
             )
         time.sleep(LOOK_EVERY_S)
+
+
+def unfollow(server: Connection, *, slot: str) -> None:
+    """Let *server* follow no more; its copies of the tables stay as they are."""
+    if _yes(server, "has_subscription", slot=slot):
+        name = sql.Identifier(slot)
+        server.execute(sql.SQL("ALTER SUBSCRIPTION {} DISABLE").format(name))
+        server.execute(sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)").format(name))
+        server.execute(sql.SQL("DROP SUBSCRIPTION {}").format(name))
+
+
+def drop_slot(written: Connection, *, slot: str, timeout_s: float = 10.0) -> None:
+    """Take a server's place in the stream away: a slot that nobody reads keeps the log until the disk is full."""
+    deadline = time.monotonic() + timeout_s
+    while _yes(written, "has_slot", slot=slot):
+        written.execute(SQL["end_sender"], {"slot": slot})
+        try:
+            written.execute(SQL["drop_slot"], {"slot": slot})
+        except psycopg.errors.ObjectInUse:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(LOOK_EVERY_S)
 
 
 def _yes(connection: Connection, statement: str, **values: object) -> bool:

@@ -65,7 +65,7 @@ def check_kinds(metadata: MetaData) -> None:
             raise TableKindError(f"table {table.name!r} is {kind_of(table)}, so its rows cannot belong to tenants")
         if kind_of(table) in ("global", "reference") and any(c.info.get("shardkit_own_key") for c in table.columns):
             raise TableKindError(
-                f"table {table.name!r} is {kind_of(table)}, so it has no shard to make ids in: use Identity() instead of ShardKey"
+                f"table {table.name!r} is {kind_of(table)}, so no shard makes its ids: use Identity() instead of ShardKey"
             )
         for key in table.foreign_key_constraints:
             pair = (kind_of(table), kind_of(key.referred_table))

@@ -8,7 +8,7 @@ from sqlalchemy import MetaData, Table
 
 from shardkit.catalog.rows import load_map
 from shardkit.core.names import GLOBAL_SCHEMA
-from shardkit.db.connect import conninfo, connect_admin, server_url
+from shardkit.db.connect import connect_admin, conninfo, server_url
 from shardkit.db.reference import follow, prepare, publish, slot_name, wait_until_equal
 from shardkit.orm.kinds import check_kinds, tables_of
 from shardkit.schema.one import schema_engine

@@ -40,3 +40,11 @@ SELECT pg_current_wal_lsn()::text
 -- caught_up --
 -- Whether a server has all that was written before a position.
 SELECT coalesce(confirmed_flush_lsn >= %(position)s::pg_lsn, false) FROM pg_replication_slots WHERE slot_name = %(slot)s
+
+-- end_sender --
+-- End whoever reads a slot.
+SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %(slot)s AND active
+
+-- drop_slot --
+-- Away with a server's place in the stream.
+SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %(slot)s

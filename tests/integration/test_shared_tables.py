@@ -9,6 +9,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shardkit import Settings, ShardedBase, ShardKey, ShardKit, TenantScoped
+from shardkit.catalog.membership import join, leave, plan_joining, plan_leaving
 from shardkit.schema.blueprint import from_metadata
 from shardkit.schema.bootstrap import initialize
 from shardkit.schema.shared import make_shared_tables
@@ -54,13 +55,17 @@ def place(shardkit_databases):
     for url in databases.servers.values():  # a slot outlives its database's subscription, and would keep the database
         with psycopg.connect(url, autocommit=True) as connection:
             for (name,) in connection.execute(
-                "SELECT subname FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                "SELECT subname FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE datname = current_database()"
             ).fetchall():
                 connection.execute(psycopg.sql.SQL("DROP SUBSCRIPTION {}").format(psycopg.sql.Identifier(name)))
 
 
 def on_every_server(databases, query):
-    return {psycopg.connect(url, autocommit=True).execute(query).fetchone()[0] for url in databases.servers.values()}
+    answers = set()
+    for url in databases.servers.values():
+        with psycopg.connect(url, autocommit=True) as connection:
+            answers.add(connection.execute(query).fetchone()[0])
+    return answers
 
 
 def test_rows_written_once_are_on_every_server_and_joined_in_shards(place, eventually):
@@ -94,6 +99,22 @@ def test_followers_are_read_only_for_the_program(place):
         session.add(Country(code="XX", name="nowhere"))
         with pytest.raises(ProgrammingError, match="permission denied"):
             session.flush()
+
+
+def test_server_that_joins_follows_and_one_that_leaves_keeps_no_log(place, shardkit_databases):
+    databases, settings = place
+    make_shared_tables(settings, Base.metadata)
+    with psycopg.connect(databases.catalog_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO shardkit_reference.regions VALUES (7)")
+        url = shardkit_databases(1).servers["pg1"]
+        join(settings, plan_joining(settings, "pg9", url))
+        make_shared_tables(settings, Base.metadata)
+        with psycopg.connect(url, autocommit=True) as fresh:
+            assert fresh.execute("SELECT id FROM shardkit_reference.regions").fetchall() == [(7,)]
+        slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
+        assert connection.execute(slots).fetchone() == (3,)
+        leave(settings, plan_leaving(settings, "pg9"))
+        assert connection.execute(slots).fetchone() == (2,)
 
 
 def test_run_again_it_changes_nothing_and_brings_what_is_new(place):
