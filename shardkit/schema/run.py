@@ -156,8 +156,10 @@ class Run:
         return Report(None, self._direction, current, tuple(sorted(self._done - {b.shard for b in behind})), behind)
 
     def _pending(self, seen: Plan) -> None:
+        """Write down who has to wait for the waves before; the first ones are marked as they begin."""
         assert self.ledger is not None
-        self.ledger.mark(State.PENDING, [(shard, step.revision) for shard, steps in seen.steps.items() for step in steps])
+        waiting = [shard for wave in seen.waves[2:] for shard in wave]
+        self.ledger.mark(State.PENDING, [(shard, step.revision) for shard in waiting for step in seen.steps[shard]])
 
     def _wave(self, wave: Sequence[int], seen: Plan, *, canary: bool) -> None:
         """Work on the shards of a wave that no move holds, where they are now."""
