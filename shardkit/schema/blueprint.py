@@ -40,7 +40,7 @@ def from_metadata(metadata: MetaData) -> Blueprint:
         compiled = statement.compile(dialect=engine.dialect)  # type: ignore[attr-defined]
         statements.append(str(compiled).strip())
 
-    engine = create_mock_engine("postgresql+psycopg://", collect)
+    engine = create_mock_engine("postgresql+psycopg://", collect, paramstyle="named")  # no %% for %: nothing is bound
     metadata.create_all(engine, tables=tables_of(metadata, "sharded"), checkfirst=False)
     return Blueprint(";\n".join(statements))
 
