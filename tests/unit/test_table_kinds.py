@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from sqlalchemy import ForeignKey, Identity, MetaData, UniqueConstraint
-from sqlalchemy.orm import Mapped, configure_mappers, mapped_column
+from sqlalchemy.orm import Mapped, configure_mappers, mapped_column, registry
 
 from shardkit import ShardedBase, ShardKey, TenantScoped
 from shardkit.errors import TableKindError
@@ -17,9 +17,10 @@ def base():
     class Base(ShardedBase):
         __abstract__ = True
         metadata = MetaData()
+        _sa_registry = registry(metadata=metadata)  # of its own: broken models must not trouble other tests'
 
     yield Base
-    Base.registry.dispose()
+    Base._sa_registry.dispose()
 
 
 def model(base, name, kind=None, to=None, mixin=None, key=True):
