@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
-from shardkit.errors import PoolTimeoutError, ServerDownError, SettingsError, ShardKitError, WrongServerError
+from shardkit.errors import PoolTimeoutError, ServerDownError, ServerError, SettingsError, ShardKitError, WrongServerError
 from shardkit.settings import Secret, Settings
 
 _IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
@@ -28,12 +28,7 @@ _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert",
 
 def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
     """Libpq connection string for *url* with our time-outs; refuses a transport that could be listened to."""
-    try:
-        given = conninfo_to_dict(url)
-    except psycopg.Error:  # its text would quote parts of the password
-        raise SettingsError(
-            "a database URL could not be parsed by libpq (its text is not shown, it may hold a password)"
-        ) from None
+    given = parsed(url)
     check_transport(given, insecure=settings.insecure_transport)
     ours = {
         "connect_timeout": max(1, round(settings.connect_timeout_s)),
@@ -44,6 +39,16 @@ def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
         "application_name": settings.application_name,
     }
     return Secret(make_conninfo(url, **{**ours, **{k: v for k, v in given.items() if k in ours}, **extra}))
+
+
+def parsed(url: str) -> dict[str, Any]:
+    """The parts of a database URL. Raises SettingsError."""
+    try:
+        return conninfo_to_dict(url)
+    except psycopg.Error:  # its text would quote parts of the password
+        raise SettingsError(
+            "a database URL could not be parsed by libpq (its text is not shown, it may hold a password)"
+        ) from None
 
 
 def check_transport(given: dict[str, Any], *, insecure: bool) -> None:
@@ -71,8 +76,7 @@ def server_url(server: Server, settings: Settings) -> str:
     """URL with credentials: the settings' own for this server, else the map's DSN with the catalog's credentials."""
     if server.name in settings.servers:
         return settings.servers[server.name]
-    catalog = conninfo_to_dict(settings.catalog_url)
-    own = conninfo_to_dict(server.dsn)
+    catalog, own = parsed(settings.catalog_url), parsed(server.dsn)
     return make_conninfo(server.dsn, **{k: catalog[k] for k in _CREDENTIALS if catalog.get(k) and not own.get(k)})
 
 
@@ -131,6 +135,22 @@ def connect_admin(
         return psycopg.connect(conninfo(url, settings), autocommit=autocommit)
     except psycopg.OperationalError as exc:
         raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
+
+
+@contextmanager
+def at(url: str, settings: Settings, *, name: str, then: str = "nothing was changed") -> Iterator[psycopg.Connection[Any]]:
+    """An administrative connection to *name* for the block; what PostgreSQL says in it becomes an error of ours.
+
+    *then* ends the message: what has become of the work, and what to do.
+    """
+    connection = connect_admin(url, settings, name=name)
+    try:
+        with connection:
+            yield connection
+    except psycopg.OperationalError as exc:
+        raise ServerDownError(f"{name} failed or went away: {_first_line(exc)}; {then}") from exc
+    except psycopg.Error as exc:
+        raise ServerError(f"{name} refused: {_first_line(exc)}; {then}") from exc
 
 
 def down(server: Server, exc: BaseException) -> ServerDownError:
@@ -227,7 +247,7 @@ def is_closed(server: Server, settings: Settings, *, cluster_id: UUID, schema: s
 
 def public_dsn(url: str) -> str:
     """*url* without secrets and credentials, as the catalog stores it."""
-    given = conninfo_to_dict(url)
+    given = parsed(url)
     return make_conninfo(
         "",
         **{k: v for k, v in given.items() if k in ("host", "hostaddr", "port", "dbname", "sslmode", "target_session_attrs")},

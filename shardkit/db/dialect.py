@@ -131,7 +131,7 @@ class _Routing:
 def _prepare(driver: Any, compiled: Any, statement: str) -> None:
     """Note on *driver* what has to be known about *statement* before it goes."""
     kind = kind_of(compiled, statement)
-    driver.single = not kind.raw
+    driver.single, driver.writes = not kind.raw, not kind.plain
     driver.dirty |= kind.changes_session
     if driver.every and not kind.plain:
         if kind.writes:

@@ -169,6 +169,8 @@ def _typed(server: Server) -> Any:
 
     def handle(context: ExceptionContext) -> BaseException | None:
         original = context.original_exception
+        if not isinstance(original, Exception):  # a cancelled task, Ctrl-C: not the server's doing
+            return None
         sqlstate = getattr(original, "sqlstate", None)
         if getattr(original, "in_commit", False):
             if commit_outcome(sqlstate, lost=context.is_disconnect) is Outcome.UNKNOWN:

@@ -132,7 +132,9 @@ class _Routed:
     last: bool = False
     """COMMIT goes with the next statement: it is the last of its transaction, and cannot be found wanting afterwards."""
     tracked: bool = False
-    """Ask for the transaction's id before COMMIT, in the same flight, so that an unknown outcome can be settled."""
+    """Ask for the transaction's id with its first write, in the same flight, so that an unknown outcome can be settled."""
+    writes: bool = False
+    """The next statement may write."""
     commit_xid: str | None = None
     """The id of the transaction that was being committed."""
     timeline: str | None = None
@@ -202,34 +204,34 @@ class _Routed:
             yield from self._open_gen()
 
     def _commit_gen(self) -> Generator[Any, Any, None]:
-        """COMMIT; a tracked transaction's id comes back before it, in the same flight."""
-        if not self.tracked or self._pipeline is not None or self.idle:
+        """COMMIT; a tracked transaction's id, if it is not known yet, comes back before it in the same flight."""
+        if not self.tracked or self.commit_xid is not None or self._pipeline is not None or self.idle:
             yield from super()._commit_gen()  # type: ignore[misc]
             return
         wire = self.pgconn
         wire.enter_pipeline_mode()
         try:
-            count = self._send_commit()
+            self._ask_xid()
+            self._send_commit()
             wire.pipeline_sync()
             yield from generators.send(wire)
-            answers = yield from self._answers_gen(count + 1, xid_at=0)
+            answers = yield from self._answers_gen(3, xid_at=0)
         finally:
             if wire.status == pq.ConnStatus.OK:
                 wire.exit_pipeline_mode()
-        for (answer,) in answers[:count]:
+        for (answer,) in answers[:2]:
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
 
-    def _send_commit(self) -> int:
-        """Queue COMMIT (after the question for the id, if it is wanted); the number of results it will give."""
-        if self.tracked:
-            self.pgconn.send_query_params(_XID, None)
-            self.pgconn.send_flush_request()  # its answer must not wait for COMMIT's
+    def _ask_xid(self) -> None:
+        self.pgconn.send_query_params(_XID, None)
+        self.pgconn.send_flush_request()  # its answer must not wait for COMMIT's
+
+    def _send_commit(self) -> None:
         if self.opening_prepared:
             self.pgconn.send_query_prepared(_COMMIT_NAME, None)
         else:
             self.pgconn.send_query_params(COMMIT, None)
-        return 1 + self.tracked
 
     def _answers_gen(self, count: int, *, xid_at: int = -1) -> Generator[Any, Any, list[Any]]:
         """The next *count* answers; the one numbered *xid_at* is the transaction's id, kept as soon as it is there."""
@@ -280,19 +282,20 @@ class _RoutedCursor:
         conn = self._conn
         leg = conn.leg
         opens = (conn.pending or conn.every) and conn.idle
-        if leg is None or not (opens or conn.last) or not (params or conn.single) or conn._pipeline:
+        asks = conn.tracked and conn.commit_xid is None and conn.writes
+        if leg is None or not (opens or conn.last or asks) or not (params or conn.single) or conn._pipeline:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
             return
         every, conn.pending, conn.every = conn.every, False, False
         yield from self._start_query(query)  # type: ignore[attr-defined]  # resets the cursor; nothing is pending now
         conn.every = every
         pgq = self._convert_query(query, params)  # type: ignore[attr-defined]
-        yield from self._fly_gen(leg.opening if opens else None, pgq, prepare=prepare, binary=binary)
+        yield from self._fly_gen(leg.opening if opens else None, pgq, asks=asks, prepare=prepare, binary=binary)
         self._last_query = query
         yield from conn._prepared.maintain_gen(conn)
 
     def _fly_gen(
-        self, opening: Opening | None, query: Any, *, prepare: bool | None, binary: bool | None
+        self, opening: Opening | None, query: Any, *, asks: bool, prepare: bool | None, binary: bool | None
     ) -> Generator[Any, Any, None]:
         conn, wire = self._conn, self._pgconn
         last = conn.last
@@ -307,10 +310,13 @@ class _RoutedCursor:
                     self._send_prepare(name, query)  # type: ignore[attr-defined]
                     before += 1
                 self._send_query_prepared(name, query, binary=binary)  # type: ignore[attr-defined]
-            after = conn._send_commit() if last else 0
+            if asks:
+                conn._ask_xid()
+            if last:
+                conn._send_commit()
             wire.pipeline_sync()
             yield from generators.send(wire)
-            xid_at = before + 1 if last and conn.tracked else -1
+            after, xid_at = asks + last, before + 1 if asks else -1
             answers = yield from conn._answers_gen(before + after + 2, xid_at=xid_at)  # the last one answers the sync
         finally:
             if wire.status == pq.ConnStatus.OK:

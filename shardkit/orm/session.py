@@ -123,7 +123,7 @@ class RoutedSession(Session):
 
     def _flush_and_commit(self) -> None:
         driver = driver_connection(self.connection())
-        driver.last = driver.leg is not None and driver.silent
+        driver.last = driver.leg is not None and not driver.tracked and driver.silent
         try:
             super().flush()
         except Exception as exc:
