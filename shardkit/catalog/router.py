@@ -9,7 +9,7 @@ from sqlalchemy.engine import Engine
 
 from shardkit.catalog.watch import MapWatch
 from shardkit.core.hashing import TenantKey
-from shardkit.core.names import CATALOG_SERVER, GLOBAL_SCHEMA
+from shardkit.core.names import APP_ROLE, CATALOG_SERVER, GLOBAL_SCHEMA
 from shardkit.core.shardmap import Route, Server, ShardMap
 from shardkit.db.connect import is_closed
 from shardkit.db.engines import Engines
@@ -81,8 +81,7 @@ class Router:
             if len(memo.legs) >= _REMEMBERED:
                 memo.legs.clear()
             engine = self._engine(memo, route)
-            leg = Leg(route, self.engines.of(memo.map.server(route.server)), opening_for(route), self)
-            found = memo.legs[route] = leg, engine
+            found = memo.legs[route] = self._leg(memo.map, route), engine
         return found
 
     def onward(self, leg: Leg) -> Leg | None:
@@ -106,7 +105,11 @@ class Router:
                 f"after {self._settings.move_wait_s:g} s; nothing took effect, run the unit of work again"
             )
         new = _again(found, route)
-        return Leg(new, self.engines.of(found.server(new.server)), opening_for(new), self, was=leg.was or route.schema)
+        return self._leg(found, new, was=leg.was or route.schema)
+
+    def _leg(self, found: ShardMap, route: Route, *, was: str | None = None) -> Leg:
+        opening = opening_for(route, pooled=self._settings.pooled)
+        return Leg(route, self.engines.of(found.server(route.server)), opening, self, was=was)
 
     def _ask(self) -> None:
         try:
@@ -119,7 +122,8 @@ class Router:
         server = Server(CATALOG_SERVER, self._settings.catalog_url, self.cluster_id)
         route = Route(None, -1, GLOBAL_SCHEMA, CATALOG_SERVER, 0)
         engine = self.engines.of(server).execution_options(schema_translate_map={None: GLOBAL_SCHEMA})
-        return Leg(route, engine, Opening(GLOBAL_SCHEMA.encode()), _Fixed()), engine
+        opening = Opening(GLOBAL_SCHEMA.encode(), role=APP_ROLE.encode() if self._settings.pooled else None)
+        return Leg(route, engine, opening, _Fixed()), engine
 
     def settle(self, error: CommitUnknownError) -> Outcome:
         """What became of a COMMIT whose answer was lost, if its server can tell."""

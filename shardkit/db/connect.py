@@ -18,11 +18,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
+from shardkit.db.pooler import Row, check_standing, is_pooled, refused_options
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
 from shardkit.errors import PoolTimeoutError, ServerDownError, ServerError, SettingsError, ShardKitError, WrongServerError
 from shardkit.settings import Secret, Settings
+from shardkit.sql import statements
 
-_IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
+_LOOK_AROUND: Final = statements("server")["look_around"]
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
@@ -82,7 +84,7 @@ def server_url(server: Server, settings: Settings) -> str:
 
 def app_conninfo(server: Server, settings: Settings) -> Secret:
     """How application code connects: as the least role, and with an empty path, so that unrouted names fail."""
-    direct = settings.pooler == "none"
+    direct = not settings.pooled
     return conninfo(
         server_url(server, settings),
         settings,
@@ -99,10 +101,12 @@ def connect(server: Server, settings: Settings, *, cluster_id: UUID) -> RoutedCo
     try:
         connection = RoutedConnection.connect(app_conninfo(server, settings), autocommit=True, cursor_factory=RoutedCursor)
     except psycopg.OperationalError as exc:
-        raise down(server, exc) from exc
+        raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings)
-        _check_identity(server, cluster_id, connection.execute(_IDENTITY).fetchone())
+        check_standing(
+            server.name, connection, _check_identity(server, cluster_id, connection.execute(_LOOK_AROUND).fetchone())
+        )
     except BaseException as exc:
         connection.close()
         raise _explained(server, exc) from exc
@@ -117,10 +121,11 @@ async def connect_async(server: Server, settings: Settings, *, cluster_id: UUID)
             app_conninfo(server, settings), autocommit=True, cursor_factory=AsyncRoutedCursor
         )
     except psycopg.OperationalError as exc:
-        raise down(server, exc) from exc
+        raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings)
-        _check_identity(server, cluster_id, await (await connection.execute(_IDENTITY)).fetchone())
+        row = await (await connection.execute(_LOOK_AROUND)).fetchone()
+        check_standing(server.name, connection, _check_identity(server, cluster_id, row))
     except BaseException as exc:
         await connection.close()
         raise _explained(server, exc) from exc
@@ -132,7 +137,8 @@ def connect_admin(
 ) -> psycopg.Connection[Any]:
     """A plain connection with the rights of *url*, for the catalog and for operators' work on a server."""
     try:
-        return psycopg.connect(conninfo(url, settings), autocommit=autocommit)
+        prepare = {"prepare_threshold": None} if settings.pooled else {}
+        return psycopg.connect(conninfo(url, settings), autocommit=autocommit, **prepare)
     except psycopg.OperationalError as exc:
         raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
 
@@ -175,12 +181,13 @@ def check_budget(server: Server, settings: Settings) -> None:
 def _tune(connection: RoutedConnection | AsyncRoutedConnection, server: Server, settings: Settings) -> None:
     _held[server.server_id].add(connection)
     connection.call_timeout_s = settings.call_timeout_s
-    connection.backend_pid = connection.pgconn.backend_pid
-    connection.prepare_threshold = 1 if settings.pooler == "none" else None
+    connection.pooled = settings.pooled
+    connection.backend_pid = 0 if settings.pooled else connection.pgconn.backend_pid  # a pooler makes one up
+    connection.prepare_threshold = None if settings.pooled else 1
     connection.prepared_max = settings.prepared_max
 
 
-def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+def _check_identity(server: Server, cluster_id: UUID, row: Row | None) -> Row:
     if row is None or row[0] != cluster_id:
         raise WrongServerError(
             f"the database behind server {server.name!r} belongs to {'no cluster' if row is None else 'another cluster'}: "
@@ -190,6 +197,7 @@ def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | N
         raise WrongServerError(
             f"the database behind server {server.name!r} is another server of this cluster: it was not used. Correct its DSN"
         )
+    return row
 
 
 def _explained(server: Server, exc: BaseException) -> BaseException:
@@ -225,7 +233,9 @@ def instead_of(constraints: Mapping[str, ShardKitError]) -> Iterator[None]:
 
 
 def listen(connection: psycopg.Connection[Any], channel: str) -> psycopg.Connection[Any]:
-    """*connection*, listening on *channel*."""
+    """*connection*, listening on *channel*. Behind a pooler nothing would come, so the map is only asked for."""
+    if is_pooled(connection):
+        return connection
     connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
     return connection
 

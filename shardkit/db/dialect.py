@@ -19,7 +19,7 @@ from shardkit.core.outcome import STALE_PLAN, may_have_moved
 from shardkit.db.classify import kind_of
 from shardkit.db.leg import Leg
 from shardkit.db.wire import BEGIN, READ_ONLY, RoutedCursor
-from shardkit.errors import ReadOnlyError, ShardMovedError
+from shardkit.errors import ReadOnlyError, SessionError, ShardMovedError
 
 Call = Callable[[Any, str, Any], None]
 
@@ -132,6 +132,11 @@ def _prepare(driver: Any, compiled: Any, statement: str) -> None:
     """Note on *driver* what has to be known about *statement* before it goes."""
     kind = kind_of(compiled, statement)
     driver.single, driver.writes = not kind.raw, not kind.plain
+    if kind.changes_session and driver.pooled:
+        raise SessionError(
+            "this statement may change the session itself, and behind a pooler another tenant would get that session: "
+            "it was not sent. Use SET LOCAL, SET TRANSACTION or a transaction-level lock"
+        )
     driver.dirty |= kind.changes_session
     if driver.every and not kind.plain:
         if kind.writes:

@@ -36,6 +36,7 @@ READ_ONLY: Final = b"BEGIN READ ONLY"
 IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 _SETTINGS: Final = b"SELECT set_config('search_path', $1, true), set_config('shardkit.tenant', $2, true)"
+_AS_ROLE: Final = b"SELECT set_config('role', $3, true)," + _SETTINGS.removeprefix(b"SELECT")
 _SETTINGS_NAME: Final = b"_shardkit_open"
 _BEGIN_NAME: Final = b"_shardkit_begin"
 _COMMIT_NAME: Final = b"_shardkit_commit"
@@ -61,17 +62,14 @@ class Opening:
             else:
                 wire.send_query_params(connection.begin, None)
             count += 1
-        if (
-            prepared and not connection.opening_prepared
-        ):  # after BEGIN: a snapshot taken before it would fix the isolation level
+        if prepared and not connection.opening_prepared:  # after BEGIN: a snapshot before it would fix the isolation level
             wire.send_prepare(_BEGIN_NAME, BEGIN)
             wire.send_prepare(_COMMIT_NAME, COMMIT)
             wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
             count += 3
         if self.role is not None:
-            wire.send_query_params(b"SET LOCAL ROLE " + self.role, None)
-            count += 1
-        if prepared:
+            wire.send_query_params(_AS_ROLE, [self.schema, self.tenant, self.role], param_types=[_TEXT_OID] * 3)
+        elif prepared:
             wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant])
         else:
             wire.send_query_params(_SETTINGS, [self.schema, self.tenant], param_types=[_TEXT_OID, _TEXT_OID])
@@ -82,8 +80,7 @@ class Opening:
         settings = sql.SQL("SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true)").format(
             sql.Literal(self.schema.decode()), sql.Literal(self.tenant.decode())
         )
-        role = [] if self.role is None else [b"SET LOCAL ROLE " + self.role]
-        return [*role, settings.as_bytes(None)]
+        return [*([] if self.role is None else [b"SET LOCAL ROLE " + self.role]), settings.as_bytes(None)]
 
 
 class _Query(_queries.PostgresQuery):
@@ -142,6 +139,8 @@ class _Routed:
     committed: bool = False
     """COMMIT went with a statement, and was answered."""
     backend_pid: int = 0
+    pooled: bool = False
+    """A pooler stands between: what is set outside a transaction reaches whoever gets the server's connection next."""
     opening_prepared: bool = False
     dirty: bool = False
     """Somebody changed the session itself; the pool closes such a connection instead of handing it on."""

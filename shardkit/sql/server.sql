@@ -49,6 +49,13 @@ END $$
 -- Which cluster and server this database says it is; no row where it says nothing.
 SELECT cluster_id, server_id FROM shardkit.identity
 
+-- look_around --
+-- Asked by every new connection: whose database this is, who answers, and what the login may do.
+SELECT cluster_id, server_id, pg_backend_pid(), current_user::text,
+       (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = session_user),
+       pg_has_role(session_user, 'shardkit_app', 'MEMBER')
+FROM shardkit.identity
+
 -- has_identity --
 -- Whether the identity table is there at all.
 SELECT to_regclass('shardkit.identity') IS NOT NULL

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,17 +98,19 @@ def run(sources: Path, suite: str, mode: str, database: str, *, select: str = ""
             argv += ["-p", "tests.acceptance.suite_plugin"]
         argv += [f"test/{file}" for file in files] + (["-k", select] if select else [])
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "SHARDKIT_SUITE": mode, "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(argv, cwd=sources, env=environment, capture_output=True, text=True)
+        done = subprocess.run(argv, check=False, cwd=sources, env=environment, capture_output=True, text=True)
         try:
             return read(Path(report.name))
-        except ElementTree.ParseError:
-            raise RuntimeError(f"{suite}, {mode}: pytest gave no report\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}") from None
+        except ET.ParseError:
+            raise RuntimeError(
+                f"{suite}, {mode}: pytest gave no report\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            ) from None
 
 
 def read(report: Path) -> Counts:
     """What a JUnit report says. A test whose teardown failed after it has failed, once."""
     counts = Counts()
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in ET.parse(report).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
         trouble = next((part for part in case if part.tag in ("failure", "error")), None)
         skipped = case.find("skipped") is not None

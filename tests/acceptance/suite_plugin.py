@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import os
 
-import pytest
-import sqlalchemy.dialects.postgresql.provision  # noqa: F401  # what SQLAlchemy loads for its own dialects by their module
+import sqlalchemy.dialects.postgresql.provision  # what SQLAlchemy loads for its own dialects by their module
 import sqlalchemy.orm
 from sqlalchemy import event
 from sqlalchemy.dialects import registry
@@ -40,7 +39,7 @@ class OneShard:
     engine = None
 
     def set_out(self, tenant, shard):
-        return Leg(ROUTE, self.engine, opening_for(ROUTE), self), self.engine
+        return Leg(ROUTE, self.engine, opening_for(ROUTE, pooled=False), self), self.engine
 
     def onward(self, leg):
         return None
