@@ -12,6 +12,7 @@ import pytest
 from fleet import Order, fleet_on
 from pooler import LOGIN, needs_pgbouncer, pgbouncer
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import select, text
 
 from shardkit import AsyncShardKit, ShardKit
@@ -56,6 +57,11 @@ def tenants(fleet):
     one = next(on_pg1)
     other = next(name for name in on_pg1 if fleet.map.shard_of(name) != fleet.map.shard_of(one))
     return one, other, next(name for name in on_pg1 if fleet.map.shard_of(name) == fleet.map.shard_of(one))
+
+
+def owner(fleet):
+    """The superuser of the first server."""
+    return conninfo_to_dict(fleet.servers["pg1"])["user"]
 
 
 def fill(fleet, tenants, rows=5):
@@ -188,7 +194,7 @@ def test_what_changes_the_session_is_refused(pooled, tenants):
 @pytest.mark.parametrize("ignored", ["extra_float_digits", "options"])
 def test_a_pooler_nobody_named_is_found_out_before_anything_is_read(fleet, tenants, ignored):
     with pgbouncer(fleet.servers["pg1"], ignored=ignored) as at:
-        for login in (LOGIN, "postgres"):
+        for login in (LOGIN, owner(fleet)):
             with ShardKit(settings=fleet.settings(servers={"pg1": at(login)})) as kit, kit.read(tenants[0]) as session:
                 with pytest.raises(SettingsError, match='pooler = "pgbouncer-transaction"'):
                     session.scalars(select(Order.note)).all()
@@ -206,8 +212,8 @@ def test_a_pooler_that_hides_the_role_too_is_found_out(fleet, tenants):
             server.execute(sql.SQL("ALTER ROLE {} RESET role").format(sql.Identifier(LOGIN)))
 
 
-def test_a_login_with_too_much_power_is_refused(pooled, tenants):
-    with ShardKit(settings=pooled(login="postgres")) as kit, kit.read(tenants[0]) as session:
+def test_a_login_with_too_much_power_is_refused(fleet, pooled, tenants):
+    with ShardKit(settings=pooled(login=owner(fleet))) as kit, kit.read(tenants[0]) as session:
         with pytest.raises(SettingsError, match="too powerful"):
             session.scalars(select(Order.note)).all()
 
@@ -216,9 +222,7 @@ def test_the_map_is_polled_where_the_catalog_is_behind_the_pooler(fleet, pooled,
     # LISTEN through a transaction pooler would listen on a backend that belongs to everybody.
     with pgbouncer(fleet.catalog_url) as at:
         settings = pooled(poll_interval_s=0.2)
-        with fleet.admin() as catalog:
-            user = catalog.info.user
-        with ShardKit(settings=dataclasses.replace(settings, catalog_url=at(user))) as kit:
+        with ShardKit(settings=dataclasses.replace(settings, catalog_url=at(owner(fleet)))) as kit:
             route = kit.locate(tenants[1])
             with fleet.admin() as catalog:
                 listeners = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%%' AND datname = current_database()"

@@ -32,29 +32,29 @@ def app(kit):
     app = celery.Celery("shop", broker="memory://", backend="cache+memory://", task_cls=tenant_task(kit), set_as_current=False)
     app.conf.update(task_store_eager_result=True, broker_connection_retry_on_startup=False)
 
-    @app.task(name="add")
+    @app.task(shared=False, name="add")
     def add(note):
         with kit.begin() as session:
             session.add(Order(note=note))
         return kit.current_tenant
 
-    @app.task(name="notes")
+    @app.task(shared=False, name="notes")
     def notes(_before=None):
         with kit.read() as session:
             return [session.tenant, list(session.scalars(text("SELECT note FROM orders ORDER BY id")))]
 
-    @app.task(name="other")
+    @app.task(shared=False, name="other")
     def other(tenant):
         with kit.read(tenant) as session:
             return list(session.scalars(select(Order.note)))
 
-    @app.task(name="again", bind=True, max_retries=3, default_retry_delay=0)
+    @app.task(shared=False, name="again", bind=True, max_retries=3, default_retry_delay=0)
     def again(self):
         if self.request.retries < 2:
             raise self.retry(countdown=0)
         return [kit.current_tenant, self.request.retries]
 
-    @app.task(name="plain", base=celery.Task)
+    @app.task(shared=False, name="plain", base=celery.Task)
     def plain():
         with kit.read() as session:
             return list(session.scalars(select(Order.note)))
