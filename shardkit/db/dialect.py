@@ -109,6 +109,10 @@ class _Routing:
         driver = self._driver(dbapi_connection)
         driver.pending = bool(driver.begin)
 
+    def do_begin_twophase(self, connection: Any, xid: Any) -> None:  # noqa: ARG002  # SQLAlchemy's signature
+        """Refused: nobody would end what a lost coordinator left prepared, and it would bar the shard's moves."""
+        raise SessionError("two-phase transactions are refused on a routed session; nothing was sent")
+
     def do_commit(self, dbapi_connection: Any) -> None:
         """COMMIT; an error is marked as one of this phase, where the outcome can be unknown."""
         try:
@@ -132,6 +136,7 @@ def _prepare(driver: Any, compiled: Any, statement: str) -> None:
     """Note on *driver* what has to be known about *statement* before it goes."""
     kind = kind_of(compiled, statement)
     driver.single, driver.writes = not kind.raw, not kind.plain
+    driver.last = driver.last and statement.startswith("INSERT")  # a flush may have to look for a replaced row before it
     if kind.changes_session and driver.pooled:
         raise SessionError(
             "this statement may change the session itself, and behind a pooler another tenant would get that session: "
