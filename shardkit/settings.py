@@ -38,6 +38,8 @@ class Settings:
     """libpq URL with credentials, by server name, where the catalog's DSN and its own credentials are not enough."""
     pool_size: int = 10
     """Connections in the pool of one server."""
+    fan_out_connections: int = 4
+    """Connections to one server that fan-outs of this process may use at once, beside its pool."""
     pool_timeout_s: float = 5.0
     """How long a session waits for a free connection."""
     connection_lifetime_s: float = 1800.0
@@ -68,6 +70,11 @@ class Settings:
     """What PostgreSQL shows in ``pg_stat_activity``."""
 
     def __post_init__(self) -> None:
+        for name in ("catalog_url", "redis_url", "application_name"):
+            _text(name, getattr(self, name))
+        _table("servers", self.servers)
+        if type(self.insecure_transport) is not bool:
+            raise SettingsError("insecure_transport is true or false; nothing was started")
         if not self.catalog_url:
             raise SettingsError(
                 f"no catalog_url: set SHARDKIT_CATALOG_URL, or name a TOML file that has it in {CONFIG_VARIABLE}"
@@ -78,11 +85,13 @@ class Settings:
         object.__setattr__(self, "catalog_url", Secret(self.catalog_url))
         object.__setattr__(self, "redis_url", Secret(self.redis_url) if self.redis_url else None)
         object.__setattr__(self, "servers", {check_server_name(n): Secret(u) for n, u in self.servers.items()})
+        if not isinstance(self.map_file, str | Path | None):
+            raise SettingsError("map_file must be a path")
         if self.map_file is not None:
             object.__setattr__(self, "map_file", Path(self.map_file))
         if self.pooler not in get_args(Pooler):
             raise SettingsError(f"pooler is one of {', '.join(get_args(Pooler))}, not {self.pooler!r}")
-        for name in ("pool_size", "prepared_max", "pool_queue", "connection_budget"):
+        for name in ("pool_size", "fan_out_connections", "prepared_max", "pool_queue", "connection_budget"):
             _whole(name, getattr(self, name), at_least=1)
         for found in fields(self):
             if found.name.endswith("_s"):
@@ -128,8 +137,10 @@ class Settings:
 def _flat_servers(data: dict[str, Any], source: str) -> dict[str, Any]:
     tables = data.pop("servers", {})
     try:
+        if any(table.keys() != {"url"} for table in tables.values()):
+            raise KeyError
         return {**data, "servers": {name: table["url"] for name, table in tables.items()}}
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, AttributeError):
         raise SettingsError(f"each [servers.NAME] table in {source} has one key, url") from None
 
 
@@ -146,6 +157,16 @@ def _parsed(name: str, text: str) -> Any:
     except (ValueError, KeyError):
         raise SettingsError(f"{PREFIX}{name.upper()} must be of type {kind}") from None
     return text or None if name in ("redis_url", "map_file") else text
+
+
+def _text(name: str, value: object) -> None:
+    if not isinstance(value, str | None):
+        raise SettingsError(f"{name} must be a text")
+
+
+def _table(name: str, value: object) -> None:
+    if not isinstance(value, Mapping) or not all(isinstance(url, str) for url in value.values()):
+        raise SettingsError(f"{name} must be URLs by server name")
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:

@@ -23,7 +23,7 @@ RULES = [
     (r"\bstream_scalars\b", "scalars"),
     (r"\bawait ", ""),
     (r"__a(enter|exit)__", r"__\1__"),
-    (r"\bAsync(ShardKit|ShardAccess|Unit|RoutedSession)\b", r"\1"),
+    (r"\bAsync(ShardKit|ShardAccess|Unit|RoutedSession|FanOut|Servers|Transaction)\b", r"\1"),
     (r"written once for asyncio; ``(_?)sync(_?)`` is generated from it", r"generated from ``\1async\2``"),
 ]
 

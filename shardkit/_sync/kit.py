@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -14,6 +15,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from sqlalchemy import exc as sa_exc
 
 from shardkit._sync import colour
+from shardkit._sync.fanout import FanOut
+from shardkit._sync.transaction import Transaction
+from shardkit.catalog.decisions import Decisions
+from shardkit.catalog.resolver import BackgroundResolver
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
@@ -22,7 +27,9 @@ from shardkit.core.shardmap import Route, ShardMap
 from shardkit.db.deadline import left, within
 from shardkit.errors import CommitUnknownError, Outcome, ShardKitError, ShardMovedError
 from shardkit.orm.context import TenantContext
+from shardkit.orm.fanload import FanOutResult
 from shardkit.orm.session import RoutedSession, FixedGuide
+from shardkit.orm.unique import KeyLookup
 from shardkit.settings import Settings
 
 T = TypeVar("T")
@@ -44,6 +51,10 @@ class ShardKit:
         self.settings = settings
         self._router = Router(settings, asyncio=colour.ASYNC)
         self._context = TenantContext()
+        self._keys = KeyLookup(self._router)
+        self._decisions = Decisions(settings)
+        self._resolver = BackgroundResolver(settings, lambda: self._router.map)
+        self._fan_out = FanOut(self._router, settings, self._decisions)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
@@ -146,6 +157,38 @@ class ShardKit:
         self._router.map.route(shard)
         return ShardAccess(self._router, shard)
 
+    def transaction(self, *tenants: TenantKey, patience_s: int = 10) -> Transaction:
+        """One transaction over several tenants: ``tx.session(tenant)`` is each one's session; it commits all or nothing.
+
+        Where more than one of them wrote, in two phases: if this program dies in between, a resolver ends what it left,
+        at the latest *patience_s* after it was prepared; until then its rows stay locked. Raises TwoPhaseError (rolled back
+        everywhere), TwoPhaseDisabledError, CommitUnknownError.
+        """
+        for tenant in tenants:
+            self._context.resolve(tenant)
+            self._router.locate(tenant)
+        if len(set(tenants)) > 1:
+            self._resolver.start()
+        return Transaction(self._router, self._decisions, tenants, patience_s=patience_s)
+
+    def fan_out(self, statement: Any, params: Mapping[str, Any] | None = None, **options: Any) -> FanOutResult:
+        """Rows of a select() over all shards, as one database with all rows would give them.
+
+        *options*: ``shards=[...]`` or ``tenants=[...]`` to ask those only, ``deadline_s`` (30) for the whole,
+        ``max_rows`` (a million), ``snapshot=True`` for a moment at which every transaction over several shards is wholly
+        visible or not at all (else NoSnapshotError), ``on_error="partial"`` for what is left when shards fail (see
+        ``failures`` of the result).
+        Every tenant's rows are read, as operator. Raises FanOutError with what each failing shard said,
+        FanOutRefusedError for what cannot be merged rightly, ResultTooLargeError.
+        """
+        return self._fan_out.rows(statement, params, **options)
+
+    def fan_out_scalar(self, statement: Any, *, reduce: Callable[[list[Any]], Any] | None = None, **options: Any) -> Any:
+        """The one value of a select() over all shards; with *reduce*, what that makes of the list of shards' own values
+        (NULLs left out), for what cannot be merged by itself.
+        """
+        return self._fan_out.scalar(statement, reduce, **options)
+
     def global_session(self, **options: Any) -> RoutedSession:
         """A session where the global tables live."""
         return RoutedSession(guide=FixedGuide(self._router.global_leg()), **options)
@@ -153,6 +196,14 @@ class ShardKit:
     def locate(self, tenant: TenantKey) -> Route:
         """Route of *tenant*: shard, schema, server, epoch. No I/O."""
         return self._router.locate(tenant)
+
+    def locate_by(self, attribute: Any, value: Any) -> Route | None:
+        """Route of the tenant that has *value* in a GlobalUnique attribute: ``kit.locate_by(User.email, "x")``.
+
+        One read of the registry, remembered for a few seconds; None if nobody has it.
+        """
+        tenant = colour.in_greenlet(partial(self._keys.tenant_of, attribute, value))
+        return None if tenant is None else self._router.locate(tenant)
 
     def locate_id(self, id: int) -> Route:  # noqa: A002
         """Route of the shard an id was born in. No I/O."""
@@ -170,13 +221,18 @@ class ShardKit:
     def close(self) -> None:
         """Stop watching the map and close idle connections."""
         self._router.close()
+        self._resolver.stop()
+        self._decisions.close()
+        self._fan_out.close()
         for engine in self._router.engines.dispose():
             colour.close(engine)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -213,7 +269,9 @@ class Unit:
     def __enter__(self) -> RoutedSession:
         return self._session
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self._session.commit()

@@ -11,7 +11,7 @@ from shardkit.catalog.rows import SQL, load_map
 from shardkit.core.hashing import HASH_VERSION, TenantKey, TenantType
 from shardkit.core.shardmap import Server, ServerState, ShardMap
 from shardkit.db.connect import instead_of, transaction
-from shardkit.errors import CatalogError, ClusterExistsError, MapConflictError
+from shardkit.errors import CatalogError, ClusterExistsError, MapConflictError, UnknownShardError
 
 
 def create_cluster(
@@ -132,7 +132,8 @@ def remove_server(connection: Any, name: str, *, and_then: Callable[[], None] = 
 
 def pin(connection: Any, tenant: TenantKey, shard: int | None) -> None:
     """Send *tenant* to *shard* against its hash, or take the pin away (None). It moves no rows."""
-    with change(connection, expected=None) as version:
+    unknown = UnknownShardError(f"shard {shard!r} is not in the map: the tenant was not pinned")
+    with instead_of({"pins_shard_fkey": unknown}), change(connection, expected=None) as version:
         connection.execute(SQL["put_pin"], {"tenant": str(tenant), "shard": shard, "version": version})
 
 

@@ -9,13 +9,13 @@ from sqlalchemy.engine import Engine
 
 from shardkit.catalog.watch import MapWatch
 from shardkit.core.hashing import TenantKey
-from shardkit.core.names import APP_ROLE, CATALOG_SERVER, GLOBAL_SCHEMA
+from shardkit.core.names import CATALOG_SERVER, GLOBAL_SCHEMA
 from shardkit.core.shardmap import Route, Server, ShardMap
 from shardkit.db.connect import is_closed
 from shardkit.db.engines import Engines
 from shardkit.db.leg import Leg, opening_for
+from shardkit.db.opening import Opening
 from shardkit.db.settle import settle
-from shardkit.db.wire import Opening
 from shardkit.errors import CatalogError, CommitUnknownError, NoTenantError, Outcome, ShardMovedError
 from shardkit.settings import Settings
 
@@ -81,7 +81,8 @@ class Router:
             if len(memo.legs) >= _REMEMBERED:
                 memo.legs.clear()
             engine = self._engine(memo, route)
-            found = memo.legs[route] = self._leg(memo.map, route), engine
+            leg = Leg(route, self.engines.of(memo.map.server(route.server)), opening_for(route), self)
+            found = memo.legs[route] = leg, engine
         return found
 
     def onward(self, leg: Leg) -> Leg | None:
@@ -105,11 +106,7 @@ class Router:
                 f"after {self._settings.move_wait_s:g} s; nothing took effect, run the unit of work again"
             )
         new = _again(found, route)
-        return self._leg(found, new, was=leg.was or route.schema)
-
-    def _leg(self, found: ShardMap, route: Route, *, was: str | None = None) -> Leg:
-        opening = opening_for(route, pooled=self._settings.pooled)
-        return Leg(route, self.engines.of(found.server(route.server)), opening, self, was=was)
+        return Leg(new, self.engines.of(found.server(new.server)), opening_for(new), self, was=leg.was or route.schema)
 
     def _ask(self) -> None:
         try:
@@ -122,8 +119,7 @@ class Router:
         server = Server(CATALOG_SERVER, self._settings.catalog_url, self.cluster_id)
         route = Route(None, -1, GLOBAL_SCHEMA, CATALOG_SERVER, 0)
         engine = self.engines.of(server).execution_options(schema_translate_map={None: GLOBAL_SCHEMA})
-        opening = Opening(GLOBAL_SCHEMA.encode(), role=APP_ROLE.encode() if self._settings.pooled else None)
-        return Leg(route, engine, opening, _Fixed()), engine
+        return Leg(route, engine, Opening(GLOBAL_SCHEMA.encode()), _Fixed()), engine
 
     def settle(self, error: CommitUnknownError) -> Outcome:
         """What became of a COMMIT whose answer was lost, if its server can tell."""

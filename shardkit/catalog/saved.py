@@ -53,7 +53,9 @@ def read(path: Path | None) -> ShardMap | None:
         return None
     try:
         data = json.loads(path.read_text("utf-8"))
-        return _from(data) if data["format"] == _FORMAT else None
+        if data["format"] != _FORMAT:
+            raise ValueError(f"its format is {data['format']!r}, not {_FORMAT}")
+        return _from(data)
     except (OSError, ValueError, KeyError, TypeError) as exc:
         log.warning("the saved shard map in %s is not usable: %s", path, exc)
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -20,11 +21,20 @@ from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.pooler import Row, check_standing, is_pooled, refused_options
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
-from shardkit.errors import PoolTimeoutError, ServerDownError, ServerError, SettingsError, ShardKitError, WrongServerError
+from shardkit.errors import (
+    Outcome,
+    PoolTimeoutError,
+    ServerDownError,
+    ServerError,
+    SettingsError,
+    ShardKitError,
+    WrongServerError,
+)
 from shardkit.settings import Secret, Settings
 from shardkit.sql import statements
 
-_LOOK_AROUND: Final = statements("server")["look_around"]
+IDENTITY: Final = statements("server")["look_around"]
+_LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
@@ -54,13 +64,16 @@ def parsed(url: str) -> dict[str, Any]:
 
 
 def check_transport(given: dict[str, Any], *, insecure: bool) -> None:
-    """Refuse a host off loopback whose certificate and name nobody verifies."""
-    hosts = [h for key in ("hostaddr", "host") for h in str(given.get(key) or "").split(",") if h]
-    if insecure or given.get("sslmode") == "verify-full" or all(map(is_loopback, hosts)):
+    """Refuse a host off loopback whose certificate and name nobody verifies; what a URL leaves out libpq takes elsewhere."""
+    given = {**{key: os.environ.get(name) for key, name in _LIBPQ_VARIABLES.items()}, **given}
+    hosts = [h for key in ("hostaddr", "host") for h in str(given[key] or "").split(",") if h]
+    safe = all(map(is_loopback, hosts)) and not given["service"]
+    if insecure or given["sslmode"] == "verify-full" or safe:
         return
+    where = f"host {', '.join(hosts)}" if hosts else f"service {given['service']}"
     raise SettingsError(
-        f"host {', '.join(hosts)} is not on loopback and sslmode is {given.get('sslmode') or 'not set'}: anybody in between "
-        "could read or change everything. Use sslmode=verify-full, or write out insecure_transport = true"
+        f"{where} is not on loopback and sslmode is {given['sslmode'] or 'not set'}: anybody in between could read or change "
+        "everything. Use sslmode=verify-full, or write out insecure_transport = true"
     )
 
 
@@ -104,12 +117,11 @@ def connect(server: Server, settings: Settings, *, cluster_id: UUID) -> RoutedCo
         raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings)
-        check_standing(
-            server.name, connection, _check_identity(server, cluster_id, connection.execute(_LOOK_AROUND).fetchone())
-        )
+        check_identity(server, cluster_id, row := connection.execute(IDENTITY).fetchone())
+        check_standing(server.name, connection, row)
     except BaseException as exc:
         connection.close()
-        raise _explained(server, exc) from exc
+        raise explained(server, exc) from exc
     return connection
 
 
@@ -124,11 +136,11 @@ async def connect_async(server: Server, settings: Settings, *, cluster_id: UUID)
         raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings)
-        row = await (await connection.execute(_LOOK_AROUND)).fetchone()
-        check_standing(server.name, connection, _check_identity(server, cluster_id, row))
+        check_identity(server, cluster_id, row := await (await connection.execute(IDENTITY)).fetchone())
+        check_standing(server.name, connection, row)
     except BaseException as exc:
         await connection.close()
-        raise _explained(server, exc) from exc
+        raise explained(server, exc) from exc
     return connection
 
 
@@ -187,7 +199,8 @@ def _tune(connection: RoutedConnection | AsyncRoutedConnection, server: Server, 
     connection.prepared_max = settings.prepared_max
 
 
-def _check_identity(server: Server, cluster_id: UUID, row: Row | None) -> Row:
+def check_identity(server: Server, cluster_id: UUID, row: Row | None) -> None:
+    """Raise WrongServerError unless *row* is the identity of *server* in this cluster."""
     if row is None or row[0] != cluster_id:
         raise WrongServerError(
             f"the database behind server {server.name!r} belongs to {'no cluster' if row is None else 'another cluster'}: "
@@ -197,10 +210,10 @@ def _check_identity(server: Server, cluster_id: UUID, row: Row | None) -> Row:
         raise WrongServerError(
             f"the database behind server {server.name!r} is another server of this cluster: it was not used. Correct its DSN"
         )
-    return row
 
 
-def _explained(server: Server, exc: BaseException) -> BaseException:
+def explained(server: Server, exc: BaseException) -> BaseException:
+    """*exc*, met while asking for the identity, as what it means."""
     if isinstance(exc, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.InsufficientPrivilege):
         return WrongServerError(
             f"the database behind server {server.name!r} holds no shardkit identity: it was not used. Correct the server's DSN"
@@ -267,3 +280,14 @@ def public_dsn(url: str) -> str:
 def execute_script(connection: Any, script: LiteralString) -> None:
     """Run SQL of our own through a SQLAlchemy connection."""
     connection.exec_driver_sql(script)
+
+
+@contextmanager
+def lost(connection: psycopg.Connection[Any], name: str) -> Iterator[None]:
+    """Inside the block, losing *connection* to *name* raises ServerDownError; whether the last statement was done is open."""
+    try:
+        yield
+    except psycopg.OperationalError as exc:
+        if not connection.closed:
+            raise
+        raise ServerDownError(f"the connection to {name} broke: {_first_line(exc)}", outcome=Outcome.UNKNOWN) from exc

@@ -18,7 +18,8 @@ from sqlalchemy.util import await_only
 from shardkit.core.outcome import STALE_PLAN, may_have_moved
 from shardkit.db.classify import kind_of
 from shardkit.db.leg import Leg
-from shardkit.db.wire import BEGIN, READ_ONLY, RoutedCursor
+from shardkit.db.opening import BEGIN, READ_ONLY
+from shardkit.db.wire import RoutedCursor
 from shardkit.errors import ReadOnlyError, SessionError, ShardMovedError
 
 Call = Callable[[Any, str, Any], None]
@@ -46,6 +47,7 @@ class _Routing:
             call(cursor, statement, parameters)
             return
         _prepare(driver, context.compiled, statement)
+        driver.vetted = True
         try:
             call(cursor, leg.current(statement), parameters)
         except self.dbapi.Error as exc:
@@ -62,6 +64,8 @@ class _Routing:
                 ) from exc
             driver = self._change_road(context.root_connection, cursor, onward)
             call(cursor, onward.current(statement), parameters)
+        finally:
+            driver.vetted = False
         driver.under_way = not driver.idle
 
     def _onward(self, driver: Any, leg: Leg, sqlstate: str | None, *, late: bool) -> Leg | None:
@@ -136,7 +140,8 @@ def _prepare(driver: Any, compiled: Any, statement: str) -> None:
     """Note on *driver* what has to be known about *statement* before it goes."""
     kind = kind_of(compiled, statement)
     driver.single, driver.writes = not kind.raw, not kind.plain
-    driver.last = driver.last and statement.startswith("INSERT")  # a flush may have to look for a replaced row before it
+    if not statement.startswith("INSERT"):  # a flush may have to look for the row it replaces first
+        driver.last = None
     if kind.changes_session and driver.pooled:
         raise SessionError(
             "this statement may change the session itself, and behind a pooler another tenant would get that session: "

@@ -59,9 +59,10 @@ class Engines:
         return engines
 
     def after_fork(self) -> None:
-        """In a child: the parent's sockets are not ours, neither to use nor to close."""
+        """In a child: the parent's sockets are not ours, neither to use nor to close. The engines stay, with new pools."""
         self._lock = threading.Lock()
-        self.dispose(close=False)
+        for engine in self._engines.values():
+            engine.dispose(close=False)
 
     def _make(self, server: Server) -> Engine:
         same_dsn = next((e for s, e in self._engines.items() if s.name == server.name and s.dsn == server.dsn), None)

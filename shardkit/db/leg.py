@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from sqlalchemy.engine import Engine
 
-from shardkit.core.names import APP_ROLE, OPERATOR_ROLE
+from shardkit.core.names import OPERATOR_ROLE
 from shardkit.core.shardmap import Route
-from shardkit.db.wire import Opening
+from shardkit.db.opening import Opening
 
 
 class Guide(Protocol):
@@ -35,15 +35,12 @@ class Leg:
         return statement if self.was is None else statement.replace(f"{self.was}.", f"{self.route.schema}.")
 
 
-def opening_for(route: Route, *, pooled: bool) -> Opening:
-    """Settings of a unit of work on *route*; without a tenant it is operator access, and takes that role.
-
-    Behind a pooler (*pooled*) the application's role is taken here too, because nothing can be set when connecting.
-    """
+def opening_for(route: Route) -> Opening:
+    """Settings of a unit of work on *route*; without a tenant it is operator access, and takes that role."""
     schema = route.schema.encode()
     if route.tenant is None:
         return Opening(schema, role=OPERATOR_ROLE.encode())
-    return Opening(schema, str(route.tenant).encode(), role=APP_ROLE.encode() if pooled else None)
+    return Opening(schema, str(route.tenant).encode())
 
 
 def driver_connection(connection: Any) -> Any:

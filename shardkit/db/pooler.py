@@ -23,8 +23,9 @@ _FOUND: Final = (
 )
 
 
-def check_standing(name: str, connection: RoutedConnection | AsyncRoutedConnection, row: Row) -> None:
+def check_standing(name: str, connection: RoutedConnection | AsyncRoutedConnection, row: Row | None) -> None:
     """Whether the way to server *name* is what the setting ``pooler`` says, and the login no more than it may be."""
+    assert row is not None  # its identity was checked
     _, _, backend_pid, role, powerful, member = row
     if connection.pooled:
         if powerful or not member:

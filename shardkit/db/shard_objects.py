@@ -46,3 +46,10 @@ def shard_objects(shard: int, schema: str) -> Composed:
         origin_name=Literal(f"{schema}.{names.ID_ORIGIN_SEQUENCE}"),
         shard=Literal(shard),
     )
+
+
+def shard_tables(schema: str) -> Composed:
+    """Statements, sent as one, that give a new *schema* our tables: keys unique over all shards, and effects on others."""
+    return SQL(statements("furniture")["shard_tables"]).format(
+        schema=Identifier(schema), app=Identifier(names.APP_ROLE), operator=Identifier(names.OPERATOR_ROLE)
+    )

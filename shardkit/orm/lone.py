@@ -13,6 +13,9 @@ from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.interfaces import MANYTOONE
 
+GLOBAL_UNIQUE = "shardkit_global_unique"
+"""Key in the info of a column whose values are unique over all shards."""
+
 
 def is_lone_insert(session: Session) -> bool:
     """Whether flushing *session* now means one INSERT of one object, for certain."""
@@ -30,6 +33,8 @@ def is_lone_insert(session: Session) -> bool:
 
 def _is_simple(mapper: Mapper[Any]) -> bool:
     listeners = mapper.dispatch
+    if any(column.info.get(GLOBAL_UNIQUE) for table in mapper.tables for column in table.columns):
+        return False  # a claim is written before it
     if len(mapper.tables) != 1 or listeners.before_insert or listeners.after_insert:
         return False
     # A version is looked at after the INSERT, and without RETURNING another statement fetches what the server filled in.

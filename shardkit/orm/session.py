@@ -19,6 +19,7 @@ from sqlalchemy.sql.selectable import Select
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
 from shardkit.db.leg import Leg, driver_connection
+from shardkit.db.wire import Receipt
 from shardkit.errors import Outcome, ReadOnlyError, SessionError
 from shardkit.orm.keys import assign_ids
 from shardkit.orm.lone import is_lone_insert
@@ -123,17 +124,19 @@ class RoutedSession(Session):
 
     def _flush_and_commit(self) -> None:
         driver = driver_connection(self.connection())
-        driver.last = driver.leg is not None and not driver.tracked and driver.silent
+        receipt = Receipt()
+        if driver.leg is not None and not driver.tracked and driver.silent:
+            driver.last = receipt
         try:
             super().flush()
         except Exception as exc:
-            if driver.committed:
+            if receipt.committed:
                 raise SessionError(
                     "the row was written and committed, and then its answer could not be read", outcome=Outcome.DONE
                 ) from exc
             raise
         finally:
-            driver.last = False
+            driver.last = None
 
 
 class AsyncRoutedSession(AsyncSession):

@@ -39,7 +39,7 @@ class OneShard:
     engine = None
 
     def set_out(self, tenant, shard):
-        return Leg(ROUTE, self.engine, opening_for(ROUTE, pooled=False), self), self.engine
+        return Leg(ROUTE, self.engine, opening_for(ROUTE), self), self.engine
 
     def onward(self, leg):
         return None

@@ -100,7 +100,9 @@ def test_executemany_sends_every_row(kit, tenant):
             text("INSERT INTO orders (note, amount) VALUES (:note, :amount)"),
             [{"note": f"many {number}", "amount": number} for number in range(50)],
         )
-        s.execute(text("UPDATE orders SET amount = amount * 2 WHERE note = :note"), [{"note": "many 3"}, {"note": "many 4"}])
+        s.execute(
+            text("UPDATE orders SET amount = amount * 2 WHERE note = :note"), [{"note": "many 3"}, {"note": "many 4"}]
+        )
     with kit.session(tenant) as s:
         assert (s.execute(select(func.count(), func.sum(Order.amount)).select_from(Order))).one() == (50, 1225 + 3 + 4)
 
@@ -215,6 +217,7 @@ def test_an_isolation_level_is_really_in_force_and_ends_with_the_transaction(ope
     kit = open_kit(pool_size=1)
     with kit.session(tenant) as s:
         s.connection(execution_options={"isolation_level": level})
+        assert s.scalar(select(Order.note)) is None  # the first statement of a new connection
         assert s.scalar(text("SHOW transaction_isolation")) == level.lower()
         assert s.scalar(select(func.count()).select_from(Order)) == 0
         s.commit()
