@@ -154,13 +154,14 @@ def test_the_same_with_session_level_set_reads_strangers_rows(fleet, pooled, ten
     fill(fleet, tenants)
     url = pooled().servers["pg1"]
     start = threading.Barrier(2)
+    with ShardKit(settings=fleet.settings()) as kit:
+        schemas = {tenant: kit.locate(tenant).schema for tenant in tenants}
 
     def work(tenant):
-        route = fleet.map.locate(tenant)
         with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
             connection.execute("SELECT set_config('role', 'shardkit_app', false)")
             connection.execute(
-                "SELECT set_config('search_path', %s, false), set_config('shardkit.tenant', %s, false)", (route.schema, tenant)
+                "SELECT set_config('search_path', %s, false), set_config('shardkit.tenant', %s, false)", (schemas[tenant], tenant)
             )
             start.wait(30)
             return sum(
