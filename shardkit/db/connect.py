@@ -22,6 +22,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.lineage import Lineage
+from shardkit.db.pooler import Row, check_standing, is_pooled, refused_options
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
 from shardkit.errors import (
     Outcome,
@@ -33,11 +34,9 @@ from shardkit.errors import (
     WrongServerError,
 )
 from shardkit.settings import Secret, Settings
+from shardkit.sql import statements
 
-_WHO: Final = """SELECT cluster_id, server_id,
-    CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
-    FROM shardkit.identity"""  # pg_control_checkpoint() still names the old timeline on a server that was just promoted
-IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
+IDENTITY: Final = statements("server")["look_around"]
 FAILOVER_CONNECT_S: Final = 2  # libpq takes less for two
 _LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
@@ -110,7 +109,7 @@ def replica_url(server: Server, dsn: str, settings: Settings) -> str:
 
 def app_conninfo(server: Server, settings: Settings, *, replica: str | None = None) -> Secret:
     """How application code connects: as the least role, and with an empty path, so that unrouted names fail."""
-    direct = settings.pooler == "none"
+    direct = not settings.pooled
     url = server_url(server, settings) if replica is None else replica_url(server, replica, settings)
     return conninfo(
         url,
@@ -154,10 +153,10 @@ def connect(
     try:
         connection = RoutedConnection.connect(info, autocommit=True, cursor_factory=RoutedCursor)
     except psycopg.OperationalError as exc:
-        raise down(server, exc) from exc
+        raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings, replica=replica)
-        _check(connection, server, cluster_id, connection.execute(_WHO).fetchone(), replica=replica, lineage=lineage)
+        _check(connection, server, cluster_id, connection.execute(IDENTITY).fetchone(), replica=replica, lineage=lineage)
     except BaseException as exc:
         connection.close()
         raise explained(server, exc) from exc
@@ -176,10 +175,10 @@ async def connect_async(
     try:
         connection = await AsyncRoutedConnection.connect(info, autocommit=True, cursor_factory=AsyncRoutedCursor)
     except psycopg.OperationalError as exc:
-        raise down(server, exc) from exc
+        raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings, replica=replica)
-        row = await (await connection.execute(_WHO)).fetchone()
+        row = await (await connection.execute(IDENTITY)).fetchone()
         _check(connection, server, cluster_id, row, replica=replica, lineage=lineage)
     except BaseException as exc:
         await connection.close()
@@ -212,12 +211,12 @@ def _timeline_of(info: Secret, server: Server, cluster_id: UUID) -> int | psycop
     try:
         with RoutedConnection.connect(info, autocommit=True) as connection:
             connection.call_timeout_s = FAILOVER_CONNECT_S
-            row = connection.execute(_WHO).fetchone()
+            row = connection.execute(IDENTITY).fetchone()
     except psycopg.Error as exc:
         return exc
-    if row is None or row[:2] != (cluster_id, server.server_id) or row[2] is None:
+    if row is None or row[:2] != (cluster_id, server.server_id) or row[6] is None:
         return psycopg.OperationalError("one of its hosts is a standby, or another database")
-    return int(row[2], 16)
+    return int(row[6], 16)
 
 
 def connect_admin(
@@ -225,7 +224,8 @@ def connect_admin(
 ) -> psycopg.Connection[Any]:
     """A plain connection with the rights of *url*, for the catalog and for operators' work on a server."""
     try:
-        return psycopg.connect(conninfo(url, settings), autocommit=autocommit)
+        prepare = {"prepare_threshold": None} if settings.pooled else {}
+        return psycopg.connect(conninfo(url, settings), autocommit=autocommit, **prepare)
     except psycopg.OperationalError as exc:
         raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
 
@@ -270,8 +270,9 @@ def _tune(
 ) -> None:
     _held[server.server_id, replica].add(connection)
     connection.call_timeout_s = settings.call_timeout_s
-    connection.backend_pid = connection.pgconn.backend_pid
-    connection.prepare_threshold = 1 if settings.pooler == "none" else None
+    connection.pooled = settings.pooled
+    connection.backend_pid = 0 if settings.pooled else connection.pgconn.backend_pid  # a pooler makes one up
+    connection.prepare_threshold = None if settings.pooled else 1
     connection.prepared_max = settings.prepared_max
 
 
@@ -279,14 +280,15 @@ def _check(
     connection: RoutedConnection | AsyncRoutedConnection,
     server: Server,
     cluster_id: UUID,
-    row: tuple[UUID, UUID, str | None] | None,
+    row: Row | None,
     *,
     replica: str | None,
     lineage: Lineage,
 ) -> None:
     """Whether this is the server, and the living primary of it (or a standby, for a *replica*)."""
-    check_identity(server, cluster_id, row and row[:2])
-    connection.timeline = timeline = row[2] if row else None
+    check_identity(server, cluster_id, row)
+    check_standing(server.name, connection, row)
+    connection.timeline = timeline = row[6] if row else None
     if replica is not None:
         if timeline is not None:
             raise WrongServerError(f"a replica of server {server.name!r} takes writes: it is none (any more), and was not used")
@@ -298,7 +300,7 @@ def _check(
         lineage.saw(server, int(timeline, 16))
 
 
-def check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+def check_identity(server: Server, cluster_id: UUID, row: Row | None) -> None:
     """Raise WrongServerError unless *row* is the identity of *server* in this cluster."""
     if row is None or row[0] != cluster_id:
         raise WrongServerError(
@@ -345,7 +347,9 @@ def instead_of(constraints: Mapping[str, ShardKitError]) -> Iterator[None]:
 
 
 def listen(connection: psycopg.Connection[Any], channel: str) -> psycopg.Connection[Any]:
-    """*connection*, listening on *channel*."""
+    """*connection*, listening on *channel*. Behind a pooler nothing would come, so the map is only asked for."""
+    if is_pooled(connection):
+        return connection
     connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
     return connection
 
