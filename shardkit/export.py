@@ -38,7 +38,7 @@ def export(
     target: Path,
     *,
     format: Format,
-    progress: Progress = lambda _shards, _rows: None,  # noqa: A002
+    progress: Progress = lambda _shards, _rows: None,
 ) -> int:
     """Write the rows of *query* from every shard to *target*, one shard after the other; gives how many rows there are.
 
