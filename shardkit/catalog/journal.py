@@ -122,7 +122,8 @@ class Journal:
         shard = find(connection, move_id).shard
         if not connection.execute(SQL["hold_shard"], {"lock_class": SHARD_LOCK_CLASS, "shard": shard}).fetchone()[0]:
             raise MoveBusyError(
-                f"a migration of shard {shard} is under way; nothing was done. When it has ended: `shardkit moves resume {move_id}`"
+                f"a migration of shard {shard} is under way; nothing was done. When it has ended: "
+                f"`shardkit moves resume {move_id}`"
             )
         holder = f"{socket.gethostname()} pid {os.getpid()}"
         row = connection.execute(SQL["take_lease"], {"id": move_id, "holder": holder}).fetchone()
