@@ -28,7 +28,8 @@ ShardKitError
 │   └── CommitUnknownError   SK405  COMMIT was sent and its answer was lost
 ├── SessionError             SK500  a routed session was used in a way that would not be safe
 │   ├── TenantMismatchError  SK501  an object of one tenant was given to another tenant's session
-│   └── ReadOnlyError        SK502  a read-only unit of work tried something else than a plain read
+│   ├── ReadOnlyError        SK502  a read-only unit of work tried something else than a plain read
+│   └── TokenError           SK503  a read-your-writes token is malformed, forged or another cluster's
 ├── IdError                  SK600  a value is not an id of this cluster
 ├── PlacementError           SK700  no placement satisfies what was asked
 ├── NameRejectedError        SK800  a name could not become an identifier
@@ -271,6 +272,12 @@ class ReadOnlyError(SessionError):
     """A read-only unit of work tried something else than a plain read; it was not sent."""
 
     code = "SK502"
+
+
+class TokenError(SessionError, ValueError):
+    """A read-your-writes token is malformed, forged or another cluster's; nothing was read."""
+
+    code = "SK503"
 
 
 class IdError(ShardKitError, ValueError):

@@ -13,6 +13,7 @@ from shardkit.core.names import check_server_name
 from shardkit.errors import SettingsError
 
 Pooler = Literal["none", "pgbouncer-transaction"]
+ReadFrom = Literal["primary", "replica"]
 CONFIG_VARIABLE: Final = "SHARDKIT_CONFIG"
 PREFIX: Final = "SHARDKIT_"
 
@@ -62,6 +63,16 @@ class Settings:
     """How old the shard map may get when notifications are lost."""
     move_wait_s: float = 5.0
     """How long a unit of work that met a fence waits for the map to say where its shard went."""
+    read_from: ReadFrom = "primary"
+    """Where `kit.read` reads when it is not told: on the primary, or on a replica that is not further behind than below."""
+    replica_max_lag_s: float = 1.0
+    """How old what a replica shows may be."""
+    replica_check_s: float = 0.2
+    """How often the positions of a primary and of its replicas are looked at, while somebody reads from replicas."""
+    replica_wait_s: float = 0.1
+    """How long a replica may take to catch up with a tenant's own writes before the primary is asked instead."""
+    token_key: str | None = None
+    """Secret that signs read-your-writes tokens, the same in all programs of a cluster."""
     map_file: Path | None = None
     """Where the last map is kept, so that a program can start while the catalog is down."""
     insecure_transport: bool = False
@@ -84,6 +95,7 @@ class Settings:
                 raise SettingsError(f"{where} must be a URL, in quotes")
         object.__setattr__(self, "catalog_url", Secret(self.catalog_url))
         object.__setattr__(self, "redis_url", Secret(self.redis_url) if self.redis_url else None)
+        object.__setattr__(self, "token_key", Secret(self.token_key) if self.token_key else None)
         object.__setattr__(self, "servers", {check_server_name(n): Secret(u) for n, u in self.servers.items()})
         if not isinstance(self.map_file, str | Path | None):
             raise SettingsError("map_file must be a path")
@@ -91,11 +103,18 @@ class Settings:
             object.__setattr__(self, "map_file", Path(self.map_file))
         if self.pooler not in get_args(Pooler):
             raise SettingsError(f"pooler is one of {', '.join(get_args(Pooler))}, not {self.pooler!r}")
+        if self.read_from not in get_args(ReadFrom):
+            raise SettingsError(f"read_from is one of {', '.join(get_args(ReadFrom))}, not {self.read_from!r}")
         for name in ("pool_size", "fan_out_connections", "prepared_max", "pool_queue", "connection_budget"):
             _whole(name, getattr(self, name), at_least=1)
         for found in fields(self):
             if found.name.endswith("_s"):
                 _duration(found.name, getattr(self, found.name))
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler stands between us and PostgreSQL."""
+        return self.pooler != "none"
 
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> Settings:
@@ -151,7 +170,7 @@ def _parsed(name: str, text: str) -> Any:
                 return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[text.lower()]
     except (ValueError, KeyError):
         raise SettingsError(f"{PREFIX}{name.upper()} must be of type {kind}") from None
-    return text or None if name in ("redis_url", "map_file") else text
+    return text or None if name in ("redis_url", "map_file", "token_key") else text
 
 
 def _text(name: str, value: object) -> None:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy import exc as sa_exc
+from sqlalchemy import text
 
 from shardkit._async import colour
 from shardkit._async.fanout import AsyncFanOut
@@ -20,14 +21,17 @@ from shardkit._async.outbox import AsyncOutbox
 from shardkit._async.stream import AsyncRowStream
 from shardkit._async.transaction import AsyncTransaction
 from shardkit.catalog.decisions import Decisions
+from shardkit.catalog.replicas import ReplicaGuide
 from shardkit.catalog.resolver import BackgroundResolver
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
+from shardkit.core.lag import Position, lsn_number
 from shardkit.core.outcome import safe_to_retry
 from shardkit.core.shardmap import Route, ShardMap
+from shardkit.core.token import Token, seal, token_key, unseal
 from shardkit.db.deadline import left, within
-from shardkit.errors import CommitUnknownError, Outcome, ShardKitError, ShardMovedError
+from shardkit.errors import CommitUnknownError, Outcome, SessionError, ShardKitError, ShardMovedError
 from shardkit.orm.context import TenantContext
 from shardkit.orm.fanload import FanOutResult
 from shardkit.orm.session import AsyncRoutedSession, FixedGuide
@@ -36,6 +40,7 @@ from shardkit.settings import Settings
 
 T = TypeVar("T")
 P = ParamSpec("P")
+POSITION = text("SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), 8), pg_current_wal_insert_lsn()::text")
 RUN_BUDGET_S = 15.0
 RUN_FIRST_PAUSE_S = 0.01
 
@@ -53,6 +58,7 @@ class AsyncShardKit:
         self.settings = settings
         self._router = Router(settings, asyncio=colour.ASYNC)
         self._context = TenantContext()
+        self._token_key = token_key(self._router.cluster_id, settings.token_key)
         self._keys = KeyLookup(self._router)
         self._decisions = Decisions(settings)
         self._resolver = BackgroundResolver(settings, lambda: self._router.map)
@@ -76,19 +82,63 @@ class AsyncShardKit:
         """
         tenant = self._context.resolve(tenant)
         self._router.locate(tenant)
-        return AsyncRoutedSession(guide=self._router, tenant=tenant, **options)
+        return AsyncRoutedSession(guide=self._router, tenant=tenant, trail=self._context.trail_of(tenant), **options)
 
     def begin(self, tenant: TenantKey | None = None, **options: Any) -> AsyncUnit:
         """A session that commits at the end of its block, or rolls back on an error."""
         return AsyncUnit(self.session(tenant, **options))
 
-    def read(self, tenant: TenantKey | None = None, **options: Any) -> AsyncRoutedSession:
+    def read(
+        self,
+        tenant: TenantKey | None = None,
+        *,
+        replica: bool | None = None,
+        max_lag_s: float | None = None,
+        after: str | None = None,
+        **options: Any,
+    ) -> AsyncRoutedSession:
         """A read-only session, the cheapest way: plain SELECTs make one round trip and hold no transaction.
 
         Each statement sees what is committed when it begins (READ COMMITTED, which promises no more). SQL text, locking reads
         and functions that may write run inside BEGIN READ ONLY. Writing raises ReadOnlyError.
+
+        *replica* (or the setting ``read_from``, or a *max_lag_s*) lets a replica serve plain SELECTs, if it shows everything
+        that was committed up to *max_lag_s* seconds ago, everything this block of ``kit.tenant`` has written, and everything
+        up to *after*, a token of ``kit.token``. Where no replica is known to do so, and for anything else, it is the primary.
+        Raises TokenError for a token that is malformed, forged or another cluster's.
         """
-        return self.session(tenant, read_only=True, autoflush=False, **options)
+        tokens = () if after is None else (unseal(after, self._token_key),)
+        if max_lag_s is not None and not 0 < max_lag_s < float("inf"):
+            raise SessionError("max_lag_s must be a number of seconds above 0; nothing was read")
+        if replica is None:
+            replica = max_lag_s is not None or self.settings.read_from == "replica"
+        if not replica:
+            return self.session(tenant, read_only=True, autoflush=False, **options)
+        tenant = self._context.resolve(tenant)
+        guide = self._replica_guide(tenant, max_lag_s, tokens)
+        return AsyncRoutedSession(guide=guide, tenant=tenant, read_only=True, autoflush=False, **options)
+
+    def _replica_guide(self, tenant: TenantKey, max_lag_s: float | None, tokens: tuple[Token, ...]) -> ReplicaGuide:
+        trail = self._context.trail_of(tenant)
+        if trail is not None and trail.after is not None:
+            tokens = (*tokens, trail.after)
+        return ReplicaGuide(
+            self._router,
+            max_lag_s=max_lag_s or self.settings.replica_max_lag_s,
+            wait_s=self.settings.replica_wait_s,
+            written=lambda: None if trail is None else trail.written_s,
+            tokens=tokens,
+        )
+
+    async def token(self, tenant: TenantKey | None = None) -> str:
+        """A read-your-writes token, for a cookie or a header: ``kit.read(tenant, after=token)``, in any program of the cluster,
+        sees everything that was committed for the tenant before this call. One question to the primary.
+        """
+        async with self.session(tenant, read_only=True) as session:
+            timeline, lsn = (await session.execute(POSITION)).one()
+            route = session.route
+        position = Position(int(timeline, 16), lsn_number(lsn))
+        return seal(Token(route.shard, route.epoch, position), self._token_key)
 
     async def run(
         self,
@@ -127,10 +177,13 @@ class AsyncShardKit:
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311  # jitter, not a secret
                 pause = min(pause * 2, 1.0)
 
-    def tenant(self, tenant: TenantKey, *, lock: bool = False) -> AbstractContextManager[TenantKey]:
-        """Make *tenant* the current one inside a block; with *lock* asking for another one inside it is an error."""
+    def tenant(self, tenant: TenantKey, *, lock: bool = False, after: str | None = None) -> AbstractContextManager[TenantKey]:
+        """Make *tenant* the current one inside a block; with *lock* asking for another one inside it is an error.
+
+        Reads inside see what was written inside, also on replicas; and up to *after*, a token of ``kit.token``.
+        """
         self._router.locate(tenant)
-        return self._context.enter(tenant, lock=lock)
+        return self._context.enter(tenant, lock=lock, after=None if after is None else unseal(after, self._token_key))
 
     def deadline(self, seconds: float) -> AbstractContextManager[None]:
         """Every call to a server inside the block ends by *seconds* from now (and a quarter): DeadlineError, or, for a COMMIT

@@ -59,10 +59,16 @@ def load_map(connection: Any, known: ShardMap | None = None) -> ShardMap:
     )
 
 
+def newest_map(connection: Any, known: ShardMap) -> ShardMap:
+    """The catalog's map; one short question where *known* still is."""
+    row = connection.execute(SQL["map_version"]).fetchone()
+    return known if row is not None and row[0] == known.version else load_map(connection, known)
+
+
 def pinned_tenant(text: str, tenant_type: str) -> TenantKey:
     """A tenant key as the catalog stores it, back in its type."""
     return int(text) if tenant_type == "int" else text
 
 
-def _server(name: str, dsn: str, server_id: Any, weight: float, state: str, replicas: list[str]) -> Server:
-    return Server(name, dsn, server_id, weight, ServerState(state), tuple(replicas))
+def _server(name: str, dsn: str, server_id: Any, weight: float, state: str, replicas: list[str], timeline: int) -> Server:
+    return Server(name, dsn, server_id, weight, ServerState(state), tuple(replicas), timeline)

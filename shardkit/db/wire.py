@@ -22,7 +22,7 @@ from psycopg._preparing import Prepare, PrepareManager
 
 from shardkit.db.classify import changes_session
 from shardkit.db.deadline import bounded, drop, left
-from shardkit.db.opening import BEGIN, COMMIT, COMMIT_NAME, OPENING_PREPARES, READ_ONLY, Opening
+from shardkit.db.opening import BEGIN, COMMIT, COMMIT_NAME, OPENING_PREPARES, READ_ONLY, Opening, ReplicaBehindError
 
 if TYPE_CHECKING:
     from shardkit.db.leg import Leg
@@ -95,6 +95,8 @@ class Routed:
     timeline: str | None = None
     """The server's timeline when this connection was made."""
     backend_pid: int = 0
+    pooled: bool = False
+    """A pooler stands between: what is set outside a transaction reaches whoever gets the server's connection next."""
     opening_prepared: bool = False
     vetted: bool = False  # the statement under way comes through the dialect, which has looked at it
     dirty: bool = False
@@ -261,7 +263,7 @@ class _RoutedCursor:
         prep, name = self._get_prepared(query, prepare)  # type: ignore[attr-defined]
         wire.enter_pipeline_mode()
         try:
-            before = opening.send(conn) if opening is not None else 0
+            before = opened = opening.send(conn) if opening is not None else 0
             if prep is Prepare.NO:
                 self._execute_send(query, force_extended=True, binary=binary)  # type: ignore[attr-defined]
             else:
@@ -283,6 +285,8 @@ class _RoutedCursor:
         for number, (answer,) in enumerate(answers[:before], 1):
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
+            if number == opened and opening is not None and opening.asks and answer.get_value(0, 0) != b"t":
+                raise ReplicaBehindError("the replica has not replayed what this read has to see")
             if prepares and number == OPENING_PREPARES + (not conn.every):  # and stay prepared, whatever becomes of the rest
                 conn.opening_prepared = True
         key = conn._prepared.maybe_add_to_cache(query, prep, name)

@@ -20,7 +20,8 @@ from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
 from shardkit.db.leg import Leg, driver_connection
 from shardkit.db.wire import Receipt
-from shardkit.errors import Outcome, ReadOnlyError, SessionError
+from shardkit.errors import Outcome, ReadOnlyError, ServerError, SessionError
+from shardkit.orm.context import Trail
 from shardkit.orm.keys import assign_ids
 from shardkit.orm.lone import is_lone_insert
 from shardkit.orm.tenancy import CRITERIA, TENANT_PARAMETER, criteria_of, own
@@ -56,12 +57,13 @@ class RoutedSession(Session):
         tenant: TenantKey | None = None,
         shard: int | None = None,
         read_only: bool = False,
+        trail: Trail | None = None,
         tracked: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(close_resets_only=False, **options)
         self._guide, self._tenant, self._shard, self._read_only = guide, tenant, shard, read_only
-        self._committing, self._tracked = False, tracked
+        self._committing, self._tracked, self._trail = False, tracked, trail
         self._leg: Leg | None = None
         self._engine: Engine | None = None
         self._connection: Connection | None = None
@@ -86,6 +88,24 @@ class RoutedSession(Session):
         if self._engine is None:
             self._leg, self._engine = self._guide.set_out(self._tenant, self._shard)
         return self._engine
+
+    def _connection_for_bind(self, engine: Any, execution_options: Any = None, **keywords: Any) -> Connection:
+        """As ever; where a replica cannot be reached, the primary's connection."""
+        try:
+            return super()._connection_for_bind(engine, execution_options, **keywords)
+        except ServerError:
+            leg = self._leg
+            if leg is None or leg.home is None or engine is not self._engine:
+                raise
+            self._leg, schema = leg.home, leg.home.route.schema
+            self._engine = leg.home.engine.execution_options(schema_translate_map={None: schema})
+            return super()._connection_for_bind(self._engine, execution_options, **keywords)
+
+    @property
+    def on_replica(self) -> bool:
+        """Whether the open unit of work reads from a replica."""
+        connection = self._connection
+        return connection is not None and not connection.closed and driver_connection(connection).leg.home is not None
 
     def _execute_internal(self, statement: Any, params: Any = None, **keywords: Any) -> Any:
         """Every statement of a tenant's session is filtered here.
@@ -155,6 +175,11 @@ class AsyncRoutedSession(AsyncSession):
         """Where the open transaction runs, or where the next one would."""
         return self.sync_session.route
 
+    @property
+    def on_replica(self) -> bool:
+        """Whether the open unit of work reads from a replica."""
+        return self.sync_session.on_replica
+
 
 @event.listens_for(RoutedSession, "after_begin")
 def _embark(session: RoutedSession, transaction: SessionTransaction, connection: Connection) -> None:
@@ -167,6 +192,10 @@ def _embark(session: RoutedSession, transaction: SessionTransaction, connection:
             "AUTOCOMMIT is refused on a routed session: the tenant and the path are set for a transaction. "
             "For reads outside one there is kit.read(...)"
         )
+    if leg.home is not None and driver.begin != b"BEGIN":  # a replica serves single reads at READ COMMITTED only
+        session._leg = leg = leg.home
+        dialect: Any = connection.dialect
+        driver = dialect.change_road(connection, leg)
     driver.embark(leg, every=session._read_only and driver.begin == b"BEGIN", tracked=session._tracked)
     session._connection = connection
 
@@ -174,6 +203,8 @@ def _embark(session: RoutedSession, transaction: SessionTransaction, connection:
 @event.listens_for(RoutedSession, "after_transaction_end")
 def _arrive(session: RoutedSession, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
+        if session._trail is not None and session._connection is not None and not session._read_only:
+            session._trail.wrote()
         session._leg = session._engine = session._connection = None
 
 
