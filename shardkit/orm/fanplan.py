@@ -29,7 +29,8 @@ from sqlalchemy.sql.selectable import Select
 from sqlalchemy.util import LRUCache
 
 from shardkit.core.merge import OrderKey
-from shardkit.db.scatter import DIALECT, SHARD_MARK
+from shardkit.core.names import REFERENCE_SCHEMA
+from shardkit.db.scatter import DIALECT, REFERENCE_MARK, SHARD_MARK
 from shardkit.orm.fancheck import AGGREGATES, check, check_reads, has_aggregate, refuse, walk
 
 _CODE_POINT_COLLATIONS: Final = frozenset({"C", "POSIX", "C.UTF-8", "C.utf8", "ucs_basic", "pg_c_utf8"})
@@ -103,6 +104,7 @@ class Plan:
             expanded = compiled._process_parameters_for_postcompile(values)
             text, values, order = expanded.statement, expanded.parameters, expanded.positiontup
             processors = {**processors, **expanded.processors}
+        text = text.replace(REFERENCE_MARK, REFERENCE_SCHEMA)
         return text, [processors[n](values[n]) if n in processors else values[n] for n in order or ()]
 
     def default(self, aggregate: Aggregate, statement: Any) -> Any:
@@ -136,16 +138,6 @@ def _remembered(statement: Any, make: Callable[[Select[Any], Any], Plan]) -> Pla
         if key is not None:
             _PLANS[make, key.key] = known
     return known
-
-
-def value_of(clause: Any) -> int | None:
-    """The number in a LIMIT or OFFSET clause."""
-    if clause is None:
-        return None
-    value = clause.effective_value if isinstance(clause, BindParameter) else None
-    if type(value) is not int or value < 0:
-        raise refuse("LIMIT and OFFSET have to be numbers")
-    return value
 
 
 def _plan(statement: Select[Any], key: Any) -> Plan:
