@@ -277,6 +277,9 @@ def test_with_a_synchronous_standby_no_acknowledged_write_is_lost_or_doubled(pai
     pair.kill_primary()
     pair.standby.promote()
     pair.old_primary_comes_back()
+    with psycopg.connect(pair.old_url, autocommit=True) as old:  # so that it would acknowledge writes
+        old.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        old.execute("SELECT pg_reload_conf()")
     failed_over.set()
     for thread in writers:
         thread.join(60)
