@@ -17,13 +17,15 @@ RULES = [
     (r"\nimport asyncio(?=\n)", ""),
     (r"asyncio\.sleep", "time.sleep"),
     (r"Callable\[(.*), Awaitable\[T\]\]", r"Callable[\1, T]"),
+    (r", Awaitable\[None\]\]", ", None]"),
+    (r"\bAsyncIterator\b", "Iterator"),
     (r"import Awaitable, Callable", "import Callable"),
     (r"shardkit\._async", "shardkit._sync"),
     (r"\basync (def|with|for)\b", r"\1"),
     (r"\bstream_scalars\b", "scalars"),
     (r"\bawait ", ""),
-    (r"__a(enter|exit)__", r"__\1__"),
-    (r"\bAsync(ShardKit|ShardAccess|Unit|RoutedSession|FanOut|Servers|Transaction)\b", r"\1"),
+    (r"__a(enter|exit|iter)__", r"__\1__"),
+    (r"\bAsync(ShardKit|ShardAccess|Unit|RoutedSession|FanOut|Outbox|RowStream|Servers|Transaction)\b", r"\1"),
     (r"written once for asyncio; ``(_?)sync(_?)`` is generated from it", r"generated from ``\1async\2``"),
 ]
 

@@ -12,7 +12,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from shardkit.db.scatter import connect_scatter_async as connect_scatter
 
-__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "driver_of", "gather", "in_greenlet", "in_thread"]
+__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "driver_of", "gather", "in_greenlet", "in_thread", "pause"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -73,3 +73,8 @@ async def driver_of(session: Any) -> Any:
     """The psycopg connection that carries the transaction of *session*."""
     connection = await session.connection()
     return (await connection.get_raw_connection()).driver_connection
+
+
+async def pause(seconds: float) -> None:
+    """Do nothing for a while."""
+    await asyncio.sleep(seconds)

@@ -17,6 +17,8 @@ from sqlalchemy import text
 
 from shardkit._async import colour
 from shardkit._async.fanout import AsyncFanOut
+from shardkit._async.outbox import AsyncOutbox
+from shardkit._async.stream import AsyncRowStream
 from shardkit._async.transaction import AsyncTransaction
 from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.replicas import ReplicaGuide
@@ -61,6 +63,7 @@ class AsyncShardKit:
         self._decisions = Decisions(settings)
         self._resolver = BackgroundResolver(settings, lambda: self._router.map)
         self._fan_out = AsyncFanOut(self._router, settings, self._decisions)
+        self.outbox = AsyncOutbox(self._router, self._fan_out)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
@@ -235,6 +238,14 @@ class AsyncShardKit:
         FanOutRefusedError for what cannot be merged rightly, ResultTooLargeError.
         """
         return await self._fan_out.rows(statement, params, **options)
+
+    def fan_out_stream(self, statement: Any, params: Mapping[str, Any] | None = None, **options: Any) -> AsyncRowStream:
+        """The rows of ``fan_out`` one by one, in bounded memory: ``async with kit.fan_out_stream(...) as rows: async for ...``.
+
+        *options*: ``shards``, ``tenants``, ``batch`` (1,000 rows of each chunk of shards at a time), ``deadline_s`` for each
+        wait. Groups and DISTINCT are refused.
+        """
+        return self._fan_out.stream(statement, params, **options)
 
     async def fan_out_scalar(self, statement: Any, *, reduce: Callable[[list[Any]], Any] | None = None, **options: Any) -> Any:
         """The one value of a select() over all shards; with *reduce*, what that makes of the list of shards' own values

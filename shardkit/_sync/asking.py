@@ -15,9 +15,10 @@ from shardkit.catalog.router import Router
 from shardkit.core.chunks import chunks_of
 from shardkit.core.outcome import FENCE
 from shardkit.core.shardmap import Route, Server, ShardMap
-from shardkit.db.scatter import DriverError, Idle, cut, local_settings, missing_schemas, script, view
+from shardkit.db.scatter import DriverError, Idle, cut, declared, fetched, local_settings, missing_schemas, script, view
 from shardkit.errors import (
     DeadlineError,
+    FanOutError,
     NoSnapshotError,
     PoolTimeoutError,
     ServerDownError,
@@ -111,7 +112,7 @@ class Servers:
                         self.ask(asking, routes)
                         return
             finally:
-                self._let_go(asking)
+                self.let_go(asking)
             if asking.left_s < PAUSE_S:
                 raise NoSnapshotError(
                     "transactions over several shards were being committed all the time until the deadline: no view of all "
@@ -129,7 +130,51 @@ class Servers:
         except (ShardKitError, DriverError, OSError) as exc:
             asking.fail((self._router.map.route(shard) for shard in self._router.map.shards_on(server.name)), exc)
 
-    def _let_go(self, asking: Asking) -> None:
+    @property
+    def guide(self) -> Router:
+        """What sessions of found objects ask for their way."""
+        return self._router
+
+    def declare(self, asking: Asking, routes: Sequence[Route]) -> list[tuple[Any, str]]:
+        """A cursor for each chunk, open on a view of its server: connection and name."""
+        known = self._router.map
+        chunks = chunks_of(routes, of=len(known.placements))
+        calls: list[Callable[[], Any]] = [partial(self._view, asking, known.server(name)) for name in chunks]
+        colour.gather(calls, timeout_s=asking.left_s, cut=asking.cut)
+        opened: list[Callable[[], Any]] = [
+            partial(self._open, asking, asking.held[name], mine) for name, mine in chunks.items() if name in asking.held
+        ]
+        found = colour.gather(opened, timeout_s=asking.left_s, cut=asking.cut) if opened else []
+        if asking.failures:
+            said = next(iter(asking.failures.values()))
+            raise FanOutError(f"{len(asking.failures)} shards did not answer: {said}", failures=asking.failures) from said
+        return [cursor for part in found for cursor in part]
+
+    def _open(self, asking: Asking, connection: Any, chunks: Sequence[Chunk]) -> list[tuple[Any, str]]:
+        cursors = []
+        for number, chunk in enumerate(chunks):
+            try:
+                connection.execute(declared(number, asking.text(chunk)), asking.values)
+            except DriverError as exc:
+                asking.fail(chunk, exc)
+                break
+            cursors.append((connection, f"c{number}"))
+        return cursors
+
+    def fetch(self, asking: Asking, connection: Any, streams: Sequence[tuple[int, str]], batch: int) -> dict[int, Answer]:
+        """The next *batch* rows of cursors of one connection, by the number of their streams."""
+        found = {}
+        for stream, name in streams:
+            try:
+                cursor = connection.execute(fetched(name, batch))
+                rows = cursor.fetchall()
+            except DriverError as exc:
+                asking.failures[-1] = exc
+                break
+            found[stream] = Answer((), tuple(c.type_code for c in cursor.description), rows, connection.code_points)
+        return found
+
+    def let_go(self, asking: Asking) -> None:
         for name, connection in asking.held.items():
             asking.busy.discard(connection)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar, TypeVarTuple
@@ -11,7 +12,7 @@ from sqlalchemy.engine import Engine
 
 from shardkit.db.scatter import connect_scatter
 
-__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "driver_of", "gather", "in_greenlet", "in_thread"]
+__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "driver_of", "gather", "in_greenlet", "in_thread", "pause"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -65,3 +66,8 @@ def in_thread(work: Callable[[*Ts], T], *args: *Ts) -> T:
 def driver_of(session: Any) -> Any:
     """The psycopg connection that carries the transaction of *session*."""
     return session.connection().connection.driver_connection
+
+
+def pause(seconds: float) -> None:
+    """Do nothing for a while."""
+    time.sleep(seconds)

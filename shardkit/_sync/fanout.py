@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from shardkit._sync import colour
 from shardkit._sync.asking import Asking, Servers
+from shardkit._sync.stream import RowStream
 from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
@@ -79,6 +80,28 @@ class FanOut:
             (value,) = (self.rows(statement, **options)).one()
             return value
         return reduce([value for value in (self.each(statement, **options)).values() if value is not None])
+
+    def stream(
+        self,
+        statement: Any,
+        params: Mapping[str, Any] | None = None,
+        *,
+        shards: Iterable[int] | None = None,
+        tenants: Iterable[TenantKey] | None = None,
+        batch: int = 1000,
+        deadline_s: float = DEADLINE_S,
+    ) -> RowStream:
+        """See ``fan_out_stream`` of the facade."""
+        routes, statement = self._aim(statement, shards, tenants)
+        plan = plan_of(statement)
+        if plan.grouped or plan.distinct:
+            raise FanOutRefusedError("groups and distinct rows have to be merged as a whole: use fan_out() for them")
+        limit, offset = value_of(statement._limit_clause), value_of(statement._offset_clause) or 0
+        upto = None if limit is None else limit + offset
+        asking = self._asking(plan, statement, params, upto=upto, cap=None, whole=False, deadline_s=deadline_s)
+        return RowStream(
+            self._servers, plan, statement, asking, routes, limit=limit, offset=offset, batch=batch, deadline_s=deadline_s
+        )
 
     def each(
         self,

@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": ("moves", "plan", "Which shards would move where, and why."),
     "rebalance": ("moves", "rebalance", "Make the servers even."),
     "drain": ("moves", "drain", "Move every shard off a server."),
+    "export": ("export", "export", "One query over every shard, into a file."),
     "pin": ("routing", "pin", "Send one tenant to a shard of your choice."),
 }
 

@@ -21,7 +21,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.lineage import Lineage
-from shardkit.db.living import HOST_CONNECT_S, WHO, check_living, hosts_of, way_to
+from shardkit.db.living import HOST_CONNECT_S, LOOK_AROUND, check_living, hosts_of, way_to
+from shardkit.db.pooler import Row, check_standing, is_pooled, refused_options
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
 from shardkit.errors import (
     Outcome,
@@ -34,7 +35,7 @@ from shardkit.errors import (
 )
 from shardkit.settings import Secret, Settings
 
-IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
+IDENTITY: Final = LOOK_AROUND
 _LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
 
@@ -106,7 +107,7 @@ def replica_url(server: Server, dsn: str, settings: Settings) -> str:
 
 def app_conninfo(server: Server, settings: Settings, *, replica: str | None = None) -> Secret:
     """How application code connects: as the least role, and with an empty path, so that unrouted names fail."""
-    direct = settings.pooler == "none"
+    direct = not settings.pooled
     url = server_url(server, settings) if replica is None else replica_url(server, replica, settings)
     return conninfo(
         url,
@@ -136,10 +137,10 @@ def connect(
     try:
         connection = RoutedConnection.connect(info, autocommit=True, cursor_factory=RoutedCursor)
     except psycopg.OperationalError as exc:
-        raise down(server, exc) from exc
+        raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings, replica=replica)
-        _check(connection, server, cluster_id, connection.execute(WHO).fetchone(), replica=replica, lineage=lineage)
+        _check(connection, server, cluster_id, connection.execute(IDENTITY).fetchone(), replica=replica, lineage=lineage)
     except BaseException as exc:
         connection.close()
         raise explained(server, exc) from exc
@@ -158,10 +159,10 @@ async def connect_async(
     try:
         connection = await AsyncRoutedConnection.connect(info, autocommit=True, cursor_factory=AsyncRoutedCursor)
     except psycopg.OperationalError as exc:
-        raise down(server, exc) from exc
+        raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings, replica=replica)
-        row = await (await connection.execute(WHO)).fetchone()
+        row = await (await connection.execute(IDENTITY)).fetchone()
         _check(connection, server, cluster_id, row, replica=replica, lineage=lineage)
     except BaseException as exc:
         await connection.close()
@@ -174,7 +175,8 @@ def connect_admin(
 ) -> psycopg.Connection[Any]:
     """A plain connection with the rights of *url*, for the catalog and for operators' work on a server."""
     try:
-        return psycopg.connect(conninfo(url, settings), autocommit=autocommit)
+        prepare = {"prepare_threshold": None} if settings.pooled else {}
+        return psycopg.connect(conninfo(url, settings), autocommit=autocommit, **prepare)
     except psycopg.OperationalError as exc:
         raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
 
@@ -184,9 +186,9 @@ def connect_living(server: Server, settings: Settings, *, cluster_id: UUID, line
     info = way_to(conninfo(server_url(server, settings), settings), server, cluster_id=cluster_id, lineage=lineage)
     connection = connect_admin(info, settings, name=f"server {server.name!r}")
     try:
-        row = connection.execute(WHO).fetchone()
-        check_identity(server, cluster_id, row and row[:2])
-        check_living(server, row and row[2], replica=False, lineage=lineage)
+        row = connection.execute(IDENTITY).fetchone()
+        check_identity(server, cluster_id, row)
+        check_living(server, row and row[6], replica=False, lineage=lineage)
     except BaseException as exc:
         connection.close()
         raise explained(server, exc) from exc
@@ -233,8 +235,9 @@ def _tune(
 ) -> None:
     _held[server.server_id, replica].add(connection)
     connection.call_timeout_s = settings.call_timeout_s
-    connection.backend_pid = connection.pgconn.backend_pid
-    connection.prepare_threshold = 1 if settings.pooler == "none" else None
+    connection.pooled = settings.pooled
+    connection.backend_pid = 0 if settings.pooled else connection.pgconn.backend_pid  # a pooler makes one up
+    connection.prepare_threshold = None if settings.pooled else 1
     connection.prepared_max = settings.prepared_max
 
 
@@ -242,18 +245,19 @@ def _check(
     connection: RoutedConnection | AsyncRoutedConnection,
     server: Server,
     cluster_id: UUID,
-    row: tuple[UUID, UUID, str | None] | None,
+    row: Row | None,
     *,
     replica: str | None,
     lineage: Lineage,
 ) -> None:
     """Whether this is the server, and the living primary of it (or a standby, for a *replica*)."""
-    check_identity(server, cluster_id, row and row[:2])
-    connection.timeline = row[2] if row else None
+    check_identity(server, cluster_id, row)
+    check_standing(server.name, connection, row)
+    connection.timeline = row[6] if row else None
     check_living(server, connection.timeline, replica=replica is not None, lineage=lineage)
 
 
-def check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+def check_identity(server: Server, cluster_id: UUID, row: Row | None) -> None:
     """Raise WrongServerError unless *row* is the identity of *server* in this cluster."""
     if row is None or row[0] != cluster_id:
         raise WrongServerError(
@@ -300,7 +304,9 @@ def instead_of(constraints: Mapping[str, ShardKitError]) -> Iterator[None]:
 
 
 def listen(connection: psycopg.Connection[Any], channel: str) -> psycopg.Connection[Any]:
-    """*connection*, listening on *channel*."""
+    """*connection*, listening on *channel*. Behind a pooler nothing would come, so the map is only asked for."""
+    if is_pooled(connection):
+        return connection
     connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
     return connection
 

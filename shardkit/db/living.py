@@ -19,11 +19,10 @@ from shardkit.db.lineage import Lineage
 from shardkit.db.wire import RoutedConnection
 from shardkit.errors import ServerDownError, WrongServerError
 from shardkit.settings import Secret
+from shardkit.sql import statements
 
 HOST_CONNECT_S: Final = 2  # for each host, where there are several; libpq takes less for two
-WHO: Final = """SELECT cluster_id, server_id,
-    CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
-    FROM shardkit.identity"""  # pg_control_checkpoint() still names the old timeline on a server that was just promoted
+LOOK_AROUND: Final = statements("server")["look_around"]
 
 
 def hosts_of(given: Mapping[str, Any]) -> list[str]:
@@ -59,7 +58,7 @@ def way_to(info: Secret, server: Server, *, cluster_id: UUID, lineage: Lineage) 
 
 
 def check_living(server: Server, timeline: str | None, *, replica: bool, lineage: Lineage) -> None:
-    """Whether this is the living primary of *server* (or a standby, for a *replica*); *timeline* as in ``WHO``."""
+    """Whether this is the living primary of *server* (or a standby, for a *replica*); *timeline* is None for a standby."""
     if replica:
         if timeline is not None:
             raise WrongServerError(f"a replica of server {server.name!r} takes writes: it is none (any more), and was not used")
@@ -76,9 +75,9 @@ def _timeline_of(info: Secret, server: Server, cluster_id: UUID) -> int | psycop
     try:
         with RoutedConnection.connect(info, autocommit=True) as connection:
             connection.call_timeout_s = HOST_CONNECT_S
-            row = connection.execute(WHO).fetchone()
+            row = connection.execute(LOOK_AROUND).fetchone()
     except psycopg.Error as exc:
         return exc
-    if row is None or row[:2] != (cluster_id, server.server_id) or row[2] is None:
+    if row is None or row[:2] != (cluster_id, server.server_id) or row[6] is None:
         return psycopg.OperationalError("a standby, or another database")
-    return int(row[2], 16)
+    return int(row[6], 16)

@@ -163,6 +163,16 @@ def view() -> bytes:
     return b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; " + local_settings() + b"; SELECT pg_current_snapshot()"
 
 
+def declared(number: int, statement: bytes) -> bytes:
+    """Open a cursor over *statement*, a text of ``script``."""
+    return b"DECLARE c%d NO SCROLL CURSOR FOR " % number + statement
+
+
+def fetched(name: str, batch: int) -> bytes:
+    """The next rows of a cursor of ``declared``."""
+    return f"FETCH FORWARD {batch:d} FROM {name}".encode()
+
+
 def missing_schemas() -> bytes:
     """Which of the schemas in an array are not there (any more)."""
     return b"SELECT name FROM unnest($1::text[]) AS name WHERE to_regnamespace(name) IS NULL"

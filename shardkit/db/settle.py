@@ -36,7 +36,8 @@ def settle(error: CommitUnknownError, server: Server, settings: Settings, *, clu
                     return Outcome.UNKNOWN
                 if status[0] != "in progress":
                     return Outcome.DONE if status[0] == "committed" else Outcome.NOT_DONE
-                connection.execute("SELECT pg_terminate_backend(%s, 2000)", (error.backend_pid,))
+                if error.backend_pid:  # unknown behind a pooler, which ends what its client left open
+                    connection.execute("SELECT pg_terminate_backend(%s, 2000)", (error.backend_pid,))
         except OldPrimaryError:
             return Outcome.UNKNOWN
         except (ServerError, psycopg.OperationalError):

@@ -310,7 +310,7 @@ def _aggregate(element: Any) -> tuple[str, Any, BindParameter[Any] | None] | Non
         raise refuse("an aggregate of an aggregate is not merged")
     if condition is not None:
         argument = case((condition, argument))  # aggregates leave NULLs out
-    name = element.name.lower()
+    name = str(element.name).lower()
     return _SERVERS.get(name, name), argument, None
 
 

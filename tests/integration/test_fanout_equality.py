@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import and_, func, not_, or_, select
 from sqlalchemy.orm import Session
 
-from shardkit.core.merge import OrderKey
+from shardkit.core.merge import OrderKey, numeric_quotient
 
 PLAIN = [Item.i, Item.n, Item.f, Item.t, Item.d, Item.ts, Item.u, Item.flag]
 COLUMNS = [Item.id, Item.tenant_id, *PLAIN]
@@ -166,3 +166,15 @@ def test_the_comparison_finds_a_wrong_merge(lab, monkeypatch) -> None:
     statement = select(Item.i.label("planted")).where(Item.world == 4).order_by(Item.i, Item.id).limit(500)
     with pytest.raises(AssertionError):
         check(lab, statement)
+
+
+@given(
+    st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**25), max_value=10**25, places=None),
+    st.integers(1, 10**7),
+)
+@settings(SOME, max_examples=200)
+def test_numeric_division_has_postgresqls_digits(lab, total, count) -> None:
+    total = total.quantize(Decimal(1).scaleb(max(int(total.as_tuple().exponent), -12))) if total else Decimal(0)
+    with lab.flat.connect() as connection:
+        expected = connection.exec_driver_sql("SELECT %s::numeric / %s::numeric", (total, count)).scalar_one()
+    assert str(numeric_quotient(total, Decimal(count))) == str(expected)

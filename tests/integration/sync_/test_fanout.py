@@ -177,6 +177,28 @@ def test_a_result_too_large_is_an_error(kit, tenant):
         kit.fan_out(select(Order.note, func.count()).where(mine(tenant)).group_by(Order.note, Order.id), max_rows=59)
 
 
+def test_a_stream_gives_the_same_rows_in_small_batches(kit, tenant):
+    filled(kit, tenant)
+    for query in (
+        select(Order.amount, Order.note).where(mine(tenant)).order_by(Order.amount.desc(), Order.note),
+        select(Order.amount).where(mine(tenant)).order_by(Order.amount).limit(17).offset(5),
+        select(Order.amount).where(mine(tenant)).order_by(Order.amount).offset(59),
+        select(Order.amount).where(Order.note == "none"),
+        select(Order.amount).where(mine(tenant)).limit(0),
+    ):
+        expected = list(kit.fan_out(query))
+        for batch in (1, 7, 1000):
+            with kit.fan_out_stream(query, batch=batch) as rows:
+                assert [row for row in rows] == expected
+    with kit.fan_out_stream(select(Order).where(mine(tenant)), batch=10) as rows:
+        assert len({order.id for (order,) in rows}) == 60
+    with kit.fan_out_stream(select(Order.id).where(mine(tenant))) as rows:
+        for _ in rows:
+            break
+    with pytest.raises(FanOutRefusedError):
+        kit.fan_out_stream(select(Order.note).distinct())
+
+
 def test_the_deadline_ends_a_fan_out_that_waits(fleet, open_kit, tenant):
     kit = open_kit()
     names = filled(kit, tenant)
