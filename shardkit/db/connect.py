@@ -22,7 +22,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.lineage import Lineage
-from shardkit.db.pooler import Row, check_standing, is_pooled, refused_options
+from shardkit.db.pooler import Standing, check_standing, is_pooled, refused_options
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
 from shardkit.errors import (
     Outcome,
@@ -36,7 +36,8 @@ from shardkit.errors import (
 from shardkit.settings import Secret, Settings
 from shardkit.sql import statements
 
-IDENTITY: Final = statements("server")["look_around"]
+_WHO: Final = statements("server")["look_around"]
+IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
 FAILOVER_CONNECT_S: Final = 2  # libpq takes less for two
 _LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
@@ -156,7 +157,7 @@ def connect(
         raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings, replica=replica)
-        _check(connection, server, cluster_id, connection.execute(IDENTITY).fetchone(), replica=replica, lineage=lineage)
+        _check(connection, server, cluster_id, connection.execute(_WHO).fetchone(), replica=replica, lineage=lineage)
     except BaseException as exc:
         connection.close()
         raise explained(server, exc) from exc
@@ -178,7 +179,7 @@ async def connect_async(
         raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings, replica=replica)
-        row = await (await connection.execute(IDENTITY)).fetchone()
+        row = await (await connection.execute(_WHO)).fetchone()
         _check(connection, server, cluster_id, row, replica=replica, lineage=lineage)
     except BaseException as exc:
         await connection.close()
@@ -211,12 +212,12 @@ def _timeline_of(info: Secret, server: Server, cluster_id: UUID) -> int | psycop
     try:
         with RoutedConnection.connect(info, autocommit=True) as connection:
             connection.call_timeout_s = FAILOVER_CONNECT_S
-            row = connection.execute(IDENTITY).fetchone()
+            row = connection.execute(_WHO).fetchone()
     except psycopg.Error as exc:
         return exc
-    if row is None or row[:2] != (cluster_id, server.server_id) or row[6] is None:
+    if row is None or row[:2] != (cluster_id, server.server_id) or row[2] is None:
         return psycopg.OperationalError("one of its hosts is a standby, or another database")
-    return int(row[6], 16)
+    return int(row[2], 16)
 
 
 def connect_admin(
@@ -280,15 +281,16 @@ def _check(
     connection: RoutedConnection | AsyncRoutedConnection,
     server: Server,
     cluster_id: UUID,
-    row: Row | None,
+    row: tuple[Any, ...] | None,
     *,
     replica: str | None,
     lineage: Lineage,
 ) -> None:
     """Whether this is the server, and the living primary of it (or a standby, for a *replica*)."""
-    check_identity(server, cluster_id, row)
-    check_standing(server.name, connection, row)
-    connection.timeline = timeline = row[6] if row else None
+    check_identity(server, cluster_id, row and (row[0], row[1]))
+    assert row is not None
+    connection.timeline = timeline = row[2]
+    check_standing(server.name, connection, Standing(*row[3:]))
     if replica is not None:
         if timeline is not None:
             raise WrongServerError(f"a replica of server {server.name!r} takes writes: it is none (any more), and was not used")
@@ -300,7 +302,7 @@ def _check(
         lineage.saw(server, int(timeline, 16))
 
 
-def check_identity(server: Server, cluster_id: UUID, row: Row | None) -> None:
+def check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
     """Raise WrongServerError unless *row* is the identity of *server* in this cluster."""
     if row is None or row[0] != cluster_id:
         raise WrongServerError(

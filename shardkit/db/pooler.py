@@ -7,8 +7,8 @@ greeted with, and the backend that answers says another one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
-from uuid import UUID
 
 import psycopg
 
@@ -16,25 +16,31 @@ from shardkit.core.names import APP_ROLE
 from shardkit.db.wire import AsyncRoutedConnection, RoutedConnection
 from shardkit.errors import SettingsError
 
-Row = tuple[UUID, UUID, int, str, bool, bool, str | None]
-"""Cluster, server, backend's process id, role, login too powerful, login a member, timeline (of a primary)."""
 _FOUND: Final = (
     "something that pools connections stands between this program and server {!r}, and the setting pooler is 'none': a tenant "
     'could read another\'s rows, so it was not used. Set pooler = "pgbouncer-transaction", or connect to PostgreSQL itself'
 )
 
 
-def check_standing(name: str, connection: RoutedConnection | AsyncRoutedConnection, row: Row | None) -> None:
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a new connection finds: the backend that answers, the role in force, and what the login may do."""
+
+    backend_pid: int
+    role: str
+    powerful: bool
+    member: bool
+
+
+def check_standing(name: str, connection: RoutedConnection | AsyncRoutedConnection, found: Standing) -> None:
     """Whether the way to server *name* is what the setting ``pooler`` says, and the login no more than it may be."""
-    assert row is not None  # its identity was checked
-    _, _, backend_pid, role, powerful, member, _ = row
     if connection.pooled:
-        if powerful or not member:
+        if found.powerful or not found.member:
             raise SettingsError(
                 f"behind a pooler the login for server {name!r} must be no superuser, not bypass row-level security, and be a "
-                f"member of {APP_ROLE}; it is {'too powerful' if powerful else 'no member'}, and was not used"
+                f"member of {APP_ROLE}; it is {'too powerful' if found.powerful else 'no member'}, and was not used"
             )
-    elif backend_pid != connection.pgconn.backend_pid or role != APP_ROLE:
+    elif found.backend_pid != connection.pgconn.backend_pid or found.role != APP_ROLE:
         raise SettingsError(_FOUND.format(name))
 
 

@@ -21,13 +21,15 @@ from sqlalchemy.pool import Pool
 from shardkit.core.shardmap import Route
 from shardkit.db import dialect
 from shardkit.db.engines import _handed_back
-from shardkit.db.leg import Leg, driver_connection, opening_for
+from shardkit.db.leg import Leg, driver_connection
+from shardkit.db.opening import Opening
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
 from shardkit.orm.session import RoutedSession
 
 ROUTED = os.environ["SHARDKIT_SUITE"] == "routed"
 SHARD_SCHEMA, EMPTY_SCHEMA = "s0000_e1", "nothing_here"
 ROUTE = Route("suite", 0, SHARD_SCHEMA, "pg1", 1)
+OPENING = Opening(SHARD_SCHEMA.encode(), b"suite", role=b"none")  # the tests also make tables in their sessions
 
 registry.register("postgresql.shardkit_async", dialect.__name__, dialect.AsyncRoutedDialect.__name__)
 dialect.AsyncRoutedDialect.get_async_dialect_cls = classmethod(lambda cls, url: cls)  # SQLAlchemy's tests name the async one
@@ -39,7 +41,7 @@ class OneShard:
     engine = None
 
     def set_out(self, tenant, shard):
-        return Leg(ROUTE, self.engine, opening_for(ROUTE), self), self.engine
+        return Leg(ROUTE, self.engine, OPENING, self), self.engine
 
     def onward(self, leg):
         return None
