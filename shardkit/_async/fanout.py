@@ -18,6 +18,7 @@ from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
+from shardkit.db.deadline import left
 from shardkit.errors import FanOutError, FanOutRefusedError, SettingsError
 from shardkit.orm.fancheck import value_of
 from shardkit.orm.fanload import FanOutResult, finished, merged
@@ -154,7 +155,7 @@ class AsyncFanOut:
         before, after = plan.around(upto, cap=cap)
         branch, values = plan.bind(statement, dict(params) if params else None)
         return Asking(
-            before=before, branch=branch, after=after, values=values, whole=whole, deadline=time.monotonic() + deadline_s
+            before=before, branch=branch, after=after, values=values, whole=whole, deadline=time.monotonic() + left(deadline_s)
         )
 
     @staticmethod

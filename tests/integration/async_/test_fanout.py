@@ -227,6 +227,8 @@ async def test_the_deadline_ends_a_fan_out_that_waits(fleet, open_kit, tenant):
         with pytest.raises(FanOutError) as caught:
             await kit.fan_out(select(Order.id), deadline_s=0.5)
         assert {type(error) for error in caught.value.failures.values()} == {DeadlineError}
+        with kit.deadline(0.5), pytest.raises(FanOutError, match="deadline"):
+            await kit.fan_out(select(Order.id))
     assert len(await kit.fan_out(select(Order.id).where(mine(tenant)))) == 60
 
 
