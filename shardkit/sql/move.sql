@@ -20,8 +20,9 @@ SELECT max(n) FROM shardkit.move_marks WHERE lane = %(lane)s
 DELETE FROM shardkit.move_marks WHERE lane = %(lane)s
 
 -- expel --
--- End the sessions of a move, and wait until they are gone.
-SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = %(session)s AND pid <> pg_backend_pid()
+-- End the sessions of a move in this database (the other end may be on the same server), and wait until they are gone.
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+WHERE application_name = %(session)s AND datname = current_database() AND pid <> pg_backend_pid()
 
 -- schema_exists --
 -- Whether there is such a schema.
