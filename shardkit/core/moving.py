@@ -153,7 +153,10 @@ class VerifyChanged(Effect):
 
 @dataclass(frozen=True, slots=True)
 class CarrySequences(Effect):
-    """Set the target's sequences past the source's, by a margin for what is drawn in between."""
+    """Set the target's sequences past the source's, by a margin; not if the target is open already.
+
+    After the fence, because only then nobody draws from the source any more; but who was just doing it falls into the margin.
+    """
 
     margin: int
 
@@ -209,7 +212,7 @@ class FencePolicy:
 
 
 ID_MARGIN: Final = 8 * 1024
-"""How far ids jump at a move, in positions: 8 ms. What sessions draw between the reading and the fence falls into it,
+"""How far ids jump at a move, in positions: 8 ms. What sessions were just drawing while the fence was committed falls into it,
 and by the time clients arrive at the target the clock has caught up, so that nobody waits for it."""
 SEQUENCE_MARGIN: Final = 100
 """How many values other sequences jump, in steps of their increment."""
@@ -240,6 +243,7 @@ def carry(step: Step, *, fence: FencePolicy, copied: bool = False, soak: bool = 
             yield Verify()
             yield Enter(Step.FENCE)
             yield from _fence(fence)
+        yield CarrySequences(ID_MARGIN)
         yield Open()
         yield Flip()
     if step <= Step.FOLLOW:
@@ -275,7 +279,6 @@ def _fence(policy: FencePolicy) -> Generator[Effect, Any, None]:
             yield Mark()
             yield AwaitMark()
             yield VerifyChanged()
-            yield CarrySequences(ID_MARGIN)
         except Busy:
             yield Unlock()
         except Exception:

@@ -87,7 +87,7 @@ class Switching:
         verifier.everything(lambda _more: self.w.tell("verify", done=verifier.rows, total=max(total, verifier.rows)))
         self._fence.warm_up()
         self.w.target.one("last_mark", lane=self.w.back, on="marks")
-        self._carry_sequences(m.CarrySequences(m.ID_MARGIN))  # the same, for the first time
+        self._set_sequences(self.w.schema, 0)  # likewise
         predicted = self._settle(verifier)
         self.w.facts |= {
             "rows": verifier.rows,
@@ -148,19 +148,16 @@ class Switching:
         self._verifier.finally_equal(deadline=deadline)
 
     def _carry_sequences(self, effect: m.CarrySequences) -> None:
-        given = {
-            "schema": self.w.schema,
-            "ids": ID_SEQUENCE,
-            "origin": ID_ORIGIN_SEQUENCE,
-            "id_margin": effect.margin,
-            "margin": m.SEQUENCE_MARGIN,
-        }
-        rows = self.w.source.on().execute(SQL["sequences"], given, prepare=True).fetchall()
+        self._set_sequences(self.w.next_schema, effect.margin)
+
+    def _set_sequences(self, schema: str, id_margin: int) -> None:
+        """Set the target's sequences past those of *schema* on the source; does nothing once the target is open."""
+        given = {"ids": ID_SEQUENCE, "origin": ID_ORIGIN_SEQUENCE, "id_margin": id_margin, "margin": m.SEQUENCE_MARGIN}
+        rows = self.w.source.on().execute(SQL["sequences"], {"schema": schema, **given}, prepare=True).fetchall()
         if rows:
-            names, values = zip(*rows, strict=True)
-            self.w.target.on().execute(
-                SQL["set_sequences"], {"schema": self.w.schema, "names": list(names), "values": list(values)}, prepare=True
-            )
+            names, values = map(list, zip(*rows, strict=True))
+            wanted = {"schema": self.w.schema, "names": names, "values": values}
+            self.w.target.on().execute(SQL["set_sequences"], wanted, prepare=True)
 
     def _commit_fence(self, _: m.CommitFence) -> None:
         assert self._fence is not None

@@ -20,8 +20,9 @@ SELECT max(n) FROM shardkit.move_marks WHERE lane = %(lane)s
 DELETE FROM shardkit.move_marks WHERE lane = %(lane)s
 
 -- expel --
--- End the sessions of a move, and wait until they are gone.
-SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = %(session)s AND pid <> pg_backend_pid()
+-- End the sessions of a move in this database (the other end may be on the same server), and wait until they are gone.
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+WHERE application_name = %(session)s AND datname = current_database() AND pid <> pg_backend_pid()
 
 -- schema_exists --
 -- Whether there is such a schema.
@@ -70,9 +71,11 @@ SELECT c.relname, CASE
 FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
 
 -- set_sequences --
--- Set sequences of a schema.
-SELECT setval(c.oid, v.value) FROM unnest(%(names)s::text[], %(values)s::bigint[]) AS v (name, value)
-JOIN pg_class c ON c.relname = v.name JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
+-- Set sequences of a schema; never back, since somebody may have drawn from one when this server had the shard before.
+SELECT setval(c.oid, CASE WHEN s.seqincrement > 0 THEN greatest(v.value, pg_sequence_last_value(c.oid))
+                          ELSE least(v.value, pg_sequence_last_value(c.oid)) END)
+FROM unnest(%(names)s::text[], %(values)s::bigint[]) AS v (name, value) JOIN pg_class c ON c.relname = v.name
+JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s JOIN pg_sequence s ON s.seqrelid = c.oid
 
 -- blockers --
 -- Transactions that hold a lock the fence has to wait for, and for how long they have been open.

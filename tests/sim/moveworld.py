@@ -13,7 +13,7 @@ from shardkit.core.moving import Busy, LostContact, PastNoReturn, Step
 
 CLIENTS = 3
 WRITES = 3
-MARGIN = CLIENTS + 1  # each client can draw one id while writers are held
+MARGIN = CLIENTS + 1  # each client can be about to draw one id
 MAX_TURNS = 4000
 
 
@@ -81,6 +81,7 @@ class World:
                     yield
                     continue
                 if kept is None:
+                    yield  # it has found its sequence, and the shard may move before it draws
                     place.seq += 1
                     kept = place.seq
                     yield
@@ -212,8 +213,10 @@ class Run:
         return NotImplemented
 
     def carry_sequences(self, effect):
-        source = self.w.places[self.source, self.epoch]
-        self.w.places[self.target, self.epoch].seq = source.seq + min(effect.margin, MARGIN)
+        source = self.w.places.get((self.source, self.epoch + 1))
+        target = self.w.places.get((self.target, self.epoch))
+        if source is not None and target is not None:
+            target.seq = max(target.seq, source.seq + min(effect.margin, MARGIN))
 
     def commit_fence(self, _):
         w = self.w
