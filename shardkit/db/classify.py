@@ -76,20 +76,31 @@ _PURE_FUNCTIONS: Final = frozenset(
 )
 
 
+CACHED_TABLES: Final[set[str]] = set()
+"""Names of tables with rows in the cache; ``orm.cached`` fills it."""
+_WRITES: Final = re.compile(r"\b(?:insert|update|delete|merge|truncate|copy)\b", re.IGNORECASE)
+_WORD: Final = re.compile(r"\w+")
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """``plain``: a SELECT with no lock, no side effect and no raw text. ``raw``: SQL text written by the program."""
+    """``plain``: a SELECT with no lock, no side effect and no raw text. ``raw``: SQL text written by the program.
+
+    ``cached``: the tables with rows in the cache that it may write to.
+    """
 
     plain: bool
     raw: bool
     writes: bool
     changes_session: bool
+    cached: frozenset[str] = frozenset()
 
 
 def kind_of(compiled: Any, statement: str) -> Kind:
     """Kind of *statement*; remembered on *compiled*, which SQLAlchemy keeps in its statement cache."""
     if compiled is None:
-        return Kind(plain=False, raw=True, writes=False, changes_session=bool(_CHANGES_SESSION.search(statement)))
+        changes_session = bool(_CHANGES_SESSION.search(statement))
+        return Kind(plain=False, raw=True, writes=False, changes_session=changes_session, cached=_named(statement))
     known: Kind | None = compiled.__dict__.get("_shardkit_kind")
     if known is None:
         known = compiled.__dict__["_shardkit_kind"] = _classify(compiled.statement, statement)
@@ -98,13 +109,25 @@ def kind_of(compiled: Any, statement: str) -> Kind:
 
 def _classify(clause: Any, statement: str) -> Kind:
     plain, raw, writes = isinstance(clause, Select | CompoundSelect), False, False
+    cached: frozenset[str] = frozenset()
     for part in visitors.iterate(clause) if clause is not None else ():
         if isinstance(part, TextClause | TextualSelect):
             plain, raw = False, raw or part is clause or isinstance(part, TextualSelect)
+            cached |= _named(statement)
         elif isinstance(part, UpdateBase):
             plain, writes = False, True
+            cached |= {getattr(part.table, "name", "")} & CACHED_TABLES
         elif (isinstance(part, FunctionElement) and str(getattr(part, "name", "")).lower() not in _PURE_FUNCTIONS) or (
             isinstance(part, Select | CompoundSelect) and part._for_update_arg is not None
         ):
             plain = False
-    return Kind(plain=plain, raw=raw, writes=writes, changes_session=bool(_CHANGES_SESSION.search(statement)))
+    return Kind(
+        plain=plain, raw=raw, writes=writes, changes_session=bool(_CHANGES_SESSION.search(statement)), cached=cached
+    )
+
+
+def _named(statement: str) -> frozenset[str]:
+    """Cached tables that SQL text which writes something has the name of: rather one too many."""
+    if not CACHED_TABLES or not _WRITES.search(statement):
+        return frozenset()
+    return frozenset(CACHED_TABLES.intersection(_WORD.findall(statement)))

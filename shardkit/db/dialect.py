@@ -44,7 +44,7 @@ class _Routing:
         if leg is None or context is None:
             call(cursor, statement, parameters)
             return
-        _prepare(driver, context.compiled, statement)
+        _prepare(driver, context, statement)
         try:
             call(cursor, leg.current(statement), parameters)
         except self.dbapi.Error as exc:
@@ -123,15 +123,22 @@ class _Routing:
         def _rebase(self, cursor: Any, new: Any) -> None: ...
 
 
-def _prepare(driver: Any, compiled: Any, statement: str) -> None:
+def _prepare(driver: Any, context: Any, statement: str) -> None:
     """Note on *driver* what has to be known about *statement* before it goes."""
-    kind = kind_of(compiled, statement)
+    kind = kind_of(context.compiled, statement)
     driver.single = not kind.raw
     driver.dirty |= kind.changes_session
+    if kind.cached and not _is_announced(context.execution_options):
+        driver.unannounced |= kind.cached
     if driver.every and not kind.plain:
         if kind.writes:
             raise ReadOnlyError("kit.read() is for reading: use kit.begin() or kit.session() to write")
         driver.every, driver.pending, driver.begin = False, True, READ_ONLY
+
+
+def _is_announced(options: Any) -> bool:
+    """Whether the session gathers the rows that a statement changes: a flush has a cache of statements of its own."""
+    return "compiled_cache" in options or "shardkit_announced" in options
 
 
 def _execute(cursor: Any, statement: str, parameters: Any) -> None:

@@ -113,6 +113,9 @@ class _Routed:
     dirty: bool = False
     """Somebody changed the session itself; the pool closes such a connection instead of handing it on."""
 
+    unannounced: frozenset[str] = frozenset()
+    """Cached tables that statements of this transaction wrote to without saying which rows."""
+
     def embark(self, leg: Leg, *, every: bool) -> None:
         """Carry *leg* from now on; its opening goes with the next statement, or with every one."""
         self.leg, self.every, self.pending, self.under_way = leg, every, True, False
@@ -121,6 +124,7 @@ class _Routed:
         """Forget everything about the last unit of work."""
         self.leg, self.begin = None, BEGIN
         self.pending = self.every = self.single = self.under_way = self.fresh = False
+        self.unannounced = frozenset()
 
     @property
     def idle(self) -> bool:
