@@ -115,7 +115,8 @@ def furnish(connection: psycopg.Connection) -> None:
         connection.execute(statement)
     connection.execute(f"SET search_path TO {SCHEMA}")
     for table in Base.metadata.sorted_tables:
-        connection.execute(str(CreateTable(table).compile(dialect=postgresql.dialect())))
+        dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+        connection.execute(str(CreateTable(table).compile(dialect=dialect)))
 
 
 def single_insert(connection: psycopg.Connection, table: str) -> Callable[[], object]:

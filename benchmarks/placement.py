@@ -13,7 +13,9 @@ from uuid import UUID
 from hashring import HashRing
 
 from shardkit.core.placement import place, plan
+from shardkit import Settings, ShardKit, run_local
 from shardkit.core.shardmap import Placement, Server, ShardMap
+from shardkit.schema.bootstrap import initialize
 
 if TYPE_CHECKING:
     from benchmarks.harness import Bench
@@ -23,11 +25,37 @@ SHARDS = 4096
 
 
 def run(bench: Bench) -> None:
-    """Exact figures; the repetitions of a pure function would all be the same."""
+    """Exact figures, whose repetitions would all be the same; and one of time."""
     bench.record("max_over_mean", [max_over_mean()], unit="ratio", goal=1.001)
     bench.record("max_over_mean_ring_alone", [ring_max_over_mean()], unit="ratio")
     bench.record("moves_over_optimum", [moves_over_optimum()], unit="ratio", goal=1.0)
     bench.record("map_bytes_1m_pins", [float(map_bytes())], unit="bytes")
+    _hot_tenant(bench)
+
+
+def _hot_tenant(bench: Bench) -> None:
+    """`kit.locate` of a tenant asked for lately, against a look-up among 16 nodes of `hashring`."""
+    tenants, calls = [f"tenant-{n}" for n in range(64)], range(50)
+    ring = HashRing(sorted(_fleet(16)))
+    with run_local(servers=1, redis=False, trust=True, fast=True) as cluster:
+        initialize(Settings(catalog_url=cluster.catalog_url), servers={"pg1": cluster.servers[0].url}, shard_count=256)
+        with ShardKit(cluster.catalog_url) as kit:
+
+            def located() -> None:
+                locate = kit.locate
+                for _ in calls:
+                    for tenant in tenants:
+                        locate(tenant)
+
+            def ringed() -> None:
+                get_node = ring.get_node
+                for _ in calls:
+                    for tenant in tenants:
+                        get_node(tenant)
+
+            rounds = bench.pick(21, 9)
+            taken = bench.interleave({"ours": located, "hashring": ringed}, rounds=rounds, block=5)
+    bench.ratio("locate_vs_hashring_16", ours=taken["ours"], other=taken["hashring"], goal=0.125)
 
 
 def max_over_mean(shards: int = SHARDS) -> float:

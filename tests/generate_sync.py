@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAIRS = [("shardkit/_async", "shardkit/_sync"), ("tests/integration/async_", "tests/integration/sync_")]
-BY_HAND = {"colour.py"}
+BY_HAND = {"colour.py", "conftest.py"}
 HEADER = "# Generated from {source} by tests/generate_sync.py: change that file instead.\n"
 RULES = [
     (r"\nimport asyncio(?=\n)", ""),
@@ -21,10 +21,11 @@ RULES = [
     (r"import Awaitable, Callable", "import Callable"),
     (r"shardkit\._async", "shardkit._sync"),
     (r"\basync (def|with|for)\b", r"\1"),
+    (r"\bstream_scalars\b", "scalars"),
     (r"\bawait ", ""),
     (r"__a(enter|exit)__", r"__\1__"),
     (r"\bAsync(ShardKit|ShardAccess|Unit|RoutedSession)\b", r"\1"),
-    (r"written once for asyncio; ``_sync`` is generated from it", "generated from ``_async``"),
+    (r"written once for asyncio; ``(_?)sync(_?)`` is generated from it", r"generated from ``\1async\2``"),
 ]
 
 

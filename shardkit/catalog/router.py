@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from uuid import UUID
 
 from sqlalchemy.engine import Engine
@@ -14,9 +15,10 @@ from shardkit.db.connect import is_closed
 from shardkit.db.engines import Engines
 from shardkit.db.leg import Leg, opening_for
 from shardkit.db.wire import Opening
-from shardkit.errors import NoTenantError, ShardMovedError
+from shardkit.errors import CatalogError, NoTenantError, ShardMovedError
 from shardkit.settings import Settings
 
+log = logging.getLogger("shardkit.catalog")
 _REMEMBERED = 65_536
 
 
@@ -51,21 +53,25 @@ class Router:
         return self._look_up(tenant)
 
     def _look_up(self, tenant: TenantKey) -> Route:
-        memo = self._memo
-        if memo.map is not self.watch.map:
-            memo = self._memo = _Memo(self.watch.map)
+        memo = self._memo_of_now()
         route = memo.map.locate(tenant)
         if len(memo.routes) >= _REMEMBERED:
             memo.routes.clear()
         memo.routes[tenant] = route
         return route
 
+    def _memo_of_now(self) -> _Memo:
+        memo = self._memo
+        if memo.map is not self.watch.map:
+            memo = self._memo = _Memo(self.watch.map)
+        return memo
+
     def set_out(self, tenant: TenantKey | None, shard: int | None) -> tuple[Leg, Engine]:
         """Leg and engine of a unit of work that begins now."""
         if tenant is not None:
             route = self.locate(tenant)
         elif shard is not None:
-            route = self.map.route(shard)
+            route = self._memo_of_now().map.route(shard)
         else:
             raise NoTenantError
         memo = self._memo
@@ -87,7 +93,7 @@ class Router:
             return (new.shard, new.epoch) != (route.shard, route.epoch)
 
         if not moved(self.map):
-            self.watch.refresh()
+            self._ask()
             if not moved(self.map) and not is_closed(
                 self.map.server(route.server), self._settings, cluster_id=self.cluster_id, schema=route.schema
             ):
@@ -100,6 +106,12 @@ class Router:
             )
         new = _again(found, route)
         return Leg(new, self.engines.of(found.server(new.server)), opening_for(new), self, was=leg.was or route.schema)
+
+    def _ask(self) -> None:
+        try:
+            self.watch.refresh()
+        except CatalogError as exc:  # the server knows better than the catalog whether the shard is still there
+            log.warning("a shard may have moved, and %s", exc)
 
     def global_leg(self) -> tuple[Leg, Engine]:
         """Leg and engine of the one place where global tables live: a schema beside the catalog's own."""

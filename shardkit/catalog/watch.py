@@ -85,9 +85,10 @@ class MapWatch:
         """Stop asking."""
         self._closed = True
         self._wanted.set()
-        self._drop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=self._settings.connect_timeout_s + 1)
+        with self._asking:
+            self._drop()
 
     def after_fork(self) -> None:
         """In a child: locks may be held by threads that are not here, and the connection is the parent's."""

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql.psycopg import (
     AsyncAdapt_psycopg_cursor,
     PGDialect_psycopg,
     PGDialectAsync_psycopg,
+    PGIdentifierPreparer_psycopg,
 )
 from sqlalchemy.util import await_only
 
@@ -49,6 +50,8 @@ class _Routing:
             call(cursor, leg.current(statement), parameters)
         except self.dbapi.Error as exc:
             driver.dirty |= exc.sqlstate in STALE_PLAN
+            if driver.last and driver.closed:
+                exc.in_commit = True
             onward = self._onward(driver, leg, exc.sqlstate)
             if onward is None:
                 raise
@@ -64,25 +67,27 @@ class _Routing:
     def _onward(self, driver: Any, leg: Leg, sqlstate: str | None) -> Leg | None:
         """How to go on: at the shard's new epoch, or on a fresh connection where this one had died in the pool; None: not."""
         if driver.closed:
-            return None if driver.under_way or driver.fresh else leg
+            return None if driver.under_way or driver.fresh or driver.last else leg
         return self._wait(lambda: leg.guide.onward(leg)) if may_have_moved(sqlstate) else None
 
     def _change_road(self, connection: Any, cursor: Any, leg: Leg) -> Any:
         """Put *connection* and *cursor* on a connection to where *leg* leads; nothing was done on the old one."""
         old = connection._dbapi_connection
         before = old.driver_connection
-        begin, every = before.begin, before.every
+        begin, every, single, last = before.begin, before.every, before.single, before.last
         if before.closed:
             old._pool._invalidate(old)
         else:
             old.rollback()
-        new = leg.engine.raw_connection()
-        connection._dbapi_connection = new
+        here = not before.closed and leg.engine.pool is old._pool
+        new = old if here else leg.engine.raw_connection()
         driver: Any = new.driver_connection
-        driver.begin, driver.single, driver.fresh = begin, before.single, before.closed
+        driver.begin, driver.single, driver.fresh = begin, single, before.closed
         driver.embark(leg, every=every)
-        self._rebase(cursor, new)
-        if not before.closed:
+        driver.last = last
+        if not here:
+            connection._dbapi_connection = new
+            self._rebase(cursor, new)
             old.close()
         options = connection.get_execution_options()
         if "schema_translate_map" in options:
@@ -149,8 +154,29 @@ def _executemany(cursor: Any, statement: str, parameters: Any) -> None:
     cursor.executemany(statement, parameters)
 
 
+class _Preparer(PGIdentifierPreparer_psycopg):
+    """Puts a shard's schema into a statement once per (statement, schema), not once per execution."""
+
+    def _render_schema_translates(self, statement: str, schema_translate_map: Any, **options: Any) -> str:
+        if len(schema_translate_map) != 1 or len(statement) > _RENDERED_LENGTH:
+            return super()._render_schema_translates(statement, schema_translate_map, **options)
+        key = (statement, schema_translate_map.get(None))
+        known = _rendered.get(key)
+        if known is None:
+            if len(_rendered) >= _RENDERED_MAX:
+                _rendered.clear()
+            known = _rendered[key] = super()._render_schema_translates(statement, schema_translate_map, **options)
+        return known
+
+
+_RENDERED_MAX, _RENDERED_LENGTH = 32_768, 4_096
+_rendered: dict[tuple[str, str | None], str] = {}
+
+
 class RoutedDialect(_Routing, PGDialect_psycopg):
     """``postgresql+shardkit``."""
+
+    preparer = _Preparer
 
     supports_statement_cache = True
     movable = RoutedCursor
@@ -175,6 +201,7 @@ class AsyncRoutedDialect(_Routing, PGDialectAsync_psycopg):
     """The same for asyncio: a wait for the map runs in a thread, so that the loop goes on."""
 
     supports_statement_cache = True
+    preparer = _Preparer
     movable = AsyncAdapt_psycopg_cursor
 
     def driver_of(self, cursor: Any) -> Any:

@@ -12,6 +12,7 @@ This is the only file that builds on psycopg's internals (3.3); ``self_check`` f
 
 from __future__ import annotations
 
+import select
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,12 +26,16 @@ if TYPE_CHECKING:
     from shardkit.db.leg import Leg
 
 BEGIN: Final = b"BEGIN"
+COMMIT: Final = b"COMMIT"
 READ_ONLY: Final = b"BEGIN READ ONLY"
 IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 _SETTINGS: Final = b"SELECT set_config('search_path', $1, true), set_config('shardkit.tenant', $2, true)"
 _SETTINGS_NAME: Final = b"_shardkit_open"
+_BEGIN_NAME: Final = b"_shardkit_begin"
+_COMMIT_NAME: Final = b"_shardkit_commit"
 _TEXT_OID: Final = 25
+_UNKNOWN: Final = (None,) * 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +48,34 @@ class Opening:
 
     def send(self, connection: _Routed) -> int:
         """Queue BEGIN and the settings in the pipeline of *connection*; the number of results they will give."""
-        wire, count = connection.pgconn, 1
+        wire, prepared, count = connection.pgconn, connection.prepare_threshold is not None, 1
         if not connection.every:
-            wire.send_query_params(connection.begin, None)
+            if connection.opening_prepared and connection.begin == BEGIN:
+                wire.send_query_prepared(_BEGIN_NAME, None)
+            else:
+                wire.send_query_params(connection.begin, None)
             count += 1
+        if prepared and not connection.opening_prepared:  # after BEGIN: a snapshot taken before it would fix the isolation level
+            wire.send_prepare(_BEGIN_NAME, BEGIN)
+            wire.send_prepare(_COMMIT_NAME, COMMIT)
+            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
+            count += 3
         if self.role is not None:
             wire.send_query_params(b"SET LOCAL ROLE " + self.role, None)
             count += 1
-        if connection.prepare_threshold is None:
+        if prepared:
+            wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant])
+        else:
             wire.send_query_params(_SETTINGS, [self.schema, self.tenant], param_types=[_TEXT_OID, _TEXT_OID])
-            return count
-        if not connection.opening_prepared:
-            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
-            count += 1
-        wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant])
         return count
 
-    def message(self) -> bytes:
-        """The settings as SQL, for a first statement that cannot travel in a pipeline."""
-        role = sql.SQL("SET LOCAL ROLE {};").format(sql.Identifier(self.role.decode())) if self.role else sql.SQL("")
+    def commands(self) -> list[bytes]:
+        """The settings as SQL, for a first statement that they cannot travel with."""
         settings = sql.SQL("SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true)").format(
             sql.Literal(self.schema.decode()), sql.Literal(self.tenant.decode())
         )
-        return (role + settings).as_bytes(None)
+        role = [] if self.role is None else [b"SET LOCAL ROLE " + self.role]
+        return [*role, settings.as_bytes(None)]
 
 
 class _Query(_queries.PostgresQuery):
@@ -109,6 +119,10 @@ class _Routed:
     """A statement of this transaction has been answered; from now on it cannot change servers."""
     fresh: bool = False
     """This connection replaced one that had died in the pool."""
+    last: bool = False
+    """COMMIT goes with the next statement: it is the last of its transaction, and cannot be found wanting afterwards."""
+    committed: bool = False
+    """COMMIT went with a statement, and was answered."""
     opening_prepared: bool = False
     dirty: bool = False
     """Somebody changed the session itself; the pool closes such a connection instead of handing it on."""
@@ -123,8 +137,15 @@ class _Routed:
     def disembark(self) -> None:
         """Forget everything about the last unit of work."""
         self.leg, self.begin = None, BEGIN
-        self.pending = self.every = self.single = self.under_way = self.fresh = False
+        self.pending = self.every = self.single = self.under_way = self.fresh = self.last = self.committed = False
         self.unannounced = frozenset()
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing came unasked. A server that ended this connection has said so; then nothing must be risked on it."""
+        poll = select.poll()
+        poll.register(self.pgconn.socket, select.POLLIN | select.POLLHUP)
+        return not poll.poll(0)
 
     @property
     def idle(self) -> bool:
@@ -133,10 +154,13 @@ class _Routed:
 
     def _open_gen(self) -> Generator[Any, Any, None]:
         """Send the opening on its own, for what cannot travel with it (scripts, COPY, pipelines, server-side cursors)."""
-        begin = READ_ONLY if self.every else self.begin
-        message = begin if self.leg is None else b";".join((begin, self.leg.opening.message()))
+        commands = [READ_ONLY if self.every else self.begin, *(self.leg.opening.commands() if self.leg else ())]
         self.pending = self.every = False
-        self.pgconn.send_query(message)
+        if self._pipeline is not None:
+            for command in commands:
+                yield from self._exec_command(command)  # type: ignore[attr-defined]
+            return
+        self.pgconn.send_query(b";".join(commands))
         for result in (yield from generators.execute(self.pgconn)):
             if result.status == _FATAL:
                 raise errors.error_from_result(result)
@@ -152,6 +176,11 @@ class _Routed:
         elif not self.idle:
             yield from self._exec_command(b"ROLLBACK")  # type: ignore[attr-defined]
 
+    def _deallocate(self, name: bytes | None) -> Generator[Any, Any, None]:
+        """psycopg's upkeep after DROP, ALTER and ROLLBACK TO; without a name all prepared statements go, also ours."""
+        self.opening_prepared &= name is not None
+        yield from super()._deallocate(name)  # type: ignore[misc]
+
 
 class _RoutedCursor:
     """A cursor whose first statement takes the opening along."""
@@ -160,31 +189,45 @@ class _RoutedCursor:
         _conn: Any
         _pgconn: Any
         _last_query: Any
+        pgresult: Any
 
     _query_cls: Any = _Query
+
+    @property
+    def description(self) -> Any:
+        """Name and type of each column, as DB-API says; psycopg makes a Column object of each, for every execution."""
+        result = self.pgresult
+        if result is None or not result.nfields:
+            return super().description  # type: ignore[misc]
+        encoding = self._pgconn._encoding
+        return [(result.fname(i).decode(encoding), result.ftype(i), *_UNKNOWN) for i in range(result.nfields)]
 
     def _execute_gen(
         self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Generator[Any, Any, None]:
         conn = self._conn
         leg = conn.leg
-        if leg is None or not (conn.pending or conn.every) or not (params or conn.single) or conn._pipeline or not conn.idle:
+        opens = (conn.pending or conn.every) and conn.idle
+        if leg is None or not (opens or conn.last) or not (params or conn.single) or conn._pipeline:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
             return
         every, conn.pending, conn.every = conn.every, False, False
         yield from self._start_query(query)  # type: ignore[attr-defined]  # resets the cursor; nothing is pending now
         conn.every = every
         pgq = self._convert_query(query, params)  # type: ignore[attr-defined]
-        yield from self._fly_gen(leg.opening, pgq, prepare=prepare, binary=binary)
+        yield from self._fly_gen(leg.opening if opens else None, pgq, prepare=prepare, binary=binary)
         self._last_query = query
         yield from conn._prepared.maintain_gen(conn)
 
-    def _fly_gen(self, opening: Opening, query: Any, *, prepare: bool | None, binary: bool | None) -> Generator[Any, Any, None]:
+    def _fly_gen(
+        self, opening: Opening | None, query: Any, *, prepare: bool | None, binary: bool | None
+    ) -> Generator[Any, Any, None]:
         conn, wire = self._conn, self._pgconn
+        last = conn.last
         prep, name = self._get_prepared(query, prepare)  # type: ignore[attr-defined]
         wire.enter_pipeline_mode()
         try:
-            before = opening.send(conn)
+            before = settings = opening.send(conn) if opening is not None else 0
             if prep is Prepare.NO:
                 self._execute_send(query, force_extended=True, binary=binary)  # type: ignore[attr-defined]
             else:
@@ -192,22 +235,39 @@ class _RoutedCursor:
                     self._send_prepare(name, query)  # type: ignore[attr-defined]
                     before += 1
                 self._send_query_prepared(name, query, binary=binary)  # type: ignore[attr-defined]
+            if last:
+                _send_commit(conn)
             wire.pipeline_sync()
             yield from generators.send(wire)
-            answers = yield from _answers_gen(wire, before + 2)  # the last one is the answer to the sync
+            answers = yield from _answers_gen(wire, before + last + 2)  # the last one is the answer to the sync
         finally:
             if wire.status == pq.ConnStatus.OK:
                 wire.exit_pipeline_mode()
-        for (answer,) in answers[:before]:
+        for number, (answer,) in enumerate(answers[:before], 1):
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
-        conn.opening_prepared = conn.prepare_threshold is not None
+            if number == settings:  # whatever becomes of the statement, this one is prepared
+                conn.opening_prepared = conn.prepare_threshold is not None
         key = conn._prepared.maybe_add_to_cache(query, prep, name)
         results = answers[before]
         if key is not None:
             conn._prepared.validate(key, prep, name, results)
         self._check_results(results)  # type: ignore[attr-defined]
+        if last:
+            (answer,) = answers[before + 1]
+            if answer.status == _FATAL:
+                failed = errors.error_from_result(answer, encoding=wire._encoding)
+                failed.in_commit = True  # type: ignore[attr-defined]
+                raise failed
+            conn.committed = True
         self._set_results(results)  # type: ignore[attr-defined]
+
+
+def _send_commit(conn: Any) -> None:
+    if conn.opening_prepared:
+        conn.pgconn.send_query_prepared(_COMMIT_NAME, None)
+    else:
+        conn.pgconn.send_query_params(COMMIT, None)
 
 
 def _answers_gen(wire: Any, count: int) -> Generator[Any, Any, list[Any]]:
@@ -244,7 +304,7 @@ def self_check() -> None:
             "_send_prepare",
             "_check_results",
         ),
-        psycopg.Connection: ("_start_query", "_rollback_gen", "_exec_command"),
+        psycopg.Connection: ("_start_query", "_rollback_gen", "_exec_command", "_deallocate"),
         PrepareManager: ("maybe_add_to_cache", "validate", "maintain_gen"),
         generators: ("send", "fetch_many", "execute"),
         _queries: ("_query2pg_nocache", "MAX_CACHED_STATEMENT_LENGTH"),

@@ -13,14 +13,17 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
-from sqlalchemy.sql.dml import Delete, Update
+from sqlalchemy.sql.dml import Delete, Insert, Update
 from sqlalchemy.sql.selectable import Select
 
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
 from shardkit.db.leg import Leg, driver_connection
-from shardkit.errors import ReadOnlyError, SessionError
+from shardkit.errors import Outcome, ReadOnlyError, SessionError, UnknownKeysError
+from shardkit.orm.cached import INFO
+from shardkit.orm.changes import ANNOUNCED, Changes, Writer, gather, gather_cascades, gather_returned, settle, with_keys
 from shardkit.orm.keys import assign_ids
+from shardkit.orm.lone import is_lone_insert
 from shardkit.orm.tenancy import CRITERIA, TENANT_PARAMETER, criteria_of, own
 
 
@@ -54,12 +57,17 @@ class RoutedSession(Session):
         tenant: TenantKey | None = None,
         shard: int | None = None,
         read_only: bool = False,
+        cache: Writer | None = None,
         **options: Any,
     ) -> None:
         super().__init__(close_resets_only=False, **options)
+        self._cache = cache
+        self._changes: Changes | None = None
         self._guide, self._tenant, self._shard, self._read_only = guide, tenant, shard, read_only
+        self._committing = False
         self._leg: Leg | None = None
         self._engine: Engine | None = None
+        self._connection: Connection | None = None
 
     @property
     def tenant(self) -> TenantKey | None:
@@ -69,7 +77,10 @@ class RoutedSession(Session):
     @property
     def route(self) -> Route:
         """Where the open transaction runs, or where the next one would."""
-        return (self._leg or self._guide.set_out(self._tenant, self._shard)[0]).route
+        leg, connection = self._leg, self._connection
+        if connection is not None and not (connection.closed or connection.invalidated):
+            leg = driver_connection(connection).leg  # it may have been led on
+        return (leg or self._guide.set_out(self._tenant, self._shard)[0]).route
 
     def get_bind(self, mapper: Any = None, *, bind: Any = None, **_: Any) -> Any:  # noqa: ARG002  # SQLAlchemy's signature
         """Engine of the server that holds the shard; the same one until the transaction ends."""
@@ -95,13 +106,64 @@ class RoutedSession(Session):
             and not isinstance(params, Sequence)
         ):
             statement = statement.options(criteria_of(self._tenant))
+        if self._cache is not None and isinstance(statement, Insert | Update | Delete):
+            return self._write(statement, params, keywords)
         return super()._execute_internal(statement, params, **keywords)
+
+    def _write(self, statement: Any, params: Any, keywords: dict[str, Any]) -> Any:
+        """A statement that changes rows, made to say which, if they are cached."""
+        statement, entity = with_keys(statement, params, self.changes)
+        if entity is None:
+            return super()._execute_internal(statement, params, **keywords)
+        options = {**(keywords.pop("execution_options", None) or {}), **ANNOUNCED}
+        result = super()._execute_internal(statement, params, execution_options=options, **keywords)
+        return gather_returned(result, entity, self.changes)
+
+    @property
+    def changes(self) -> Changes:
+        """What this transaction changes in cached tables."""
+        if self._changes is None:
+            self._changes = Changes()
+        return self._changes
+
+    def _bulk_save_mappings(self, mapper: Any, *arguments: Any, **keywords: Any) -> None:
+        if self._cache is not None and INFO in mapper.local_table.info:
+            raise UnknownKeysError(
+                f"bulk_save and bulk_..._mappings do not tell which rows of the cached table {mapper.local_table.name} they change: "
+                "nothing was written. Use add_all(), or session.execute(insert(...), rows)"
+            )
+        super()._bulk_save_mappings(mapper, *arguments, **keywords)  # type: ignore[misc]
 
     def flush(self, objects: Any = None) -> None:
         """As ever; a read-only session refuses to write."""
         if self._read_only and (self._new or self._deleted or self._dirty_states):
             raise ReadOnlyError("kit.read() is for reading: use kit.begin() or kit.session() to write; nothing was written")
-        super().flush(objects)
+        if self._committing and objects is None and is_lone_insert(self):
+            self._flush_and_commit()
+        else:
+            super().flush(objects)
+
+    def commit(self) -> None:
+        """As ever; COMMIT travels with the last INSERT where that one statement is all that is left to do."""
+        self._committing = True
+        try:
+            super().commit()
+        finally:
+            self._committing = False
+
+    def _flush_and_commit(self) -> None:
+        driver = driver_connection(self.connection())
+        driver.last = driver.leg is not None and driver.silent
+        try:
+            super().flush()
+        except Exception as exc:
+            if driver.committed:
+                raise SessionError(
+                    "the row was written and committed, and then its answer could not be read", outcome=Outcome.DONE
+                ) from exc
+            raise
+        finally:
+            driver.last = False
 
 
 class AsyncRoutedSession(AsyncSession):
@@ -122,29 +184,62 @@ class AsyncRoutedSession(AsyncSession):
 
 
 @event.listens_for(RoutedSession, "after_begin")
-def _embark(session: RoutedSession, _transaction: SessionTransaction, connection: Connection) -> None:
+def _embark(session: RoutedSession, transaction: SessionTransaction, connection: Connection) -> None:
     leg = session._leg
-    if leg is None:  # the session was bound to a connection by hand: the program's own business
+    if leg is None or transaction.nested:  # None: bound to a connection by hand, the program's own business
         return
     driver = driver_connection(connection)
-    if driver.leg is leg:  # a savepoint
-        return
     if not driver.begin:
         raise SessionError(
             "AUTOCOMMIT is refused on a routed session: the tenant and the path are set for a transaction. "
             "For reads outside one there is kit.read(...)"
         )
     driver.embark(leg, every=session._read_only and driver.begin == b"BEGIN")
+    session._connection = connection
 
 
 @event.listens_for(RoutedSession, "after_transaction_end")
 def _arrive(session: RoutedSession, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
-        session._leg = session._engine = None
+        session._leg = session._engine = session._connection = session._changes = None
+    elif transaction.nested and session._changes is not None:
+        session._changes.committing = False
 
 
 @event.listens_for(RoutedSession, "before_flush")
 def _complete(session: RoutedSession, _context: UOWTransaction, _instances: Any) -> None:
+    if session._deleted and session._cache is not None:
+        gather_cascades(session, session.changes)
     if session._new:
-        own(session.new, session._tenant)
-        assign_ids(session, session.new)
+        new = list(session._new.values())
+        own(new, session._tenant)
+        if len(new) > 1:
+            assign_ids(session, new)
+
+
+@event.listens_for(RoutedSession, "after_flush")
+def _gather(session: RoutedSession, context: UOWTransaction) -> None:
+    if session._cache is None:
+        return
+    gather(session, context, session.changes)
+    if session.changes.committing:
+        _settle(session)
+
+
+@event.listens_for(RoutedSession, "before_commit")
+def _before_commit(session: RoutedSession) -> None:
+    if session._cache is not None:
+        session.changes.committing = True
+        if session._is_clean():
+            _settle(session)
+
+
+def _settle(session: RoutedSession) -> None:
+    """Everything is flushed and nothing committed: the moment for the markers."""
+    changes, connection, writer = session._changes, session._connection, session._cache
+    if changes is None or writer is None:
+        return
+    if connection is None and changes:
+        connection = session.connection()  # only vouched for, nothing was sent yet
+    if connection is not None and not connection.closed:
+        settle(driver_connection(connection), changes, writer)

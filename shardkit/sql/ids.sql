@@ -19,7 +19,7 @@ DECLARE
     began bigint;
     pos bigint;
     ms bigint;
-    raised boolean := false;
+    raised bigint;
 BEGIN
     LOOP
         began := pg_sequence_last_value(origin);
@@ -27,16 +27,20 @@ BEGIN
         ms := floor(date_part('epoch', clock_timestamp()) * 1000)::bigint - {epoch_ms};
         EXIT WHEN pos >> 10 = ms AND began = pg_sequence_last_value(origin);
 
-        IF (pos >> 10 < ms OR pos IS NULL) AND NOT raised THEN
+        IF pos >> 10 < ms OR pos IS NULL THEN
             IF ms >> 40 > 0 THEN
                 RAISE 'the clock of this server is past the year 2060: no id was made' USING ERRCODE = '22008';
             END IF;
-            -- Behind the clock. One session raises the origin; nobody waits for it, the others go on a little behind.
-            -- Lock, raise and unlock are one expression because nothing can cancel a session inside it.
-            raised := CASE WHEN pg_try_advisory_lock({lock_class}, shard) THEN CASE
-                WHEN setval(origin, greatest(pg_sequence_last_value(origin), (ms << 10) - pg_sequence_last_value(ids))) > 0
-                THEN pg_advisory_unlock({lock_class}, shard) END ELSE false END;
-            CONTINUE WHEN raised;
+            -- Behind the clock. One session raises the origin and draws before another can; nobody waits for it, the others
+            -- go on a little behind. Lock, raise, draw and unlock are one expression (evaluated from left to right) because
+            -- nothing can cancel a session inside it.
+            raised := CASE WHEN pg_try_advisory_lock({lock_class}, shard) THEN
+                setval(origin, greatest(pg_sequence_last_value(origin), (ms << 10) - pg_sequence_last_value(ids)))
+                + nextval(ids) + CASE WHEN pg_advisory_unlock({lock_class}, shard) THEN 0 END END;
+            IF raised IS NOT NULL THEN
+                pos := raised;
+                EXIT;
+            END IF;
         END IF;
 
         IF began = pg_sequence_last_value(origin) THEN

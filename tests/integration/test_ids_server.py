@@ -212,7 +212,9 @@ def test_cancel_while_raising_the_origin_leaves_no_lock(lab) -> None:
 def test_a_lock_left_behind_would_be_seen(lab) -> None:
     lab.install(
         "ticking",
-        edit=lambda text: text.replace("THEN pg_advisory_unlock", "AND pg_sleep(0.05)::text = '' THEN pg_advisory_unlock"),
+        edit=lambda text: text.replace(
+            "CASE WHEN pg_advisory_unlock", "CASE WHEN pg_sleep(0.05)::text = '' AND pg_advisory_unlock"
+        ),
     )
     assert cancelled_often(lab, times=10) > 0
 

@@ -1,0 +1,1 @@
+"""Tests of sessions, written once for asyncio; ``sync_`` is generated from it."""

@@ -1,0 +1,2 @@
+# Generated from tests/integration/async_/__init__.py by tests/generate_sync.py: change that file instead.
+"""Tests of sessions, generated from ``async_``."""

@@ -1,0 +1,308 @@
+# Generated from tests/integration/async_/test_sessions.py by tests/generate_sync.py: change that file instead.
+"""Everything a SQLAlchemy session can do reaches the tenant's shard, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from fleet import Line, Order
+from sqlalchemy import delete, exc, func, insert, select, text, update
+from sqlalchemy.orm import selectinload
+
+from shardkit.errors import NoTenantError, SessionError, TenantKeyError, UnknownShardError
+
+
+def notes(kit, tenant):
+    with kit.session(tenant) as s:
+        return sorted(s.scalars(select(Order.note)))
+
+
+def test_orm_objects_land_in_the_tenants_shard_and_come_back(kit, tenant, fleet):
+    with kit.begin(tenant) as s:
+        s.add(Order(note="one", lines=[Line(what="a"), Line(what="b")]))
+    with kit.session(tenant) as s:
+        order = (s.scalars(select(Order).options(selectinload(Order.lines)))).one()
+        assert order.tenant_id == tenant
+        assert kit.locate_id(order.id) == kit.map.route(kit.locate(tenant).shard)
+        assert [(line.what, line.tenant_id) for line in order.lines] == [("a", tenant), ("b", tenant)]
+    assert fleet.count(kit, tenant, "note = 'one'") == 1
+
+
+def test_core_statements_reach_the_shard(kit, tenant):
+    table = Order.__table__
+    with kit.begin(tenant) as s:
+        s.execute(table.insert().values(note="core"))
+        s.execute(table.update().values(amount=table.c.amount + 5))
+        assert (s.execute(select(table.c.note, table.c.amount, table.c.tenant_id))).all() == [("core", 5, tenant)]
+        s.execute(table.delete())
+    assert notes(kit, tenant) == []
+
+
+def test_text_reaches_the_shard_with_and_without_parameters(kit, tenant):
+    with kit.begin(tenant) as s:
+        s.execute(text("INSERT INTO orders (note, amount) VALUES ('raw', 1), ('raw 2', 2)"))
+        s.execute(text("UPDATE orders SET amount = amount + :more"), {"more": 10})
+        assert s.scalar(text("SELECT sum(amount) FROM orders")) == 23
+    with kit.session(tenant) as s:
+        assert s.scalar(text("SELECT count(*) FROM orders")) == 2
+
+
+def test_bulk_insert_with_and_without_returning(kit, tenant):
+    rows = [{"note": f"bulk {number:04}"} for number in range(2500)]
+    with kit.begin(tenant) as s:
+        s.execute(insert(Order), rows[:1500])
+        found = s.scalars(insert(Order).returning(Order, sort_by_parameter_order=True), rows[1500:])
+        assert [order.note for order in found] == [row["note"] for row in rows[1500:]]
+    assert notes(kit, tenant) == [row["note"] for row in rows]
+
+
+def test_insert_returning_gives_the_row_with_its_id_and_tenant(kit, tenant):
+    with kit.begin(tenant) as s:
+        order = s.scalar(insert(Order).values(note="back").returning(Order))
+        assert (order.tenant_id, order.note) == (tenant, "back")
+        assert kit.locate_id(order.id).shard == kit.locate(tenant).shard
+
+
+def test_a_savepoint_rolls_back_alone(kit, tenant):
+    with kit.begin(tenant) as s:
+        s.add(Order(note="kept"))
+        with pytest.raises(exc.IntegrityError):
+            with s.begin_nested():
+                s.add_all([Order(note="twice"), Order(note="twice")])
+                s.flush()
+        with s.begin_nested():
+            s.add(Order(note="second"))
+    assert notes(kit, tenant) == ["kept", "second"]
+
+
+def test_a_session_may_begin_with_a_savepoint(kit, tenant):
+    with kit.begin(tenant) as s:
+        with s.begin_nested() as point:
+            s.add(Order(note="gone"))
+            s.flush()
+            point.rollback()
+        assert s.scalar(text("SELECT current_setting('shardkit.tenant')")) == tenant
+        s.add(Order(note="kept"))
+    assert notes(kit, tenant) == ["kept"]
+
+
+def test_the_sessions_connection_is_routed(kit, tenant):
+    with kit.begin(tenant) as s:
+        connection = s.connection()
+        connection.execute(insert(Order), [{"note": "via connection"}])
+        connection.exec_driver_sql("INSERT INTO orders (note) VALUES (%s)", ("via driver",))
+        assert (connection.exec_driver_sql("SELECT count(*) FROM orders")).scalar() == 2
+    assert notes(kit, tenant) == ["via connection", "via driver"]
+
+
+def test_executemany_sends_every_row(kit, tenant):
+    with kit.begin(tenant) as s:
+        s.execute(
+            text("INSERT INTO orders (note, amount) VALUES (:note, :amount)"),
+            [{"note": f"many {number}", "amount": number} for number in range(50)],
+        )
+        s.execute(text("UPDATE orders SET amount = amount * 2 WHERE note = :note"), [{"note": "many 3"}, {"note": "many 4"}])
+    with kit.session(tenant) as s:
+        assert (s.execute(select(func.count(), func.sum(Order.amount)).select_from(Order))).one() == (50, 1225 + 3 + 4)
+
+
+def test_a_server_side_cursor_reads_in_parts_and_its_tenants_rows_only(kit, neighbours):
+    tenant, other = neighbours
+    for name in neighbours:
+        with kit.begin(name) as s:
+            s.execute(insert(Order), [{"note": f"{number:03}"} for number in range(100)])
+    for session in (kit.session(tenant), kit.read(tenant)):
+        with session as s:
+            found = [order.tenant_id for order in s.scalars(select(Order).execution_options(yield_per=7))]
+            assert found == [tenant] * 100
+
+
+def test_objects_live_on_after_commit_on_the_same_shard(kit, tenant):
+    with kit.session(tenant) as s:
+        order = Order(note="first", lines=[Line(what="line")])
+        s.add(order)
+        s.commit()
+        s.refresh(order, ["note", "lines"])
+        assert (order.note, [line.what for line in order.lines]) == ("first", ["line"])
+        order.note = "second"
+        s.commit()
+        s.expire_all()
+        s.refresh(order)
+        assert order.note == "second"
+        s.rollback()
+        assert s.scalar(select(Order.note)) == "second"
+        assert s.route.shard == kit.locate(tenant).shard
+
+
+def test_merge_updates_a_detached_object(kit, tenant):
+    with kit.begin(tenant) as s:
+        order = Order(note="before")
+        s.add(order)
+        s.flush()
+        oid = order.id
+    with kit.begin(tenant) as s:
+        s.merge(Order(id=oid, note="after"))
+    assert notes(kit, tenant) == ["after"]
+
+
+def test_orm_update_and_delete_by_statement(kit, tenant):
+    with kit.begin(tenant) as s:
+        s.add_all([Order(note=f"{number}", amount=number) for number in range(4)])
+        s.flush()
+        s.execute(update(Order).where(Order.amount > 1).values(amount=0))
+        s.execute(delete(Order).where(Order.amount == 1))
+        assert sorted((s.scalars(select(Order.note))).all()) == ["0", "2", "3"]
+        by_key = [{"id": oid, "amount": 7} for oid in s.scalars(select(Order.id))]
+        s.execute(update(Order), by_key)
+        assert s.scalar(select(func.sum(Order.amount))) == 21
+
+
+def test_an_object_can_be_deleted(kit, tenant):
+    with kit.begin(tenant) as s:
+        order = Order(note="short-lived")
+        s.add(order)
+        s.flush()
+        s.delete(order)
+    assert notes(kit, tenant) == []
+
+
+def test_an_error_in_the_block_undoes_all_of_it(kit, tenant):
+    with pytest.raises(ZeroDivisionError):
+        with kit.begin(tenant) as s:
+            s.add(Order(note="never"))
+            s.flush()
+            1 / 0  # noqa: B018
+    assert notes(kit, tenant) == []
+
+
+def test_a_session_that_is_not_committed_writes_nothing(kit, tenant):
+    with kit.session(tenant) as s:
+        s.add(Order(note="never"))
+        s.flush()
+    assert notes(kit, tenant) == []
+
+
+def test_without_a_tenant_nothing_is_sent(kit):
+    for open_session in (kit.session, kit.begin, kit.read):
+        with pytest.raises(NoTenantError):
+            open_session()
+    with pytest.raises(NoTenantError):
+        kit.run(None, lambda s: s.scalar(text("SELECT 1")))
+
+
+@pytest.mark.parametrize("bad", ["", 42, True, 1.5, b"acme", "x" * 1025, "nul\0", "\ud800"], ids=repr)
+def test_what_cannot_be_a_tenant_is_refused(kit, bad):
+    for ask in (kit.session, kit.begin, kit.read, kit.tenant, kit.locate):
+        with pytest.raises(TenantKeyError):
+            ask(bad)
+
+
+def test_an_unknown_shard_is_refused(kit):
+    with pytest.raises(UnknownShardError):
+        kit.shard(9999)
+    with pytest.raises(UnknownShardError):
+        kit.session_for_id(17 << 10)  # born in shard 17 of 16
+
+
+def test_a_session_is_of_no_use_after_its_block(kit, tenant):
+    with kit.begin(tenant) as s:
+        s.scalar(select(func.count()).select_from(Order))
+    with pytest.raises(exc.InvalidRequestError):
+        s.scalar(select(func.count()).select_from(Order))
+
+
+@pytest.mark.parametrize("level", ["SERIALIZABLE", "REPEATABLE READ", "READ UNCOMMITTED"])
+def test_an_isolation_level_is_really_in_force_and_ends_with_the_transaction(open_kit, tenant, level):
+    kit = open_kit(pool_size=1)
+    with kit.session(tenant) as s:
+        s.connection(execution_options={"isolation_level": level})
+        assert s.scalar(text("SHOW transaction_isolation")) == level.lower()
+        assert s.scalar(select(func.count()).select_from(Order)) == 0
+        s.commit()
+        assert s.scalar(text("SHOW transaction_isolation")) == "read committed"
+    with kit.session(tenant) as s:
+        assert s.scalar(text("SHOW transaction_isolation")) == "read committed"
+
+
+def test_a_serialization_failure_is_run_again(kit, tenant):
+    with kit.begin(tenant) as s:
+        s.add(Order(note="counter"))
+    tries = []
+
+    def raise_amount(s):
+        s.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+        order = (s.scalars(select(Order))).one()
+        if not tries:
+            with kit.begin(tenant) as rival:
+                rival.execute(update(Order).values(amount=100))
+        tries.append(order.amount)
+        order.amount += 1
+
+    kit.run(tenant, raise_amount)
+    assert tries == [0, 100]
+    with kit.session(tenant) as s:
+        assert s.scalar(select(Order.amount)) == 101
+
+
+def test_autocommit_is_refused_and_the_connection_stays_good(open_kit, tenant):
+    kit = open_kit(pool_size=1)
+    with kit.session(tenant) as s:
+        with pytest.raises(SessionError, match="AUTOCOMMIT"):
+            s.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+    with kit.begin(tenant) as s:
+        assert s.scalar(text("SHOW transaction_isolation")) == "read committed"
+        s.add(Order(note="fine"))
+    assert notes(kit, tenant) == ["fine"]
+
+
+def test_run_passes_arguments_and_gives_the_result(kit, tenant):
+    def place(s, note, *, amount):
+        order = Order(note=note, amount=amount)
+        s.add(order)
+        s.flush()
+        return order.id
+
+    oid = kit.run(tenant, place, "run", amount=3)
+    with kit.read(tenant) as s:
+        assert (s.get(Order, oid)).amount == 3
+
+
+def test_run_does_not_repeat_the_programs_own_errors(kit, tenant):
+    calls = []
+
+    def fail(s):
+        calls.append(1)
+        s.add_all([Order(note="same"), Order(note="same")])
+
+    with pytest.raises(exc.IntegrityError):
+        kit.run(tenant, fail)
+    assert calls == [1]
+
+
+def test_the_global_session_sees_only_the_global_schema(kit, fleet):
+    with fleet.admin() as catalog:
+        catalog.execute("CREATE TABLE IF NOT EXISTS shardkit_global.plans (name text PRIMARY KEY)")
+    with kit.global_session() as s:
+        s.execute(text("INSERT INTO plans VALUES ('free') ON CONFLICT DO NOTHING"))
+        s.commit()
+        assert s.scalar(text("SELECT name FROM plans")) == "free"
+        assert s.scalar(text("SELECT current_user")) == "shardkit_app"
+        with pytest.raises(exc.ProgrammingError):
+            s.execute(text("SELECT * FROM shardkit_catalog.cluster"))
+
+
+def test_operator_access_sees_the_whole_shard_and_an_id_leads_there(kit, neighbours):
+    ids = []
+    for name in neighbours:
+        with kit.begin(name) as s:
+            order = Order(note="mine")
+            s.add(order)
+            s.flush()
+            ids.append(order.id)
+    with kit.session_for_id(ids[0]) as s:
+        assert set(ids) <= set(s.scalars(select(Order.id)))
+        assert s.scalar(text("SELECT current_user")) == "shardkit_operator"
+    with kit.session_for_id(ids[0], tenant=neighbours[0]) as s:
+        assert list(s.scalars(select(Order.id))) == ids[:1]
+    with kit.tenant(neighbours[1]):
+        with kit.session_for_id(ids[0]) as s:
+            assert s.get(Order, ids[0]) is None
