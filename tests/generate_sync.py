@@ -24,7 +24,9 @@ RULES = [
     (r"\bstream_scalars\b", "scalars"),
     (r"\bawait ", ""),
     (r"__a(enter|exit)__", r"__\1__"),
-    (r"\bAsync(ShardKit|ShardAccess|Unit|RoutedSession)\b", r"\1"),
+    (r"\bAsync(ShardKit|ShardAccess|Unit|RoutedSession|Cache|Marking)\b", r"\1"),
+    (r"\bAbstractAsyncContextManager\b", "AbstractContextManager"),
+    (r"\bredis\.asyncio\b", "redis"),
     (r"written once for asyncio; ``(_?)sync(_?)`` is generated from it", r"generated from ``\1async\2``"),
 ]
 

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from sqlalchemy import exc as sa_exc
 
 from shardkit._async import colour
+from shardkit._async.reading import AsyncCache
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
@@ -43,6 +44,11 @@ class AsyncShardKit:
         self.settings = settings
         self._router = Router(settings, asyncio=colour.ASYNC)
         self._context = TenantContext()
+        self.cache = AsyncCache(settings, router=self._router, context=self._context, session=self._open)
+        """Entities by key, through Redis."""
+
+    def _open(self, tenant: TenantKey | None, **options: Any) -> AsyncRoutedSession:
+        return AsyncRoutedSession(guide=self._router, tenant=tenant, cache=self.cache.writer, **options)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
@@ -61,7 +67,7 @@ class AsyncShardKit:
         """
         tenant = self._context.resolve(tenant)
         self._router.locate(tenant)
-        return AsyncRoutedSession(guide=self._router, tenant=tenant, **options)
+        return self._open(tenant, **options)
 
     def begin(self, tenant: TenantKey | None = None, **options: Any) -> AsyncUnit:
         """A session that commits at the end of its block, or rolls back on an error."""
@@ -127,7 +133,7 @@ class AsyncShardKit:
     def shard(self, shard: int) -> AsyncShardAccess:
         """Operator access to one shard: every tenant's rows, no filter."""
         self._router.map.route(shard)
-        return AsyncShardAccess(self._router, shard)
+        return AsyncShardAccess(self._router, shard, self._open)
 
     def global_session(self, **options: Any) -> AsyncRoutedSession:
         """A session where the global tables live."""
@@ -153,6 +159,7 @@ class AsyncShardKit:
     async def close(self) -> None:
         """Stop watching the map and close idle connections."""
         self._router.close()
+        await self.cache.close()
         for engine in self._router.engines.dispose():
             await colour.close(engine)
 
@@ -168,10 +175,10 @@ class AsyncShardKit:
 class AsyncShardAccess:
     """One shard, for an operator."""
 
-    __slots__ = ("_router", "_shard")
+    __slots__ = ("_open", "_router", "_shard")
 
-    def __init__(self, router: Router, shard: int) -> None:
-        self._router, self._shard = router, shard
+    def __init__(self, router: Router, shard: int, session: Callable[..., AsyncRoutedSession]) -> None:
+        self._router, self._shard, self._open = router, shard, session
 
     @property
     def route(self) -> Route:
@@ -180,7 +187,7 @@ class AsyncShardAccess:
 
     def session(self, **options: Any) -> AsyncRoutedSession:
         """A session that sees all tenants' rows of the shard, as the operator role."""
-        return AsyncRoutedSession(guide=self._router, shard=self._shard, **options)
+        return self._open(None, shard=self._shard, **options)
 
     def begin(self, **options: Any) -> AsyncUnit:
         """The same, committed at the end of its block."""

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from sqlalchemy import exc as sa_exc
 
 from shardkit._sync import colour
+from shardkit._sync.reading import Cache
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
@@ -43,6 +44,11 @@ class ShardKit:
         self.settings = settings
         self._router = Router(settings, asyncio=colour.ASYNC)
         self._context = TenantContext()
+        self.cache = Cache(settings, router=self._router, context=self._context, session=self._open)
+        """Entities by key, through Redis."""
+
+    def _open(self, tenant: TenantKey | None, **options: Any) -> RoutedSession:
+        return RoutedSession(guide=self._router, tenant=tenant, cache=self.cache.writer, **options)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
@@ -61,7 +67,7 @@ class ShardKit:
         """
         tenant = self._context.resolve(tenant)
         self._router.locate(tenant)
-        return RoutedSession(guide=self._router, tenant=tenant, **options)
+        return self._open(tenant, **options)
 
     def begin(self, tenant: TenantKey | None = None, **options: Any) -> Unit:
         """A session that commits at the end of its block, or rolls back on an error."""
@@ -127,7 +133,7 @@ class ShardKit:
     def shard(self, shard: int) -> ShardAccess:
         """Operator access to one shard: every tenant's rows, no filter."""
         self._router.map.route(shard)
-        return ShardAccess(self._router, shard)
+        return ShardAccess(self._router, shard, self._open)
 
     def global_session(self, **options: Any) -> RoutedSession:
         """A session where the global tables live."""
@@ -153,23 +159,26 @@ class ShardKit:
     def close(self) -> None:
         """Stop watching the map and close idle connections."""
         self._router.close()
+        self.cache.close()
         for engine in self._router.engines.dispose():
             colour.close(engine)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
 
 class ShardAccess:
     """One shard, for an operator."""
 
-    __slots__ = ("_router", "_shard")
+    __slots__ = ("_open", "_router", "_shard")
 
-    def __init__(self, router: Router, shard: int) -> None:
-        self._router, self._shard = router, shard
+    def __init__(self, router: Router, shard: int, session: Callable[..., RoutedSession]) -> None:
+        self._router, self._shard, self._open = router, shard, session
 
     @property
     def route(self) -> Route:
@@ -178,7 +187,7 @@ class ShardAccess:
 
     def session(self, **options: Any) -> RoutedSession:
         """A session that sees all tenants' rows of the shard, as the operator role."""
-        return RoutedSession(guide=self._router, shard=self._shard, **options)
+        return self._open(None, shard=self._shard, **options)
 
     def begin(self, **options: Any) -> Unit:
         """The same, committed at the end of its block."""
@@ -196,7 +205,9 @@ class Unit:
     def __enter__(self) -> RoutedSession:
         return self._session
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self._session.commit()

@@ -21,6 +21,7 @@ TENANT_SETTING: Final = "shardkit.tenant"
 MAP_CHANNEL: Final = "shardkit_map"
 ID_SEQUENCE: Final = "shardkit_ids"
 ID_ORIGIN_SEQUENCE: Final = "shardkit_ids_origin"
+CACHE_OUTBOX: Final = "shardkit_cache_outbox"
 ID_LOCK_CLASS: Final = 0x73_6B_69_64  # "skid": first half of the advisory lock (class, shard)
 
 _SCHEMA = re.compile(r"s(\d{4,5})_e(\d{1,9})")

@@ -70,6 +70,9 @@ _PURE_FUNCTIONS: Final = frozenset(
         "to_char",
         "mod",
         "sign",
+        "pg_current_snapshot",
+        "current_setting",
+        "pg_is_in_recovery",
         "cardinality",
         "unnest",
     ]

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from ipaddress import ip_address
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
@@ -18,7 +17,7 @@ from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
 from shardkit.errors import ServerDownError, SettingsError, ShardKitError, WrongServerError
-from shardkit.settings import Secret, Settings
+from shardkit.settings import Secret, Settings, is_loopback
 
 _IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
@@ -53,16 +52,6 @@ def check_transport(given: dict[str, Any], *, insecure: bool) -> None:
         f"host {', '.join(hosts)} is not on loopback and sslmode is {given.get('sslmode') or 'not set'}: anybody in between "
         "could read or change everything. Use sslmode=verify-full, or write out insecure_transport = true"
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether *host* is this machine: a socket directory, localhost or a loopback address."""
-    if host.startswith(("/", "@")) or host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def server_url(server: Server, settings: Settings) -> str:

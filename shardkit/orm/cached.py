@@ -6,6 +6,7 @@ primary keys of the newest rows with that value). The key of a tenant's row carr
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -115,6 +116,11 @@ class Entity:
     def build(self) -> Build:
         """Makes an instance of a row."""
         return builder(self.mapper, self.attributes)
+
+    @cached_property
+    def row_type(self) -> Any:
+        """The named tuple of a row."""
+        return namedtuple(self.name, self.attributes, rename=True)._make  # noqa: PYI024  # its fields are data
 
     @cached_property
     def key_attributes(self) -> dict[Column[Any], str]:

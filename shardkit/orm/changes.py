@@ -203,7 +203,7 @@ def _hides_old_keys(statement: Any, params: Any, entity: Entity) -> bool:
         updated = dict(getattr(clause, "update_values_to_set", None) or ())
         return not {getattr(k, "name", k) for k in updated}.isdisjoint(keys)
     updated_names = {getattr(k, "key", k) for k in (statement._values or {})}
-    updated_names |= {getattr(k, "key", k) for k, _ in (statement._ordered_values or ())}
+    updated_names |= {getattr(k, "key", k) for k, _ in (getattr(statement, "_ordered_values", None) or ())}
     updated_names |= set(params or ())
     return statement._multi_values != () or not updated_names.isdisjoint(keys)
 

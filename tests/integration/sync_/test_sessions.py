@@ -100,7 +100,9 @@ def test_executemany_sends_every_row(kit, tenant):
             text("INSERT INTO orders (note, amount) VALUES (:note, :amount)"),
             [{"note": f"many {number}", "amount": number} for number in range(50)],
         )
-        s.execute(text("UPDATE orders SET amount = amount * 2 WHERE note = :note"), [{"note": "many 3"}, {"note": "many 4"}])
+        s.execute(
+            text("UPDATE orders SET amount = amount * 2 WHERE note = :note"), [{"note": "many 3"}, {"note": "many 4"}]
+        )
     with kit.session(tenant) as s:
         assert (s.execute(select(func.count(), func.sum(Order.amount)).select_from(Order))).one() == (50, 1225 + 3 + 4)
 

@@ -1,0 +1,438 @@
+"""``kit.cache``: entities by key, through Redis; never older than what was committed when the call began."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Text, cast, func, select
+
+from shardkit._async.cache import Store, UnreachableError
+from shardkit._async.filling import Counts, Filler
+from shardkit._async.marking import AsyncMarking
+from shardkit.catalog.router import Router
+from shardkit.core.cacheproto import ABSENT, VALUE, tag
+from shardkit.core.hashing import TenantKey
+from shardkit.core.shardmap import Route
+from shardkit.db.leg import driver_connection
+from shardkit.db.wire import BEGIN
+from shardkit.errors import CacheDeclarationError, CacheKeyError, NoTenantError, SettingsError, TenantLockedError
+from shardkit.orm import cacheloads
+from shardkit.orm.cached import Entity, Key, Names, entity_of
+from shardkit.orm.cacheloads import Loaded
+from shardkit.orm.changes import vouch
+from shardkit.orm.context import TenantContext
+from shardkit.orm.session import AsyncRoutedSession, RoutedSession
+from shardkit.settings import Settings
+
+T = TypeVar("T")
+By = str | Sequence[str] | None
+MARKER_TTL_MS: Final = 3_600_000
+BARRIER_TTL_MS: Final = MARKER_TTL_MS // 2
+"""Shorter than a marker's: so a transaction that outlives its marker is older than the barrier, and stops every fill."""
+
+
+class _Row:
+    """How a row is stored and loaded."""
+
+    __slots__ = ("entity", "name", "negative_ttl_s", "ttl_s")
+
+    def __init__(self, entity: Entity, name: str) -> None:
+        self.entity, self.name = entity, name
+        self.ttl_s, self.negative_ttl_s = entity.declared.ttl_s, entity.declared.negative_ttl_s
+
+    def decode(self, raw: bytes) -> tuple[bool, Any]:
+        """Whether *raw* is usable, and the row in it (None: there is none)."""
+        if raw == ABSENT:
+            return True, None
+        row = self.entity.codec.decode(raw)
+        return row is not None, row
+
+    def encode(self, value: Any, *, xmin: int, load_ms: int) -> bytes | None:
+        """Bytes of a row, None where it is not to be stored."""
+        made = self.entity.codec.encode(value, xmin=xmin, now_s=int(time.time()), load_ms=load_ms)
+        return made if made is not None and len(made) <= self.entity.declared.max_bytes else None
+
+    def may_replace(self, raw: bytes) -> bool:
+        """Whether what cannot be used may be overwritten: not what a newer version of the program wrote."""
+        return not (raw[:2] == b"V\x01" and int.from_bytes(raw[2:4], "big") > self.entity.codec.version)
+
+
+class _Keys(_Row):
+    """How a list of keys is stored and loaded."""
+
+    __slots__ = ()
+
+    def decode(self, raw: bytes) -> tuple[bool, Any]:
+        assert self.entity.list_codec is not None
+        keys = self.entity.list_codec.decode(raw)
+        return keys is not None, keys
+
+    def encode(self, value: Any, *, xmin: int, load_ms: int) -> bytes | None:
+        assert self.entity.list_codec is not None
+        made = self.entity.list_codec.encode(value, xmin=xmin, now_s=int(time.time()), load_ms=load_ms)
+        return made if len(made) <= self.entity.declared.max_bytes * 4 else None
+
+
+class AsyncCache:
+    """Reads through Redis; without a redis_url, from PostgreSQL. Made by the kit, as ``kit.cache``."""
+
+    def __init__(
+        self, settings: Settings, *, router: Router, context: TenantContext, session: Callable[..., AsyncRoutedSession]
+    ) -> None:
+        self._router, self._context, self._session = router, context, session
+        self._cluster = router.cluster_id.hex[:8]
+        self.counts = Counts()
+        self.writer: AsyncMarking | None = None
+        self._store: Store | None = None
+        self._statements: dict[Any, Any] = {}
+        if settings.redis_url is not None:
+            self._store = Store(
+                settings.redis_url, timeout_s=settings.cache_timeout_s, limit=settings.cache_pool_size, recovered=self._recovered
+            )
+            self._filler = Filler(self._store, self.counts, barrier_ttl_ms=BARRIER_TTL_MS, new_xid=self._new_xid)
+            self.writer = AsyncMarking(
+                self._store, self.counts, cluster=self._cluster, on_down=settings.cache_on_down, marker_ttl_ms=MARKER_TTL_MS
+            )
+
+    async def get(
+        self,
+        entity: type[T],
+        key: Any,
+        *,
+        tenant: TenantKey | None = None,
+        session: AsyncRoutedSession | None = None,
+        by: By = None,
+        with_for_update: Any = None,
+    ) -> T | None:
+        """The instance with this primary key, or with this value of the unique attributes *by*; None if there is none.
+
+        It belongs to *session*, or to a read session of its own, and is what a load would have given. Asked of a session that
+        wrote something, locks rows (*with_for_update*) or is above READ COMMITTED, PostgreSQL answers and not the cache.
+        """
+        found, how, values = self._parse(entity, key, by)
+        inner = _inner(session)
+        if inner is not None and (with_for_update is not None or _bypass(inner) or _known(inner, found, how, values)):
+            return await self._ask(session, found, how, values, with_for_update)
+        if with_for_update is not None:
+            raise CacheKeyError("with_for_update locks rows for a transaction: give the session of it; nothing was read")
+        tenant = self._tenant(tenant, inner)
+        row = await self._row(found, how, values, tenant, session)
+        if row is None:
+            return None
+        return self._built(found, (row,), tenant, session)[0]  # type: ignore[no-any-return]
+
+    async def get_row(self, entity: type[Any], key: Any, *, tenant: TenantKey | None = None, by: By = None) -> Any:
+        """The same as a named tuple of the entity's columns: no session, nothing to be changed."""
+        found, how, values = self._parse(entity, key, by)
+        row = await self._row(found, how, values, self._tenant(tenant, None), None)
+        return None if row is None else found.row_type(row)
+
+    async def get_many(
+        self, entity: type[T], keys: Iterable[Any], *, tenant: TenantKey | None = None, session: AsyncRoutedSession | None = None
+    ) -> dict[Any, T]:
+        """Instances by primary key, in the order of *keys*; a key of which there is none is left out."""
+        found, inner = entity_of(entity), _inner(session)
+        tenant = self._tenant(tenant, inner)
+        if inner is not None and _bypass(inner):
+            asked = {key: await self.get(entity, key, session=session) for key in keys}
+            return {key: one for key, one in asked.items() if one is not None}
+        rows = await self._rows(found, list(dict.fromkeys(keys)), tenant, session)
+        there = [key for key, row in rows.items() if row is not None]
+        return dict(zip(there, self._built(found, [rows[key] for key in there], tenant, session), strict=True))
+
+    async def get_rows(self, entity: type[Any], keys: Iterable[Any], *, tenant: TenantKey | None = None) -> dict[Any, Any]:
+        """Named tuples by primary key."""
+        found = entity_of(entity)
+        rows = await self._rows(found, list(dict.fromkeys(keys)), self._tenant(tenant, None), None)
+        return {key: found.row_type(row) for key, row in rows.items() if row is not None}
+
+    async def list(
+        self, entity: type[T], key: Any, *, by: By, tenant: TenantKey | None = None, session: AsyncRoutedSession | None = None
+    ) -> Sequence[T]:
+        """The newest instances with this value of the attributes *by*, a declared list key; at most its limit."""
+        found, inner = entity_of(entity), _inner(session)
+        how = found.lists.get(_by(by))
+        if how is None:
+            raise CacheDeclarationError(f"{found.name} has no list key {by!r}: declare ListKey({by!r}, limit=...)")
+        values = _values(key)
+        found.name_of(how, values, self._tenant(tenant, inner) if found.tenant is not None else None)
+        if inner is not None and (_bypass(inner) or inner._new or inner._dirty_states or inner._deleted):
+            return await self._ask_list(session, found, how, values)
+        tenant = self._tenant(tenant, inner)
+        name = found.name_of(how, values, tenant)
+        want = _Keys(found, name)
+
+        async def load() -> tuple[Any, Loaded]:
+            statement = self._statement("list", cacheloads.list_statement, found, how)
+            loaded = await self._load(statement, _parameters(found, values, tenant), 0, tenant, session)
+            return loaded.rows, loaded
+
+        keys = await self._through(want, self._route(tenant, inner), load)
+        single = len(found.primary.columns) == 1
+        rows = await self._rows(found, [k[0] if single else tuple(k) for k in keys], tenant, session)
+        return self._built(found, [row for row in rows.values() if row is not None], tenant, session)
+
+    async def invalidate(
+        self,
+        entity: type[Any],
+        *keys: Any,
+        tenant: TenantKey | None = None,
+        session: AsyncRoutedSession | None = None,
+        by: By = None,
+    ) -> None:
+        """Say which rows were changed by what shardkit cannot see: raw SQL, triggers, other programs.
+
+        With *session* it takes effect with its COMMIT, and vouches for what its raw statements do to this entity's table;
+        without one at once, for what is committed already. *by* names a unique or a list key.
+        """
+        found = entity_of(entity)
+        how = (found.primary if by is None else found.keys.get(_by(by)) or found.lists.get(_by(by)))
+        if how is None:
+            raise CacheDeclarationError(f"{found.name} has no key {by!r}")
+        inner = _inner(session)
+        tenant = self._tenant(tenant, inner, operator=True)
+        names = [found.name_of(how, _values(key), tenant) for key in keys]
+        if inner is not None:
+            vouch(inner.changes, found, names)
+            return
+        if self._store is None:
+            raise SettingsError("there is no redis_url, so there is no cache to invalidate")
+        route = self._route(tenant, None)
+        await self._store.mark(
+            tag(self._cluster, route.shard), names, xid=await self._new_xid(route), epoch=route.epoch, ttl_ms=MARKER_TTL_MS
+        )
+
+    async def close(self) -> None:
+        """Close the connections to Redis."""
+        if self._store is not None:
+            await self._store.close()
+
+    # -- how ------------------------------------------------------------------------------------------------------------
+
+    async def _row(
+        self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: TenantKey, session: AsyncRoutedSession | None
+    ) -> Any:
+        want = _Row(entity, entity.name_of(how, values, tenant))
+
+        async def load() -> tuple[Any, Loaded]:
+            statement = self._statement("row", cacheloads.row_statement, entity, how)
+            loaded = await self._load(statement, _parameters(entity, values, tenant), entity.key_places[0], tenant, session)
+            return (entity.codec.loaded(loaded.rows[0]) if loaded.rows else None), loaded
+
+        return await self._through(want, self._route(tenant, _inner(session)), load)
+
+    async def _through(self, want: Any, route: Route, load: Callable[[], Any]) -> Any:
+        """The value of *want*: from Redis, or by *load*."""
+        store, counts = self._store, self.counts
+        if store is None:
+            return (await load())[0]
+        at = tag(self._cluster, route.shard)
+        outdated = b""
+        try:
+            (raw,) = await store.fetch(at, (want.name,))
+        except UnreachableError:
+            counts.down += 1
+            if not self._filler.joinable(at, want.name):
+                return (await self._filler.bypass(load))[0]
+            raw = None
+        if raw is not None:
+            usable, value = want.decode(raw)
+            if usable:
+                counts.hits += 1
+                return value
+            if raw[:1] != b"M":
+                counts.corrupt += 1
+                if not want.may_replace(raw):
+                    return (await self._filler.bypass(load))[0]
+                outdated = raw
+        counts.misses += 1
+        return await self._filler.one(at, route, want, outdated, load)
+
+    async def _rows(
+        self, entity: Entity, keys: Sequence[Any], tenant: TenantKey, session: AsyncRoutedSession | None
+    ) -> dict[Any, Any]:
+        wants = {key: _Row(entity, entity.name_of(entity.primary, _values(key), tenant)) for key in keys}
+        route = self._route(tenant, _inner(session))
+        at = tag(self._cluster, route.shard)
+        rows: dict[Any, Any] = dict.fromkeys(keys)
+        missing, outdated = keys, [b""] * len(keys)
+        store = self._store
+        if store is not None and keys:
+            try:
+                found = await store.fetch(at, [want.name for want in wants.values()])
+            except UnreachableError:
+                self.counts.down += 1
+            else:
+                missing, outdated = [], []
+                for (key, want), raw in zip(wants.items(), found, strict=True):
+                    usable, value = want.decode(raw) if raw is not None else (False, None)
+                    if usable:
+                        rows[key] = value
+                    else:
+                        missing.append(key)
+                        outdated.append(raw if raw is not None and raw[:1] == VALUE and want.may_replace(raw) else b"")
+                self.counts.hits += len(keys) - len(missing)
+        if missing:
+            rows |= await self._load_many(entity, {key: wants[key] for key in missing}, outdated, route, tenant, session)
+        return rows
+
+    async def _load_many(
+        self,
+        entity: Entity,
+        wants: dict[Any, _Row],
+        outdated: Sequence[bytes],
+        route: Route,
+        tenant: TenantKey,
+        session: AsyncRoutedSession | None,
+    ) -> dict[Any, Any]:
+        """Load all of *wants* by one statement, and fill those whose leases are free."""
+        at = tag(self._cluster, route.shard)
+        barrier, answers = 0, [b"E"] * len(wants)
+        self.counts.misses += len(wants)
+        if self._store is not None:
+            try:
+                barrier, answers = await self._filler.leases(at, route, list(wants.values()), outdated)
+            except UnreachableError:
+                self.counts.down += 1
+        statement = self._statement("rows", cacheloads.rows_statement, entity)
+        parameters = {"keys": list(wants), **_owner(entity, tenant)}
+        started = time.monotonic()
+        self.counts.loads += 1
+        loaded = await self._load(statement, parameters, entity.key_places[0], tenant, session)
+        load_ms = round((time.monotonic() - started) * 1000)
+        single = len(entity.primary.columns) == 1
+        rows: dict[Any, Any] = dict.fromkeys(wants)
+        for row in loaded.rows:
+            key = tuple(row[place] for place in entity.key_places)
+            rows[key[0] if single else key] = entity.codec.loaded(row)
+        taken = [
+            (want, rows[key], answer[1:]) for (key, want), answer in zip(wants.items(), answers, strict=True) if answer[:1] == b"L"
+        ]
+        if taken:
+            await self._filler.fill(at, taken, barrier, loaded, load_ms)
+        return rows
+
+    async def _load(
+        self, statement: Any, parameters: dict[str, Any], key_at: int, tenant: TenantKey, session: AsyncRoutedSession | None
+    ) -> Loaded:
+        own: AbstractAsyncContextManager[AsyncRoutedSession] | nullcontext[AsyncRoutedSession]
+        own = self._session(tenant, read_only=True) if session is None else nullcontext(session)
+        async with own as there:
+            connection = await there.connection()
+            result = await connection.execute(statement, parameters)
+            return cacheloads.loaded(result.all(), absent_at=key_at)
+
+    async def _new_xid(self, route: Route) -> int:
+        """A transaction id assigned now, of a transaction that ends at once."""
+        async with self._session(None, shard=route.shard) as session:
+            connection = await session.connection()
+            xid = int((await connection.execute(select(cast(func.pg_current_xact_id(), Text)))).scalar_one())
+            await session.commit()
+            return xid
+
+    def _statement(self, kind: str, make: Callable[..., Any], *about: Any) -> Any:
+        statement = self._statements.get((kind, *about))
+        if statement is None:
+            statement = self._statements[(kind, *about)] = make(*about)
+        return statement
+
+    async def _ask(
+        self, session: Any, entity: Entity, how: Key, values: tuple[Any, ...], with_for_update: Any
+    ) -> Any:
+        if how is entity.primary:
+            return await session.get(entity.cls, values, with_for_update=with_for_update)
+        statement = select(entity.cls).where(*(c == v for c, v in zip(how.columns, values, strict=True)))
+        if with_for_update is not None and with_for_update is not False:
+            options = with_for_update if isinstance(with_for_update, dict) else {}
+            statement = statement.with_for_update(**options)
+        return (await session.scalars(statement)).one_or_none()
+
+    async def _ask_list(self, session: Any, entity: Entity, how: Key, values: tuple[Any, ...]) -> Sequence[Any]:
+        assert how.listing is not None
+        statement = select(entity.cls).where(*(c == v for c, v in zip(how.columns, values, strict=True)))
+        statement = statement.order_by(*(c.desc() for c in how.order)).limit(how.listing.limit)
+        return list((await session.scalars(statement)).all())
+
+    def _parse(self, cls: type[Any], key: Any, by: By) -> tuple[Entity, Key, tuple[Any, ...]]:
+        entity = entity_of(cls)
+        how = entity.primary if by is None else entity.keys.get(_by(by))
+        if how is None:
+            raise CacheDeclarationError(f"{entity.name} has no unique key {by!r}: declare it in Cached(unique=...)")
+        return entity, how, _values(key)
+
+    def _tenant(self, tenant: TenantKey | None, inner: RoutedSession | None, *, operator: bool = False) -> Any:
+        if inner is None:
+            return self._context.resolve(tenant)
+        if inner.tenant is None:
+            if tenant is None and not operator:
+                raise NoTenantError
+            return tenant
+        if tenant is not None and tenant != inner.tenant:
+            raise TenantLockedError("the session is another tenant's; nothing was read")
+        return inner.tenant
+
+    def _route(self, tenant: TenantKey, inner: RoutedSession | None) -> Route:
+        return self._router.locate(tenant) if inner is None or inner.tenant is not None else inner.route
+
+    def _built(self, entity: Entity, rows: Sequence[Any], tenant: TenantKey, session: Any) -> Any:
+        """Instances of *rows*; without a session they share a read session, which they keep."""
+        own = None if session is not None else self._session(tenant, read_only=True, autoflush=False)
+        inner, build = _inner(own if session is None else session), entity.build
+        made = [build(inner, row) for row in rows]
+        if own is not None:
+            for one in made:
+                one._sa_instance_state.info["shardkit_session"] = own
+        return made
+
+    async def _recovered(self) -> None:
+        if self.writer is not None:
+            await self.drain(sorted(self.writer.debts))
+
+    async def drain(self, shards: Iterable[int] | None = None) -> int:
+        """Mark what writers could not mark while Redis was away (the outbox rows of *shards*, of all if not given)."""
+        if self.writer is None:
+            return 0
+        done = 0
+        for shard in sorted(self._router.map.placements) if shards is None else shards:
+            async with self._session(None, shard=shard) as session:
+                done += await self.writer.drain(session)
+        return done
+
+
+def _inner(session: Any) -> Any:
+    """The RoutedSession in what the program holds."""
+    return getattr(session, "sync_session", session)
+
+
+def _bypass(session: RoutedSession) -> bool:
+    """Whether this session may see something else than what is committed now."""
+    if session._changes:
+        return True
+    connection = session._connection
+    if connection is None or connection.closed:
+        return False
+    driver = driver_connection(connection)
+    return bool(driver.unannounced) or driver.begin not in (BEGIN, b"BEGIN READ ONLY")
+
+
+def _known(session: RoutedSession, entity: Entity, how: Key, values: tuple[Any, ...]) -> bool:
+    return how is entity.primary and (entity.mapper._identity_class, values, None) in session.identity_map
+
+
+def _by(by: By) -> Names:
+    return (by,) if isinstance(by, str) else tuple(by or ())
+
+
+def _values(key: Any) -> tuple[Any, ...]:
+    return tuple(key) if isinstance(key, tuple | list) else (key,)
+
+
+def _owner(entity: Entity, tenant: TenantKey) -> dict[str, Any]:
+    return {} if entity.tenant is None else {"owner": tenant}
+
+
+def _parameters(entity: Entity, values: Sequence[Any], tenant: TenantKey) -> dict[str, Any]:
+    return {**{f"k{n}": value for n, value in enumerate(values)}, **_owner(entity, tenant)}
