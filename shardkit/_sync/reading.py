@@ -56,9 +56,6 @@ class _Row:
         made = self.entity.codec.encode(value, xmin=xmin, now_s=int(time.time()), load_ms=load_ms)
         return made if made is not None and len(made) <= self.entity.declared.max_bytes else None
 
-    def may_replace(self, raw: bytes) -> bool:
-        """Whether what cannot be used may be overwritten: not what a newer version of the program wrote."""
-        return not (raw[:2] == b"V\x01" and int.from_bytes(raw[2:4], "big") > self.entity.codec.version)
 
 
 class _Keys(_Row):
@@ -187,7 +184,8 @@ class Cache:
         """Say which rows were changed by what shardkit cannot see: raw SQL, triggers, other programs.
 
         With *session* it takes effect with its COMMIT, and vouches for what its raw statements do to this entity's table;
-        without one at once, for what is committed already. *by* names a unique or a list key.
+        without one at once, for what is committed already. *by* names a unique or a list key; with a primary key the row's
+        other keys are marked too, as they are now (a value that was changed has to be named by its key as well).
         """
         found = entity_of(entity)
         how = (found.primary if by is None else found.keys.get(_by(by)) or found.lists.get(_by(by)))
@@ -196,6 +194,8 @@ class Cache:
         inner = _inner(session)
         tenant = self._tenant(tenant, inner, operator=True)
         names = [found.name_of(how, _values(key), tenant) for key in keys]
+        if how is found.primary and len(found.all_keys) > 1:
+            names += self._other_names(found, keys, tenant, session)
         if inner is not None:
             vouch(inner.changes, found, names)
             return
@@ -246,7 +246,7 @@ class Cache:
                 return value
             if raw[:1] != b"M":
                 counts.corrupt += 1
-                if not want.may_replace(raw):
+                if not _may_replace(want.entity, raw):
                     return (self._filler.bypass(load))[0]
                 outdated = raw
         counts.misses += 1
@@ -255,29 +255,30 @@ class Cache:
     def _rows(
         self, entity: Entity, keys: Sequence[Any], tenant: TenantKey, session: RoutedSession | None
     ) -> dict[Any, Any]:
-        wants = {key: _Row(entity, entity.name_of(entity.primary, _values(key), tenant)) for key in keys}
         route = self._route(tenant, _inner(session))
         at = tag(self._cluster, route.shard)
+        names = entity.primary_names(keys, tenant)
         rows: dict[Any, Any] = dict.fromkeys(keys)
-        missing, outdated = keys, [b""] * len(keys)
+        missing = dict.fromkeys(keys, b"")
         store = self._store
         if store is not None and keys:
             try:
-                found = store.fetch(at, [want.name for want in wants.values()])
+                found = store.fetch(at, names)
             except UnreachableError:
                 self.counts.down += 1
             else:
-                missing, outdated = [], []
-                for (key, want), raw in zip(wants.items(), found, strict=True):
-                    usable, value = want.decode(raw) if raw is not None else (False, None)
-                    if usable:
-                        rows[key] = value
-                    else:
-                        missing.append(key)
-                        outdated.append(raw if raw is not None and raw[:1] == VALUE and want.may_replace(raw) else b"")
+                missing, decode = {}, entity.codec.decode
+                for key, raw in zip(keys, found, strict=True):
+                    row = decode(raw) if raw is not None else None
+                    if row is not None:
+                        rows[key] = row
+                    elif raw != ABSENT:
+                        replace = raw is not None and raw[:1] == VALUE and _may_replace(entity, raw)
+                        missing[key] = raw if replace else b""
                 self.counts.hits += len(keys) - len(missing)
         if missing:
-            rows |= self._load_many(entity, {key: wants[key] for key in missing}, outdated, route, tenant, session)
+            wants = {key: _Row(entity, name) for key, name in zip(keys, names, strict=True) if key in missing}
+            rows |= self._load_many(entity, wants, list(missing.values()), route, tenant, session)
         return rows
 
     def _load_many(
@@ -333,6 +334,16 @@ class Cache:
             xid = int((connection.execute(select(cast(func.pg_current_xact_id(), Text)))).scalar_one())
             session.commit()
             return xid
+
+    def _other_names(self, entity: Entity, keys: Iterable[Any], tenant: Any, session: Any) -> list[str]:
+        """Names of all keys that rows have at this moment, seen by *session* if there is one."""
+        own = self._session(tenant, read_only=True) if session is None else nullcontext(session)
+        statement = cacheloads.keys_statement(entity)
+        parameters = {"keys": [k if len(entity.primary.columns) > 1 else _values(k)[0] for k in keys], **_owner(entity, tenant)}
+        with own as there:
+            connection = there.connection()
+            found = (connection.execute(statement, parameters)).all()
+        return [name for row in found for name in entity.names_of(dict(zip(entity.key_columns, row, strict=True)))]
 
     def _statement(self, kind: str, make: Callable[..., Any], *about: Any) -> Any:
         statement = self._statements.get((kind, *about))
@@ -401,6 +412,11 @@ class Cache:
             with self._session(None, shard=shard) as session:
                 done += self.writer.drain(session)
         return done
+
+
+def _may_replace(entity: Entity, raw: bytes) -> bool:
+    """Whether what cannot be used may be overwritten: not what a newer version of the program wrote."""
+    return not (raw[:2] == b"V\x01" and int.from_bytes(raw[2:4], "big") > entity.codec.version)
 
 
 def _inner(session: Any) -> Any:

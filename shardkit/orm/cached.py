@@ -142,7 +142,16 @@ class Entity:
         if len(values) != len(key.columns):
             raise CacheKeyError(f"{self.name} by {', '.join(key.attributes)} takes {len(key.columns)} values, not {len(values)}")
         texts = self._texts
+        if len(values) == 1:
+            return f"{self.prefix(key, tenant)}:{texts[key.columns[0]](values[0])}"
         return ":".join((self.prefix(key, tenant), *(texts[c](v) for c, v in zip(key.columns, values, strict=True))))
+
+    def primary_names(self, keys: Sequence[Any], tenant: Any) -> list[str]:
+        """``name_of`` for many primary keys."""
+        if len(self.primary.columns) > 1:
+            return [self.name_of(self.primary, key, tenant) for key in keys]
+        before, text = self.prefix(self.primary, tenant) + ":", self._texts[self.primary.columns[0]]
+        return [before + text(key) for key in keys]
 
     def names_of(self, row: Mapping[Column[Any], Any], keys: Iterable[Key] | None = None) -> Iterator[str]:
         """The names of *keys* (all, if not given) for a row; a key with a NULL in it names nothing."""

@@ -46,10 +46,18 @@ def row_statement(entity: Entity, key: Key) -> Select[Any]:
 
 def rows_statement(entity: Entity) -> Select[Any]:
     """Rows by primary keys; parameters ``owner``, ``keys``."""
+    return _rows(entity, [_among(entity), *_mine(entity)])
+
+
+def keys_statement(entity: Entity) -> Select[Any]:
+    """The columns of all keys of rows by primary keys; parameters ``owner``, ``keys``."""
+    return select(*entity.key_columns).where(_among(entity), *_mine(entity))
+
+
+def _among(entity: Entity) -> ColumnElement[bool]:
     columns = entity.primary.columns
-    wanted = bindparam("keys", expanding=True)
-    matches = columns[0].in_(wanted) if len(columns) == 1 else tuple_(*columns).in_(wanted)
-    return _rows(entity, [matches, *_mine(entity)])
+    wanted: Any = bindparam("keys", expanding=True)
+    return columns[0].in_(wanted) if len(columns) == 1 else tuple_(*columns).in_(wanted)
 
 
 def _rows(entity: Entity, matches: Sequence[ColumnElement[bool]]) -> Select[Any]:
