@@ -39,7 +39,7 @@ from shardkit.orm.cached import Cached, ListKey  # noqa: E402
 from shardkit.schema.blueprint import from_metadata  # noqa: E402
 from shardkit.schema.bootstrap import initialize  # noqa: E402
 
-KEYS, THREADS, TENANT = 12, 4, "acme"
+KEYS, THREADS, TENANT = 8, 4, "acme"
 READS, STALE, NAIVE_READS, NAIVE_STALE, WRITES, HITS, DEATHS = range(KEYS, KEYS + 7)
 SLOT = KEYS + 7
 
@@ -141,7 +141,7 @@ class Reader:
 
     def run(self) -> None:
         while True:
-            number = self.draw.randrange(KEYS)
+            number = min(self.draw.randrange(KEYS), self.draw.randrange(KEYS))  # some are hot
             if self.draw.random() < 0.4:
                 self.all_at_once()
             else:
@@ -198,7 +198,7 @@ class Writer:
                 self.die(0.004)
                 place(driver, names)
                 self.die(0.004)
-                if draw.random() < 0.03:
+                if draw.random() < 0.01:
                     self.pause.wait(draw.choice((0.01, 0.1, 0.5)))
 
             kit.cache.writer.place = hurt
@@ -210,7 +210,7 @@ class Writer:
 
     def run(self) -> None:
         while True:
-            number = self.draw.randrange(KEYS)
+            number = min(self.draw.randrange(KEYS), self.draw.randrange(KEYS))  # some are hot
             try:
                 with self.kit.begin(TENANT) as session:
                     row = session.get(Register, self.ids[number], with_for_update=True)
@@ -224,7 +224,7 @@ class Writer:
             self.die(0.004)
             self.naive.delete(self.ids[number])
             self.board.learn(self.slot, number, version)
-            self.pause.wait(self.draw.expovariate(60))
+            self.pause.wait(self.draw.expovariate(150))
 
     def change(self, session, row) -> None:
         if self.draw.random() < 0.3:
