@@ -93,8 +93,10 @@ def work(plan: dict) -> None:
     board = Board(plan["board"], plan["slots"])
     settings = Settings(catalog_url=plan["catalog_url"], redis_url=plan["redis_url"], cache_on_down="strict", pool_size=THREADS + 4)
     kit = ShardKit(settings=settings)
-    if plan["broken"]:  # planted: a fill that does not ask whether the marked transactions are over
+    if plan["broken"]:  # planted: fills do not ask whether the marked transactions are over, and half the markers are left out
         proto.settled = lambda *_: True
+        place = kit.cache.writer.place
+        kit.cache.writer.place = lambda *given: random.random() < 0.5 or place(*given)
     for number in range(THREADS):
         slot = plan["slot"] + number
         draw = random.Random(f"{plan['seed']}.{slot}.{os.getpid()}")
@@ -142,7 +144,7 @@ class Reader:
     def run(self) -> None:
         while True:
             number = min(self.draw.randrange(KEYS), self.draw.randrange(KEYS))  # some are hot
-            if self.draw.random() < 0.4:
+            if self.draw.random() < 0.7:
                 self.all_at_once()
             else:
                 self.check(number, self.ours, READS, STALE)
@@ -288,6 +290,8 @@ def history(*, seconds: float, reads: int, seed: int, broken: bool = False, talk
         started = last = said = time.monotonic()
         pause = threading.Event()
         while time.monotonic() - started < seconds or board.total(READS) < reads:
+            if broken and board.total(STALE):
+                break
             with kit.read(TENANT) as session:  # the observer: who it was that died is of no matter to it
                 for number, key in enumerate(ids):
                     board.learn(slots - 1, number, session.get(Register, key).version)
