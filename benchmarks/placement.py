@@ -12,8 +12,8 @@ from uuid import UUID
 
 from hashring import HashRing
 
-from shardkit.core.placement import place, plan
 from shardkit import Settings, ShardKit, run_local
+from shardkit.core.placement import place, plan
 from shardkit.core.shardmap import Placement, Server, ShardMap
 from shardkit.schema.bootstrap import initialize
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 from psycopg import sql
@@ -19,10 +20,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from benchmarks.delay_proxy import DelayProxy
 from benchmarks.harness import Bench
 from shardkit import AsyncShardKit, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local
+from shardkit.catalog.changes import create_cluster, make_ready
+from shardkit.core.shardmap import Server
+from shardkit.db.connect import connect_admin
 from shardkit.local import LocalCluster
 from shardkit.local.databases import fresh_databases
 from shardkit.schema.blueprint import from_metadata
 from shardkit.schema.bootstrap import initialize
+from shardkit.schema.trees import upgrade_catalog
 
 QUESTION = "What does a routed unit of work cost, against a plain Session on one unsharded database?"
 ROWS = 4  # of each tenant
@@ -108,7 +113,7 @@ def run(bench: Bench) -> None:
     with run_local(servers=2, redis=False, trust=True) as cluster:
         for shards in (16, 256):
             with fresh_databases(cluster.servers, 3) as databases:
-                place = Place(databases.servers, databases.catalog_url, shards=shards, tenants=bench.pick(1024, 512))
+                place = Place(databases.servers, databases.catalog_url, shards=shards, tenants=bench.pick(1024, 256))
                 _direct(bench, place, shards=shards, rounds=rounds)
                 if shards == 256:
                     _peers(bench, place, rounds=rounds)
@@ -120,9 +125,13 @@ def run(bench: Bench) -> None:
 def _direct(bench: Bench, place: Place, *, shards: int, rounds: int) -> None:
     draw = random.Random(shards)
     with _kit(place) as kit, _flat(place.plain_url) as engine:
-        reads = bench.interleave(_reads(draw, place, kit, engine), rounds=rounds, block=bench.pick(400, 200), warmup=6 * 256)
+        reads = bench.interleave(
+            _reads(draw, place, kit, engine), rounds=rounds, block=bench.pick(400, 200), warmup=bench.pick(6 * 256, 512)
+        )
         bench.ratio(f"read_{shards}", ours=reads["ours"], other=reads["plain"], goal=0.85 if shards == 16 else 0.95)
-        writes = bench.interleave(_writes(draw, place, kit, engine), rounds=rounds, block=bench.pick(200, 100), warmup=3 * 256)
+        writes = bench.interleave(
+            _writes(draw, place, kit, engine), rounds=rounds, block=bench.pick(200, 100), warmup=bench.pick(3 * 256, 256)
+        )
         bench.ratio(f"write_{shards}", ours=writes["ours"], other=writes["plain"], goal=1.10 if shards == 16 else 1.20)
 
 
@@ -196,7 +205,7 @@ def _peers(bench: Bench, place: Place, *, rounds: int) -> None:
         variants = {**_reads(draw, place, kit, engines["pg1"]), "translate_map": translate_map}
         variants |= {"horizontal_shard": horizontal_shard, "psycopg": by_hand}
         del variants["plain"]
-        taken = bench.interleave(variants, rounds=rounds, block=bench.pick(200, 100), warmup=4 * 256)
+        taken = bench.interleave(variants, rounds=rounds, block=bench.pick(200, 100), warmup=bench.pick(4 * 256, 512))
         bench.ratio("read_256_vs_horizontal_shard", ours=taken["ours"], other=taken["horizontal_shard"], goal=0.75)
         bench.ratio("read_256_vs_translate_map", ours=taken["ours"], other=taken["translate_map"])
         bench.ratio("read_256_vs_psycopg", ours=taken["ours"], other=taken["psycopg"])
@@ -228,11 +237,11 @@ def _async(bench: Bench, place: Place, *, rounds: int) -> None:
 
             block = bench.pick(200, 100)
             reads = await bench.interleave_async(
-                {"ours": read, "plain": plain_read}, rounds=rounds, block=block, warmup=6 * 256
+                {"ours": read, "plain": plain_read}, rounds=rounds, block=block, warmup=bench.pick(6 * 256, 512)
             )
             bench.ratio("async_read_256", ours=reads["ours"], other=reads["plain"], goal=0.95)
             writes = await bench.interleave_async(
-                {"ours": write, "plain": plain_write}, rounds=rounds, block=block, warmup=3 * 256
+                {"ours": write, "plain": plain_write}, rounds=rounds, block=block, warmup=bench.pick(3 * 256, 256)
             )
             bench.ratio("async_write_256", ours=writes["ours"], other=writes["plain"], goal=1.20)
         await engine.dispose()
@@ -248,20 +257,31 @@ def _far(bench: Bench, place: Place, *, rounds: int) -> None:
         kit = stack.enter_context(_kit(place, servers={"pg1": far["pg1"], "pg2": far["pg2"]}))
         engine = stack.enter_context(_flat(far["pg3"]))
         block = bench.pick(100, 50)
-        reads = bench.interleave(_reads(draw, place, kit, engine), rounds=rounds, block=block, warmup=600)
+        reads = bench.interleave(_reads(draw, place, kit, engine), rounds=rounds, block=block, warmup=bench.pick(600, 300))
         bench.ratio("read_256_rtt", ours=reads["ours"], other=reads["plain"], goal=0.50)
-        writes = bench.interleave(_writes(draw, place, kit, engine), rounds=rounds, block=block, warmup=300)
+        writes = bench.interleave(_writes(draw, place, kit, engine), rounds=rounds, block=block, warmup=bench.pick(300, 150))
         bench.ratio("write_256_rtt", ours=writes["ours"], other=writes["plain"], goal=0.90)
 
 
 def _construct(bench: Bench, cluster: LocalCluster, *, rounds: int) -> None:
-    """A session's making and closing must not depend on the number of shards."""
+    """A session's making and closing must not depend on the number of shards; no statement is sent, so maps are enough."""
     with ExitStack() as stack:
         kits = {}
         for shards in (4, 4096):
-            databases = stack.enter_context(fresh_databases(cluster.servers, 2))
+            databases = stack.enter_context(fresh_databases(cluster.servers, 1))
             settings = Settings(catalog_url=databases.catalog_url)
-            initialize(settings, servers=databases.servers, shard_count=shards)
+            upgrade_catalog(settings)
+            with connect_admin(settings.catalog_url, settings) as catalog:
+                server = Server("pg1", databases.servers["pg1"], uuid4())
+                create_cluster(
+                    catalog,
+                    cluster_id=uuid4(),
+                    shard_count=shards,
+                    tenant_type="str",
+                    servers={"pg1": server},
+                    placements=dict.fromkeys(range(shards), "pg1"),
+                )
+                make_ready(catalog)
             kits[str(shards)] = stack.enter_context(ShardKit(settings=settings))
 
         def make(kit: ShardKit) -> Callable[[], None]:

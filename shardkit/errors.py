@@ -227,6 +227,12 @@ class CommitUnknownError(ServerError):
 
     code = "SK405"
     outcome = Outcome.UNKNOWN
+    server: str | None = None
+    """Name of the server that was asked to commit."""
+    xid: str | None = None
+    """The transaction's id, if the server had told it; `pg_xact_status` on the same timeline knows the outcome."""
+    timeline: str | None = None
+    backend_pid: int | None = None
 
 
 class SessionError(ShardKitError):

@@ -36,14 +36,23 @@ class Settings:
     catalog_url: str
     """libpq URL of the catalog database."""
     redis_url: str | None = None
+    """URL of the Redis-protocol server, for the cache; without it there is none."""
     servers: Mapping[str, str] = field(default_factory=dict)
     """libpq URL with credentials, by server name, where the catalog's DSN and its own credentials are not enough."""
     pool_size: int = 10
-    """Connections this process may hold to one server, over all its pools."""
+    """Connections in the pool of one server."""
     pool_timeout_s: float = 5.0
+    """How long a session waits for a free connection."""
     connection_lifetime_s: float = 1800.0
     """Age at which a connection is replaced: a backend never gives back the memory of the schemas it touched."""
+    call_timeout_s: float = 30.0
+    """The longest one call to a server may take; `kit.deadline` sets a nearer end for a block."""
+    pool_queue: int = 200
+    """How many may wait for a connection to one server; the next one is refused at once."""
+    connection_budget: int = 30
+    """Connections this process may hold to one server, over all its pools."""
     connect_timeout_s: float = 5.0
+    """How long a new connection may take."""
     tcp_timeout_s: float = 10.0
     """How long the kernel waits for an unanswered packet before it gives a connection up."""
     pooler: Pooler = "none"
@@ -66,12 +75,16 @@ class Settings:
     insecure_transport: bool = False
     """Allow a host off loopback without sslmode=verify-full (or a redis:// URL off loopback)."""
     application_name: str = "shardkit"
+    """What PostgreSQL shows in ``pg_stat_activity``."""
 
     def __post_init__(self) -> None:
         if not self.catalog_url:
             raise SettingsError(
                 f"no catalog_url: set SHARDKIT_CATALOG_URL, or name a TOML file that has it in {CONFIG_VARIABLE}"
             )
+        for where, text in (("catalog_url", self.catalog_url), ("redis_url", self.redis_url or ""), *self.servers.items()):
+            if not isinstance(text, str):
+                raise SettingsError(f"{where} must be a URL, in quotes")
         object.__setattr__(self, "catalog_url", Secret(self.catalog_url))
         object.__setattr__(self, "redis_url", Secret(self.redis_url) if self.redis_url else None)
         object.__setattr__(self, "servers", {check_server_name(n): Secret(u) for n, u in self.servers.items()})
@@ -83,7 +96,7 @@ class Settings:
             raise SettingsError(f"cache_on_down is one of {', '.join(get_args(OnDown))}, not {self.cache_on_down!r}")
         if self.redis_url is not None:
             _check_redis(self.redis_url, insecure=self.insecure_transport)
-        for name in ("pool_size", "prepared_max", "cache_pool_size"):
+        for name in ("pool_size", "prepared_max", "pool_queue", "connection_budget", "cache_pool_size"):
             _whole(name, getattr(self, name), at_least=1)
         for found in fields(self):
             if found.name.endswith("_s"):

@@ -15,7 +15,6 @@ BY_HAND = {"colour.py", "conftest.py"}
 HEADER = "# Generated from {source} by tests/generate_sync.py: change that file instead.\n"
 RULES = [
     (r"\nimport asyncio(?=\n)", ""),
-    (r"await asyncio\.to_thread\((.*)\)", r"\1()"),
     (r"asyncio\.sleep", "time.sleep"),
     (r"Callable\[(.*), Awaitable\[T\]\]", r"Callable[\1, T]"),
     (r"import Awaitable, Callable", "import Callable"),

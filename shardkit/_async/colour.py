@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 ASYNC = True
 
 _background: set[asyncio.Task[Any]] = set()
@@ -18,6 +20,11 @@ _background: set[asyncio.Task[Any]] = set()
 async def close(engine: Engine) -> None:
     """Close the idle connections of *engine*."""
     await AsyncEngine(engine).dispose()
+
+
+async def in_thread(work: Callable[[*Ts], T], *args: *Ts) -> T:
+    """What blocks, where it does not hold up the loop."""
+    return await asyncio.to_thread(work, *args)
 
 
 def run(work: Any) -> Any:

@@ -35,9 +35,12 @@ class AsyncMarking:
         colour.run(self._place(driver, sorted(names)))
 
     async def _place(self, driver: Any, names: Sequence[str]) -> None:
-        cursor = await driver.execute(_XID, prepare=True)
-        xid = int((await cursor.fetchone())[0])
-        route = driver.leg.route
+        xid = driver.commit_xid  # known, where it came back with the first write
+        if xid is None:
+            cursor = await driver.execute(_XID, prepare=True)
+            (xid,) = await cursor.fetchone()
+            driver.commit_xid = xid
+        xid, route = int(xid), driver.leg.route
         try:
             await self._store.mark(
                 tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=self._ttl_ms

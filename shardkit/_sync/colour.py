@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 from sqlalchemy.engine import Engine
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 ASYNC = False
 
 
 def close(engine: Engine) -> None:
     """Close the idle connections of *engine*."""
     engine.dispose()
+
+
+def in_thread(work: Callable[[*Ts], T], *args: *Ts) -> T:
+    """What blocks may block here."""
+    return work(*args)
 
 
 def run(work: Any) -> Any:

@@ -20,7 +20,8 @@ from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
 from shardkit.core.outcome import safe_to_retry
 from shardkit.core.shardmap import Route, ShardMap
-from shardkit.errors import Outcome, ShardKitError, ShardMovedError
+from shardkit.db.deadline import left, within
+from shardkit.errors import CommitUnknownError, Outcome, ShardKitError, ShardMovedError
 from shardkit.orm.context import TenantContext
 from shardkit.orm.session import RoutedSession, FixedGuide
 from shardkit.settings import Settings
@@ -91,19 +92,29 @@ class ShardKit:
         """A whole unit of work: ``work(session, ...)`` and COMMIT, done again when the outcome was *not done*.
 
         The shard moved, a serialization failure, a deadlock, a server that restarted: tried again with growing pauses for up
-        to 15 s. Nothing is repeated that may have taken effect. *work* may run more than once, so it should not do what
-        cannot be repeated outside its session.
+        to 15 s, or to the deadline. Nothing is repeated that may have taken effect: where the answer to COMMIT was lost, the
+        server is asked what became of the transaction, and only if it cannot tell you get CommitUnknownError. *work* may
+        run more than once, so it should not do what cannot be repeated outside its session.
         """
         tenant = self._context.resolve(tenant)
-        give_up, pause = time.monotonic() + RUN_BUDGET_S, RUN_FIRST_PAUSE_S
+        give_up, pause = time.monotonic() + left(RUN_BUDGET_S), RUN_FIRST_PAUSE_S
         while True:
             try:
-                with self.begin(tenant) as session:
-                    return work(session, *args, **keywords)
+                with self.begin(tenant, tracked=True) as session:
+                    result = work(session, *args, **keywords)
+            except CommitUnknownError as exc:
+                outcome = colour.in_thread(self._router.settle, exc)
+                if outcome is Outcome.DONE:
+                    return result
+                if outcome is Outcome.UNKNOWN or time.monotonic() + pause > give_up:
+                    raise
+                moved = False
             except (ShardKitError, sa_exc.DBAPIError) as exc:
                 if not _not_done(exc) or time.monotonic() + pause > give_up:
                     raise
                 moved = isinstance(exc, ShardMovedError)
+            else:
+                return result
             if not moved:  # it waited for the map already
                 time.sleep(random.uniform(pause / 2, pause))  # noqa: S311  # jitter, not a secret
                 pause = min(pause * 2, 1.0)
@@ -112,6 +123,12 @@ class ShardKit:
         """Make *tenant* the current one inside a block; with *lock* asking for another one inside it is an error."""
         self._router.locate(tenant)
         return self._context.enter(tenant, lock=lock)
+
+    def deadline(self, seconds: float) -> AbstractContextManager[None]:
+        """Every call to a server inside the block ends by *seconds* from now (and a quarter): DeadlineError, or, for a COMMIT
+        whose answer did not come in time, CommitUnknownError.
+        """
+        return within(seconds)
 
     @property
     def current_tenant(self) -> TenantKey | None:
@@ -154,7 +171,7 @@ class ShardKit:
 
     def refresh(self) -> ShardMap:
         """Ask the catalog for a newer map now. Raises CatalogUnavailableError."""
-        return self._router.watch.refresh()
+        return colour.in_thread(self._router.watch.refresh)
 
     def close(self) -> None:
         """Stop watching the map and close idle connections."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -50,21 +50,34 @@ def create_cluster(
             )
 
 
-def unfinished(connection: Any, *, shard_count: int, tenant_type: TenantType, servers: list[str]) -> UUID | None:
-    """Id of a cluster whose init was stopped, if it was the same init. Raises ClusterExistsError for a ready or another one."""
+def unfinished(
+    connection: Any, *, shard_count: int, tenant_type: TenantType, servers: Mapping[str, tuple[str, float]]
+) -> UUID | None:
+    """Id of a cluster whose init was stopped, if it was the same init (*servers*: DSN and weight by name); None for a new one.
+
+    Raises ClusterExistsError for a cluster that is ready, or was begun in another way.
+    """
+    if not connection.execute(SQL["has_cluster"]).fetchone()[0]:
+        return None
     row = connection.execute(SQL["cluster"]).fetchone()
     if row is None:
         return None
     cluster_id, count, kind, _, _, ready = row
     if ready:
         raise ClusterExistsError("this catalog already holds a cluster; nothing was changed. `shardkit status` shows it")
-    named = [name for name, *_ in connection.execute(SQL["servers"])]
-    if (count, kind, named) != (shard_count, tenant_type, servers):
+    begun = {name: (dsn, weight) for name, dsn, _, weight, *_ in connection.execute(SQL["servers"])}
+    if (count, kind, begun) != (shard_count, tenant_type, dict(servers)):
+        described = ", ".join(f"{name} ({dsn}, weight {weight:g})" for name, (dsn, weight) in begun.items())
         raise ClusterExistsError(
-            f"an init with {count} shards, {kind} tenants and servers {', '.join(named)} was begun here and not finished; "
+            f"an init with {count} shards, {kind} tenants and the servers {described} was begun here and not finished; "
             "nothing was changed. Run it again with these, or give an empty catalog database"
         )
     return cluster_id  # type: ignore[no-any-return]
+
+
+def begun_placements(connection: Any) -> dict[int, str]:
+    """Server by shard of a cluster whose init was stopped."""
+    return {shard: server for shard, server, *_ in connection.execute(SQL["placements_since"], {"version": 0})}
 
 
 def make_ready(connection: Any) -> ShardMap:
@@ -109,11 +122,12 @@ def set_server_state(connection: Any, name: str, state: ServerState) -> None:
         connection.execute(SQL["set_server_state"], {"name": name, "state": state.value, "version": version})
 
 
-def remove_server(connection: Any, name: str) -> None:
-    """Remove a server that holds no shard."""
+def remove_server(connection: Any, name: str, *, and_then: Callable[[], None] = lambda: None) -> None:
+    """Remove a server that holds no shard. *and_then* is run before COMMIT, while no shard can be placed there."""
     full = CatalogError(f"server {name!r} still holds shards: drain it first; nothing was changed")
     with instead_of({"placements_server_fkey": full}), change(connection, expected=None):
         connection.execute(SQL["remove_server"], {"name": name})
+        and_then()
 
 
 def pin(connection: Any, tenant: TenantKey, shard: int | None) -> None:

@@ -14,8 +14,9 @@ from shardkit.core.shardmap import Route, Server, ShardMap
 from shardkit.db.connect import is_closed
 from shardkit.db.engines import Engines
 from shardkit.db.leg import Leg, opening_for
+from shardkit.db.settle import settle
 from shardkit.db.wire import Opening
-from shardkit.errors import CatalogError, NoTenantError, ShardMovedError
+from shardkit.errors import CatalogError, CommitUnknownError, NoTenantError, Outcome, ShardMovedError
 from shardkit.settings import Settings
 
 log = logging.getLogger("shardkit.catalog")
@@ -119,6 +120,10 @@ class Router:
         route = Route(None, -1, GLOBAL_SCHEMA, CATALOG_SERVER, 0)
         engine = self.engines.of(server).execution_options(schema_translate_map={None: GLOBAL_SCHEMA})
         return Leg(route, engine, Opening(GLOBAL_SCHEMA.encode()), _Fixed()), engine
+
+    def settle(self, error: CommitUnknownError) -> Outcome:
+        """What became of a COMMIT whose answer was lost, if its server can tell."""
+        return settle(error, self.map.server(error.server or ""), self._settings)
 
     def close(self) -> None:
         """Stop watching the map."""

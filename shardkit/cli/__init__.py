@@ -12,7 +12,14 @@ from shardkit.errors import ShardKitError
 
 # name -> (module beside this one, its command, one line for --help)
 COMMANDS = {
+    "demo": ("demo", "demo", "See it work: a local cluster, real data, routed sessions."),
     "local": ("local", "local", "Real servers on this machine, for development and trying out."),
+    "init": ("init", "init", "Make a cluster of empty databases."),
+    "status": ("status", "status", "Servers, shards, sizes, and whether they agree with the map."),
+    "locate": ("routing", "locate", "Shard and server of a tenant, or of an id."),
+    "id": ("routing", "id_", "Decode ids."),
+    "server": ("server", "server", "Servers of the cluster: list, add, remove."),
+    "pin": ("routing", "pin", "Send one tenant to a shard of your choice."),
 }
 
 

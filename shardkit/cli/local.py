@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from shardkit.cli.common import BEHIND, json_option, print_json
 from shardkit.local import run_local
 from shardkit.local.cluster import attach, locked, remove_data
 from shardkit.local.state import State
 
-BEHIND = 3
 DEFAULT_SERVERS = 3
 
 data_dir_option = click.option(
@@ -22,7 +21,6 @@ data_dir_option = click.option(
     show_default=True,
     help="Where data, logs and addresses are.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
@@ -111,7 +109,7 @@ def report(state: State, running: dict[str, int] | None) -> dict[str, Any]:
 def show(found: dict[str, Any], *, as_json: bool) -> None:
     """Print a report, for people or for programs."""
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     width = max(len(server["dsn"]) for server in found["servers"].values())
     for name, server in found["servers"].items():

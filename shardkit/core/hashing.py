@@ -7,6 +7,7 @@ publication's row filter accepts. PostgreSQL hashes text as it stores it, so the
 
 from __future__ import annotations
 
+import re
 from hashlib import md5
 from typing import Final, Literal, TypeAlias
 
@@ -19,6 +20,7 @@ HASH_VERSION: Final = 1
 MAX_SHARDS: Final = 8192  # an id has 13 bits for its shard
 MAX_KEY_BYTES: Final = 1024
 TENANT_TYPES: Final = {"str": str, "int": int}
+_WHOLE: Final = re.compile(r"-?[0-9]{1,19}")
 
 
 def check_shard_count(count: int) -> int:
@@ -58,6 +60,15 @@ def key_bytes(tenant: object, tenant_type: TenantType) -> bytes:
     if not -(2**63) <= tenant < 2**63:
         raise TenantKeyError("an int tenant key must fit into 64 bits, signed")
     return tenant.to_bytes(8, "big", signed=True)
+
+
+def tenant_from_text(text: str, tenant_type: TenantType) -> TenantKey:
+    """The tenant key that was written as *text* (an argument, a row), in the cluster's type. Raises TenantKeyError."""
+    if tenant_type == "int" and not _WHOLE.fullmatch(text):
+        raise TenantKeyError(f"this cluster's tenants are of type int, and {text[:40]!r} is not a whole number")
+    tenant: TenantKey = int(text) if tenant_type == "int" else text
+    key_bytes(tenant, tenant_type)
+    return tenant
 
 
 def shard_of(tenant: object, *, tenant_type: TenantType, shard_count: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, LiteralString
@@ -16,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
-from shardkit.errors import ServerDownError, SettingsError, ShardKitError, WrongServerError
+from shardkit.errors import PoolTimeoutError, ServerDownError, ServerError, SettingsError, ShardKitError, WrongServerError
 from shardkit.settings import Secret, Settings, is_loopback
 
 _IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
@@ -25,12 +27,7 @@ _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert",
 
 def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
     """Libpq connection string for *url* with our time-outs; refuses a transport that could be listened to."""
-    try:
-        given = conninfo_to_dict(url)
-    except psycopg.Error:  # its text would quote parts of the password
-        raise SettingsError(
-            "a database URL could not be parsed by libpq (its text is not shown, it may hold a password)"
-        ) from None
+    given = parsed(url)
     check_transport(given, insecure=settings.insecure_transport)
     ours = {
         "connect_timeout": max(1, round(settings.connect_timeout_s)),
@@ -41,6 +38,16 @@ def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
         "application_name": settings.application_name,
     }
     return Secret(make_conninfo(url, **{**ours, **{k: v for k, v in given.items() if k in ours}, **extra}))
+
+
+def parsed(url: str) -> dict[str, Any]:
+    """The parts of a database URL. Raises SettingsError."""
+    try:
+        return conninfo_to_dict(url)
+    except psycopg.Error:  # its text would quote parts of the password
+        raise SettingsError(
+            "a database URL could not be parsed by libpq (its text is not shown, it may hold a password)"
+        ) from None
 
 
 def check_transport(given: dict[str, Any], *, insecure: bool) -> None:
@@ -58,8 +65,7 @@ def server_url(server: Server, settings: Settings) -> str:
     """URL with credentials: the settings' own for this server, else the map's DSN with the catalog's credentials."""
     if server.name in settings.servers:
         return settings.servers[server.name]
-    catalog = conninfo_to_dict(settings.catalog_url)
-    own = conninfo_to_dict(server.dsn)
+    catalog, own = parsed(settings.catalog_url), parsed(server.dsn)
     return make_conninfo(server.dsn, **{k: catalog[k] for k in _CREDENTIALS if catalog.get(k) and not own.get(k)})
 
 
@@ -67,18 +73,24 @@ def app_conninfo(server: Server, settings: Settings) -> Secret:
     """How application code connects: as the least role, and with an empty path, so that unrouted names fail."""
     direct = settings.pooler == "none"
     return conninfo(
-        server_url(server, settings), settings, **({"options": f"-c role={APP_ROLE} -c search_path="} if direct else {})
+        server_url(server, settings),
+        settings,
+        **({"options": f"-c role={APP_ROLE} -c search_path= -c client_connection_check_interval=2s"} if direct else {}),
     )
 
 
 def connect(server: Server, settings: Settings, *, cluster_id: UUID) -> RoutedConnection:
-    """A routed connection to *server*, which was asked for its identity. Raises ServerDownError or WrongServerError."""
+    """A routed connection to *server*, which was asked for its identity.
+
+    Raises ServerDownError, WrongServerError, or PoolTimeoutError for one more than the budget allows.
+    """
+    check_budget(server, settings)
     try:
         connection = RoutedConnection.connect(app_conninfo(server, settings), autocommit=True, cursor_factory=RoutedCursor)
     except psycopg.OperationalError as exc:
         raise down(server, exc) from exc
     try:
-        _tune(connection, settings)
+        _tune(connection, server, settings)
         _check_identity(server, cluster_id, connection.execute(_IDENTITY).fetchone())
     except BaseException as exc:
         connection.close()
@@ -88,6 +100,7 @@ def connect(server: Server, settings: Settings, *, cluster_id: UUID) -> RoutedCo
 
 async def connect_async(server: Server, settings: Settings, *, cluster_id: UUID) -> AsyncRoutedConnection:
     """The same for asyncio."""
+    check_budget(server, settings)
     try:
         connection = await AsyncRoutedConnection.connect(
             app_conninfo(server, settings), autocommit=True, cursor_factory=AsyncRoutedCursor
@@ -95,7 +108,7 @@ async def connect_async(server: Server, settings: Settings, *, cluster_id: UUID)
     except psycopg.OperationalError as exc:
         raise down(server, exc) from exc
     try:
-        _tune(connection, settings)
+        _tune(connection, server, settings)
         _check_identity(server, cluster_id, await (await connection.execute(_IDENTITY)).fetchone())
     except BaseException as exc:
         await connection.close()
@@ -113,12 +126,45 @@ def connect_admin(
         raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
 
 
+@contextmanager
+def at(url: str, settings: Settings, *, name: str, then: str = "nothing was changed") -> Iterator[psycopg.Connection[Any]]:
+    """An administrative connection to *name* for the block; what PostgreSQL says in it becomes an error of ours.
+
+    *then* ends the message: what has become of the work, and what to do.
+    """
+    connection = connect_admin(url, settings, name=name)
+    try:
+        with connection:
+            yield connection
+    except psycopg.OperationalError as exc:
+        raise ServerDownError(f"{name} failed or went away: {_first_line(exc)}; {then}") from exc
+    except psycopg.Error as exc:
+        raise ServerError(f"{name} refused: {_first_line(exc)}; {then}") from exc
+
+
 def down(server: Server, exc: BaseException) -> ServerDownError:
     """The error for a *server* that could not be reached."""
     return ServerDownError(f"server {server.name!r} does not answer: {_first_line(exc)}; nothing was sent")
 
 
-def _tune(connection: RoutedConnection | AsyncRoutedConnection, settings: Settings) -> None:
+_held: defaultdict[UUID, weakref.WeakSet[Any]] = defaultdict(weakref.WeakSet)
+"""Connections of this process, by server: the budget counts those of all pools together."""
+
+
+def check_budget(server: Server, settings: Settings) -> None:
+    """Refuse one more connection to *server* than the budget of this process allows."""
+    held = sum(not connection.closed for connection in list(_held[server.server_id]))
+    if held >= settings.connection_budget:
+        raise PoolTimeoutError(
+            f"this process holds {held} connections to server {server.name!r}, all its budget allows: nothing was sent. "
+            "Close sessions sooner, or raise connection_budget (and max_connections)"
+        )
+
+
+def _tune(connection: RoutedConnection | AsyncRoutedConnection, server: Server, settings: Settings) -> None:
+    _held[server.server_id].add(connection)
+    connection.call_timeout_s = settings.call_timeout_s
+    connection.backend_pid = connection.pgconn.backend_pid
     connection.prepare_threshold = 1 if settings.pooler == "none" else None
     connection.prepared_max = settings.prepared_max
 
@@ -190,7 +236,7 @@ def is_closed(server: Server, settings: Settings, *, cluster_id: UUID, schema: s
 
 def public_dsn(url: str) -> str:
     """*url* without secrets and credentials, as the catalog stores it."""
-    given = conninfo_to_dict(url)
+    given = parsed(url)
     return make_conninfo(
         "",
         **{k: v for k, v in given.items() if k in ("host", "hostaddr", "port", "dbname", "sslmode", "target_session_attrs")},

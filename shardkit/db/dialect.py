@@ -51,8 +51,8 @@ class _Routing:
         except self.dbapi.Error as exc:
             driver.dirty |= exc.sqlstate in STALE_PLAN
             if driver.last and driver.closed:
-                exc.in_commit = True
-            onward = self._onward(driver, leg, exc.sqlstate)
+                _in_commit(exc, driver)
+            onward = self._onward(driver, leg, exc.sqlstate, late=getattr(exc, "timed_out", False))
             if onward is None:
                 raise
             if driver.under_way or type(cursor) is not self.movable:
@@ -64,17 +64,18 @@ class _Routing:
             call(cursor, onward.current(statement), parameters)
         driver.under_way = not driver.idle
 
-    def _onward(self, driver: Any, leg: Leg, sqlstate: str | None) -> Leg | None:
+    def _onward(self, driver: Any, leg: Leg, sqlstate: str | None, *, late: bool) -> Leg | None:
         """How to go on: at the shard's new epoch, or on a fresh connection where this one had died in the pool; None: not."""
         if driver.closed:
-            return None if driver.under_way or driver.fresh or driver.last else leg
+            return None if late or driver.under_way or driver.fresh or driver.last else leg
         return self._wait(lambda: leg.guide.onward(leg)) if may_have_moved(sqlstate) else None
 
     def _change_road(self, connection: Any, cursor: Any, leg: Leg) -> Any:
         """Put *connection* and *cursor* on a connection to where *leg* leads; nothing was done on the old one."""
         old = connection._dbapi_connection
         before = old.driver_connection
-        begin, every, single, last = before.begin, before.every, before.single, before.last
+        begin, every, single, last, tracked = before.begin, before.every, before.single, before.last, before.tracked
+        unannounced = before.unannounced
         if before.closed:
             old._pool._invalidate(old)
         else:
@@ -83,8 +84,8 @@ class _Routing:
         new = old if here else leg.engine.raw_connection()
         driver: Any = new.driver_connection
         driver.begin, driver.single, driver.fresh = begin, single, before.closed
-        driver.embark(leg, every=every)
-        driver.last = last
+        driver.embark(leg, every=every, tracked=tracked)
+        driver.last, driver.unannounced = last, unannounced
         if not here:
             connection._dbapi_connection = new
             self._rebase(cursor, new)
@@ -114,7 +115,7 @@ class _Routing:
         try:
             dbapi_connection.commit()
         except self.dbapi.Error as exc:
-            exc.in_commit = True
+            _in_commit(exc, self._driver(dbapi_connection))
             raise
 
     @staticmethod
@@ -131,7 +132,7 @@ class _Routing:
 def _prepare(driver: Any, context: Any, statement: str) -> None:
     """Note on *driver* what has to be known about *statement* before it goes."""
     kind = kind_of(context.compiled, statement)
-    driver.single = not kind.raw
+    driver.single, driver.writes = not kind.raw, not kind.plain
     driver.dirty |= kind.changes_session
     if kind.cached and not _is_announced(context.execution_options):
         driver.unannounced |= kind.cached
@@ -144,6 +145,11 @@ def _prepare(driver: Any, context: Any, statement: str) -> None:
 def _is_announced(options: Any) -> bool:
     """Whether the session gathers the rows that a statement changes: a flush has a cache of statements of its own."""
     return "compiled_cache" in options or "shardkit_announced" in options
+
+
+def _in_commit(exc: Any, driver: Any) -> None:
+    """Mark an error as one of the COMMIT phase, with what is known for finding out what became of it."""
+    exc.in_commit, exc.xid, exc.timeline, exc.backend_pid = True, driver.commit_xid, driver.timeline, driver.backend_pid
 
 
 def _execute(cursor: Any, statement: str, parameters: Any) -> None:

@@ -17,7 +17,8 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool
 from shardkit.core.outcome import commit_outcome
 from shardkit.core.shardmap import Server
 from shardkit.db import connect, dialect
-from shardkit.errors import CommitUnknownError, Outcome, PoolTimeoutError, ReadOnlyError, ServerDownError
+from shardkit.db.deadline import left
+from shardkit.errors import CommitUnknownError, DeadlineError, Outcome, PoolTimeoutError, ReadOnlyError, ServerDownError
 from shardkit.settings import Settings
 
 assert dialect  # registers postgresql+shardkit
@@ -91,7 +92,8 @@ class Engines:
                 poolclass=_BudgetPool,
                 **options,
             )
-        engine.pool.server_name = server.name  # type: ignore[attr-defined]
+        pool: Any = engine.pool
+        pool.server_name, pool.queue_limit = server.name, settings.pool_queue
         event.listen(engine, "checkin", _handed_back)
         event.listen(engine, "handle_error", _typed(server))
         return engine
@@ -101,15 +103,47 @@ class _Bounded:
     """A pool whose wait for a free connection ends in an error that says so."""
 
     server_name: str
+    queue_limit: int
+    _waiting = 0
+    _longest_s: float
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._counting = threading.Lock()
+        super().__init__(*args, **options)
+
+    @property
+    def _timeout(self) -> float:
+        """How long to wait for a connection: not past the deadline of the block one stands in."""
+        return left(self._longest_s)
+
+    @_timeout.setter
+    def _timeout(self, seconds: float) -> None:
+        self._longest_s = seconds
 
     def _do_get(self) -> Any:
+        if self._waiting >= self.queue_limit:
+            raise PoolTimeoutError(
+                f"{self._waiting} others wait for a connection to server {self.server_name!r} already: nothing was sent. "
+                "Try again later; if it stays so, raise pool_size (and max_connections)"
+            )
+        with self._counting:
+            self._waiting += 1
         try:
             return super()._do_get()  # type: ignore[misc]
         except sa_exc.TimeoutError as exc:
             raise PoolTimeoutError(
-                f"all {self.size()} connections to server {self.server_name!r} stayed busy for {self.timeout():g} s: "  # type: ignore[attr-defined]
+                f"all {self.size()} connections to server {self.server_name!r} stayed busy for {self._longest_s:g} s: "  # type: ignore[attr-defined]
                 "nothing was sent. Close sessions sooner, or raise pool_size (and max_connections)"
             ) from exc
+        finally:
+            with self._counting:
+                self._waiting -= 1
+
+    def recreate(self) -> Any:
+        """SQLAlchemy's copy for a disposed engine, with what we added."""
+        new = super().recreate()  # type: ignore[misc]
+        new.server_name, new.queue_limit = self.server_name, self.queue_limit
+        return new
 
 
 class _BudgetPool(_Bounded, QueuePool):
@@ -135,16 +169,26 @@ def _typed(server: Server) -> Any:
 
     def handle(context: ExceptionContext) -> BaseException | None:
         original = context.original_exception
+        if not isinstance(original, Exception):  # a cancelled task, Ctrl-C: not the server's doing
+            return None
         sqlstate = getattr(original, "sqlstate", None)
         if getattr(original, "in_commit", False):
             if commit_outcome(sqlstate, lost=context.is_disconnect) is Outcome.UNKNOWN:
-                return CommitUnknownError(
+                unknown = CommitUnknownError(
                     f"COMMIT was sent to server {server.name!r} and no answer came: the work may or may not have taken effect. "
                     "Look before you repeat it"
                 )
+                unknown.server, unknown.xid = server.name, getattr(original, "xid", None)
+                unknown.timeline, unknown.backend_pid = original.timeline, original.backend_pid  # type: ignore[attr-defined]
+                return unknown
             return None
         if sqlstate == "25006" and context.connection is not None:
             return ReadOnlyError("kit.read() is for reading: use kit.begin() or kit.session() to write; nothing was written")
+        if getattr(original, "timed_out", False):
+            return DeadlineError(
+                f"the deadline passed before server {server.name!r} answered: the connection was dropped before COMMIT was "
+                "sent, so nothing takes effect"
+            )
         if context.is_disconnect or (sqlstate or "").startswith("57P"):
             return ServerDownError(
                 f"the connection to server {server.name!r} broke before COMMIT was sent: nothing took effect"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 from uuid import UUID
 
 import psycopg
@@ -14,6 +15,7 @@ from shardkit.errors import ClusterExistsError, SettingsError
 from shardkit.sql import statements
 
 SQL = statements("server")
+OLDEST_POSTGRES: Final = 15
 _ROLES = {APP_ROLE: "role_app", OPERATOR_ROLE: "role_operator"}
 
 
@@ -45,13 +47,64 @@ def identity(connection: psycopg.Connection[Any]) -> tuple[UUID, UUID] | None:
     return (row[0], row[1]) if row else None
 
 
-def check_encoding(connection: psycopg.Connection[Any], name: str) -> None:
-    """Python and SQL agree on a tenant's shard only where text is stored as UTF-8."""
-    row = connection.execute("SHOW server_encoding").fetchone()
-    if row is None or row[0] != "UTF8":
-        raise SettingsError(
-            f"the database of server {name!r} has encoding {row and row[0]}: shardkit needs UTF8; nothing was changed"
-        )
+def survey(connection: psycopg.Connection[Any], name: str) -> str:
+    """Refuse a database that cannot be a server, before anything is changed; gives a mark that only this database has.
+
+    Python and SQL agree on a tenant's shard only where text is stored as UTF-8.
+    """
+    row = connection.execute(SQL["place"]).fetchone()
+    assert row is not None
+    mark, major, encoding, may_create, has_roles, standby = row
+    wrong = {
+        f"runs PostgreSQL {major}; shardkit needs {OLDEST_POSTGRES} or newer": major < OLDEST_POSTGRES,
+        f"has encoding {encoding}; shardkit needs UTF8": encoding != "UTF8",
+        "is a standby; give the URL of its primary": standby,
+        "lets its login make no schemas; GRANT CREATE ON DATABASE to it": not may_create,
+        f"has no roles {APP_ROLE} and {OPERATOR_ROLE}, and its login may not make them; grant it CREATEROLE": not has_roles,
+    }
+    for problem, holds in wrong.items():
+        if holds:
+            raise SettingsError(f"the database of {name} {problem}; nothing was changed")
+    return str(mark)
+
+
+def forget_identity(connection: psycopg.Connection[Any], *, cluster_id: UUID) -> None:
+    """Let this database go: it belongs to no cluster any more."""
+    if identity(connection) is not None:
+        connection.execute(SQL["forget_identity"], {"cluster_id": cluster_id})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a server says of itself: who it is, its size in bytes, its release, and the shard schemas it holds."""
+
+    identity: tuple[UUID, UUID] | None
+    size_bytes: int
+    release: str
+    schemas: frozenset[str]
+
+
+def facts(connection: psycopg.Connection[Any], *, timeout_s: float) -> ServerFacts:
+    """Ask a server about itself."""
+    with connection.transaction():
+        connection.execute("SELECT set_config('statement_timeout', %s, true)", (f"{max(1, round(timeout_s * 1000))}ms",))
+        found = identity(connection)
+        size = connection.execute(SQL["size"]).fetchone()
+        schemas = connection.execute(SQL["shard_schemas"]).fetchall()
+    assert size is not None
+    return ServerFacts(found, size[0], size[1], frozenset(name for name, _ in schemas))
+
+
+def tables_with_rows(connection: psycopg.Connection[Any], *, schema: str, tenant: str | int) -> list[str]:
+    """Tables of *schema* that hold a row of *tenant*, by their column ``tenant_id``; other tables cannot be told."""
+    found = []
+    with connection.transaction():
+        connection.execute("SET LOCAL row_security = off")
+        for (table,) in connection.execute(SQL["scoped_tables"], {"schema": schema}).fetchall():
+            has = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE tenant_id = %s)").format(sql.Identifier(schema, table))
+            if connection.execute(has, (tenant,)).fetchone() == (True,):
+                found.append(table)
+    return found
 
 
 def _roles(connection: psycopg.Connection[Any]) -> None:

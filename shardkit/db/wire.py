@@ -12,6 +12,7 @@ This is the only file that builds on psycopg's internals (3.3); ``self_check`` f
 
 from __future__ import annotations
 
+import asyncio
 import select
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -19,12 +20,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from psycopg import _queries, errors, generators, pq, sql
+from psycopg import _queries, errors, generators, pq, sql, waiting
 from psycopg._preparing import Prepare, PrepareManager
+
+from shardkit.db.deadline import bounded, drop, left
 
 if TYPE_CHECKING:
     from shardkit.db.leg import Leg
 
+FOREVER_S: Final = 86_400.0
+_INTERVAL_S: Final = 0.1
 BEGIN: Final = b"BEGIN"
 COMMIT: Final = b"COMMIT"
 READ_ONLY: Final = b"BEGIN READ ONLY"
@@ -34,6 +39,7 @@ _SETTINGS: Final = b"SELECT set_config('search_path', $1, true), set_config('sha
 _SETTINGS_NAME: Final = b"_shardkit_open"
 _BEGIN_NAME: Final = b"_shardkit_begin"
 _COMMIT_NAME: Final = b"_shardkit_commit"
+_XID: Final = b"SELECT pg_current_xact_id_if_assigned()"
 _TEXT_OID: Final = 25
 _UNKNOWN: Final = (None,) * 5
 
@@ -55,7 +61,9 @@ class Opening:
             else:
                 wire.send_query_params(connection.begin, None)
             count += 1
-        if prepared and not connection.opening_prepared:  # after BEGIN: a snapshot taken before it would fix the isolation level
+        if (
+            prepared and not connection.opening_prepared
+        ):  # after BEGIN: a snapshot taken before it would fix the isolation level
             wire.send_prepare(_BEGIN_NAME, BEGIN)
             wire.send_prepare(_COMMIT_NAME, COMMIT)
             wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
@@ -119,10 +127,21 @@ class _Routed:
     """A statement of this transaction has been answered; from now on it cannot change servers."""
     fresh: bool = False
     """This connection replaced one that had died in the pool."""
+    call_timeout_s: float = 30.0
+    """The longest one call may take, where no deadline is nearer."""
     last: bool = False
     """COMMIT goes with the next statement: it is the last of its transaction, and cannot be found wanting afterwards."""
+    tracked: bool = False
+    """Ask for the transaction's id with its first write, in the same flight, so that an unknown outcome can be settled."""
+    writes: bool = False
+    """The next statement may write."""
+    commit_xid: str | None = None
+    """The id of the transaction that was being committed."""
+    timeline: str | None = None
+    """The server's timeline when this connection was made."""
     committed: bool = False
     """COMMIT went with a statement, and was answered."""
+    backend_pid: int = 0
     opening_prepared: bool = False
     dirty: bool = False
     """Somebody changed the session itself; the pool closes such a connection instead of handing it on."""
@@ -130,8 +149,9 @@ class _Routed:
     unannounced: frozenset[str] = frozenset()
     """Cached tables that statements of this transaction wrote to without saying which rows."""
 
-    def embark(self, leg: Leg, *, every: bool) -> None:
+    def embark(self, leg: Leg, *, every: bool, tracked: bool = False) -> None:
         """Carry *leg* from now on; its opening goes with the next statement, or with every one."""
+        self.tracked = tracked
         self.leg, self.every, self.pending, self.under_way = leg, every, True, False
 
     def disembark(self) -> None:
@@ -139,6 +159,24 @@ class _Routed:
         self.leg, self.begin = None, BEGIN
         self.pending = self.every = self.single = self.under_way = self.fresh = self.last = self.committed = False
         self.unannounced = frozenset()
+        self.tracked, self.commit_xid = False, None
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "") -> Generator[Any, Any, Any]:
+        connecting = super()._connect_gen(conninfo)  # type: ignore[misc]
+        return bounded(connecting, seconds=left(FOREVER_S))
+
+    def _limit(self, timeout: float | None) -> float:
+        return left(self.call_timeout_s) if timeout is None else timeout
+
+    def _too_late(self, timeout: float | None, exc: BaseException) -> BaseException:
+        """The error of a call that the deadline ended; a bound that psycopg gave itself stays psycopg's business."""
+        if timeout is not None:
+            return exc
+        drop(self.pgconn)
+        late = psycopg.OperationalError("the deadline passed before the server answered")
+        late.timed_out = True  # type: ignore[attr-defined]
+        return late
 
     @property
     def silent(self) -> bool:
@@ -169,6 +207,46 @@ class _Routed:
         if (self.pending or self.every) and self.idle:
             yield from self._open_gen()
 
+    def _commit_gen(self) -> Generator[Any, Any, None]:
+        """COMMIT; a tracked transaction's id, if it is not known yet, comes back before it in the same flight."""
+        if not self.tracked or self.commit_xid is not None or self._pipeline is not None or self.idle:
+            yield from super()._commit_gen()  # type: ignore[misc]
+            return
+        wire = self.pgconn
+        wire.enter_pipeline_mode()
+        try:
+            self._ask_xid()
+            self._send_commit()
+            wire.pipeline_sync()
+            yield from generators.send(wire)
+            answers = yield from self._answers_gen(3, xid_at=0)
+        finally:
+            if wire.status == pq.ConnStatus.OK:
+                wire.exit_pipeline_mode()
+        for (answer,) in answers[:2]:
+            if answer.status == _FATAL:
+                raise errors.error_from_result(answer, encoding=wire._encoding)
+
+    def _ask_xid(self) -> None:
+        self.pgconn.send_query_params(_XID, None)
+        self.pgconn.send_flush_request()  # its answer must not wait for COMMIT's
+
+    def _send_commit(self) -> None:
+        if self.opening_prepared:
+            self.pgconn.send_query_prepared(_COMMIT_NAME, None)
+        else:
+            self.pgconn.send_query_params(COMMIT, None)
+
+    def _answers_gen(self, count: int, *, xid_at: int = -1) -> Generator[Any, Any, list[Any]]:
+        """The next *count* answers; the one numbered *xid_at* is the transaction's id, kept as soon as it is there."""
+        answers: list[Any] = []
+        while len(answers) < count:
+            answers.append((yield from generators.fetch_many(self.pgconn)))
+            if len(answers) == xid_at + 1 and answers[-1][0].status == pq.ExecStatus.TUPLES_OK:
+                value = answers[-1][0].get_value(0, 0)
+                self.commit_xid = value.decode() if value else None
+        return answers
+
     def _rollback_gen(self) -> Generator[Any, Any, None]:
         """ROLLBACK, keeping prepared statements: PostgreSQL keeps them too, and psycopg's DEALLOCATE ALL costs a round trip."""
         if self._pipeline is not None:
@@ -177,7 +255,7 @@ class _Routed:
             yield from self._exec_command(b"ROLLBACK")  # type: ignore[attr-defined]
 
     def _deallocate(self, name: bytes | None) -> Generator[Any, Any, None]:
-        """psycopg's upkeep after DROP, ALTER and ROLLBACK TO; without a name all prepared statements go, also ours."""
+        """Psycopg's upkeep after DROP, ALTER and ROLLBACK TO; without a name all prepared statements go, also ours."""
         self.opening_prepared &= name is not None
         yield from super()._deallocate(name)  # type: ignore[misc]
 
@@ -208,19 +286,20 @@ class _RoutedCursor:
         conn = self._conn
         leg = conn.leg
         opens = (conn.pending or conn.every) and conn.idle
-        if leg is None or not (opens or conn.last) or not (params or conn.single) or conn._pipeline:
+        asks = conn.tracked and conn.commit_xid is None and conn.writes
+        if leg is None or not (opens or conn.last or asks) or not (params or conn.single) or conn._pipeline:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
             return
         every, conn.pending, conn.every = conn.every, False, False
         yield from self._start_query(query)  # type: ignore[attr-defined]  # resets the cursor; nothing is pending now
         conn.every = every
         pgq = self._convert_query(query, params)  # type: ignore[attr-defined]
-        yield from self._fly_gen(leg.opening if opens else None, pgq, prepare=prepare, binary=binary)
+        yield from self._fly_gen(leg.opening if opens else None, pgq, asks=asks, prepare=prepare, binary=binary)
         self._last_query = query
         yield from conn._prepared.maintain_gen(conn)
 
     def _fly_gen(
-        self, opening: Opening | None, query: Any, *, prepare: bool | None, binary: bool | None
+        self, opening: Opening | None, query: Any, *, asks: bool, prepare: bool | None, binary: bool | None
     ) -> Generator[Any, Any, None]:
         conn, wire = self._conn, self._pgconn
         last = conn.last
@@ -235,11 +314,14 @@ class _RoutedCursor:
                     self._send_prepare(name, query)  # type: ignore[attr-defined]
                     before += 1
                 self._send_query_prepared(name, query, binary=binary)  # type: ignore[attr-defined]
+            if asks:
+                conn._ask_xid()
             if last:
-                _send_commit(conn)
+                conn._send_commit()
             wire.pipeline_sync()
             yield from generators.send(wire)
-            answers = yield from _answers_gen(wire, before + last + 2)  # the last one is the answer to the sync
+            after, xid_at = asks + last, before + 1 if asks else -1
+            answers = yield from conn._answers_gen(before + after + 2, xid_at=xid_at)  # the last one answers the sync
         finally:
             if wire.status == pq.ConnStatus.OK:
                 wire.exit_pipeline_mode()
@@ -254,27 +336,13 @@ class _RoutedCursor:
             conn._prepared.validate(key, prep, name, results)
         self._check_results(results)  # type: ignore[attr-defined]
         if last:
-            (answer,) = answers[before + 1]
+            (answer,) = answers[before + after]
             if answer.status == _FATAL:
                 failed = errors.error_from_result(answer, encoding=wire._encoding)
                 failed.in_commit = True  # type: ignore[attr-defined]
                 raise failed
             conn.committed = True
         self._set_results(results)  # type: ignore[attr-defined]
-
-
-def _send_commit(conn: Any) -> None:
-    if conn.opening_prepared:
-        conn.pgconn.send_query_prepared(_COMMIT_NAME, None)
-    else:
-        conn.pgconn.send_query_params(COMMIT, None)
-
-
-def _answers_gen(wire: Any, count: int) -> Generator[Any, Any, list[Any]]:
-    answers: list[Any] = []
-    while len(answers) < count:
-        answers.append((yield from generators.fetch_many(wire)))
-    return answers
 
 
 class RoutedCursor(_RoutedCursor, psycopg.Cursor[Any]):
@@ -288,9 +356,26 @@ class AsyncRoutedCursor(_RoutedCursor, psycopg.AsyncCursor[Any]):
 class RoutedConnection(_Routed, psycopg.Connection[Any]):
     """A psycopg connection that carries openings."""
 
+    def wait(self, gen: Any, interval: float = _INTERVAL_S, timeout: float | None = None) -> Any:
+        """Wait for the server, until the deadline at most."""
+        try:
+            return super().wait(gen, interval, timeout=self._limit(timeout))
+        except errors._WaitTimeout as exc:
+            raise self._too_late(timeout, exc) from exc
+
 
 class AsyncRoutedConnection(_Routed, psycopg.AsyncConnection[Any]):
     """A psycopg async connection that carries openings."""
+
+    async def wait(self, gen: Any, interval: float = _INTERVAL_S, timeout: float | None = None) -> Any:
+        """Wait for the server, until the deadline at most. A cancelled task drops the connection at once."""
+        try:
+            return await waiting.wait_async(gen, self.pgconn.socket, interval=interval, timeout=self._limit(timeout))
+        except errors._WaitTimeout as exc:
+            raise self._too_late(timeout, exc) from exc
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            drop(self.pgconn)
+            raise
 
 
 def self_check() -> None:

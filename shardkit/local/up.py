@@ -106,6 +106,7 @@ def run_local(
     owned = data_dir is None
     home = _temporary_home(servers) if data_dir is None else Path(data_dir).absolute()
     new_home = owned or not home.exists()
+    new_parents = [parent for parent in home.parents if not parent.exists()]
     with _disk_errors(home):
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -123,6 +124,9 @@ def run_local(
             except BaseException:
                 if old is None:
                     remove_data(home, whole=new_home)
+                    with contextlib.suppress(OSError):  # somebody put something there
+                        for parent in new_parents:
+                            parent.rmdir()
                 raise
 
 

@@ -58,13 +58,14 @@ class RoutedSession(Session):
         shard: int | None = None,
         read_only: bool = False,
         cache: Writer | None = None,
+        tracked: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(close_resets_only=False, **options)
         self._cache = cache
         self._changes: Changes | None = None
         self._guide, self._tenant, self._shard, self._read_only = guide, tenant, shard, read_only
-        self._committing = False
+        self._committing, self._tracked = False, tracked
         self._leg: Leg | None = None
         self._engine: Engine | None = None
         self._connection: Connection | None = None
@@ -153,7 +154,7 @@ class RoutedSession(Session):
 
     def _flush_and_commit(self) -> None:
         driver = driver_connection(self.connection())
-        driver.last = driver.leg is not None and driver.silent
+        driver.last = driver.leg is not None and not driver.tracked and driver.silent
         try:
             super().flush()
         except Exception as exc:
@@ -194,7 +195,7 @@ def _embark(session: RoutedSession, transaction: SessionTransaction, connection:
             "AUTOCOMMIT is refused on a routed session: the tenant and the path are set for a transaction. "
             "For reads outside one there is kit.read(...)"
         )
-    driver.embark(leg, every=session._read_only and driver.begin == b"BEGIN")
+    driver.embark(leg, every=session._read_only and driver.begin == b"BEGIN", tracked=session._tracked)
     session._connection = connection
 
 

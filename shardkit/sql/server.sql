@@ -66,3 +66,24 @@ DELETE FROM shardkit.identity WHERE cluster_id = %(cluster_id)s
 SELECT n.nspname, coalesce(sum(c.relpages) FILTER (WHERE c.relkind IN ('r', 'i', 't', 'm')), 0)::bigint * 8192
 FROM pg_namespace n LEFT JOIN pg_class c ON c.relnamespace = n.oid
 WHERE n.nspname ~ '^s[0-9]{4,5}_e[0-9]+$' GROUP BY 1 ORDER BY 1
+
+-- place --
+-- What a database is and may, for a look before anything is changed: which running database it is, its release and
+-- encoding, whether we may make schemas in it, and whether our roles are there or can be made.
+SELECT pg_postmaster_start_time()::text || ' ' || d.oid, current_setting('server_version_num')::int / 10000,
+    current_setting('server_encoding'), has_database_privilege(current_database(), 'CREATE'),
+    r.rolsuper OR r.rolcreaterole
+        OR (SELECT count(*) = 2 FROM pg_roles WHERE rolname IN ('shardkit_app', 'shardkit_operator')),
+    pg_is_in_recovery()
+FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = current_user
+
+-- size --
+-- Bytes of the whole database, and the server's release.
+SELECT pg_database_size(current_database()), current_setting('server_version')
+
+-- scoped_tables --
+-- Tables of a schema whose rows belong to tenants.
+SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE c.relnamespace = to_regnamespace(%(schema)s) AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+    AND a.attname = 'tenant_id' AND NOT a.attisdropped
+ORDER BY 1

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardkit.core.hashing import MAX_KEY_BYTES, MAX_SHARDS, check_shard_count, key_bytes, shard_of, sql_shard_of
+from shardkit.core.hashing import (
+    MAX_KEY_BYTES,
+    MAX_SHARDS,
+    check_shard_count,
+    key_bytes,
+    shard_of,
+    sql_shard_of,
+    tenant_from_text,
+)
 from shardkit.errors import SettingsError, TenantKeyError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=200)
@@ -144,3 +152,16 @@ def test_other_types_are_no_shard_counts(count):
 def test_the_sql_refuses_a_count_that_cannot_be():
     with pytest.raises(SettingsError):
         sql_shard_of("tenant_id", tenant_type="str", shard_count=MAX_SHARDS * 2)
+
+
+@given(st.one_of(TEXT, INTS))
+def test_key_written_as_text_is_read_back_in_its_type(key):
+    assert tenant_from_text(str(key), "int" if isinstance(key, int) else "str") == key
+
+
+@pytest.mark.parametrize(
+    "text", ["", " 7", "7 ", "+7", "0x7", "7.0", "1_000", "\u0667", "acme", "9223372036854775808", "--7", "7\n"]
+)
+def test_text_that_is_no_int_key_is_refused(text):
+    with pytest.raises(TenantKeyError):
+        tenant_from_text(text, "int")

@@ -1,0 +1,84 @@
+"""Servers join and leave a cluster: planned without a change, carried out in steps that can be run again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import uuid5
+
+from shardkit.catalog.changes import add_server, remove_server
+from shardkit.catalog.overview import current_map, opened
+from shardkit.core.names import check_server_name
+from shardkit.core.shardmap import Server
+from shardkit.db.connect import at, public_dsn, server_url
+from shardkit.db.servers import forget_identity, identity, prepare_server, survey
+from shardkit.errors import CatalogError, ClusterExistsError, SettingsError
+from shardkit.settings import Secret, Settings
+
+AGAIN = "the map does not have the server yet: run the same command again"
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """A server that is to be added; ``there``: the map has it already, as it was asked for."""
+
+    server: Server
+    url: Secret = field(repr=False)
+    there: bool
+
+
+def plan_joining(settings: Settings, name: str, url: str, *, weight: float = 1.0) -> Joining:
+    """Check that the database behind *url* can become the server *name*; nothing is changed."""
+    check_server_name(name)
+    if not 0 < weight < float("inf"):
+        raise SettingsError(f"a weight is a number above 0, not {weight!r}; nothing was changed")
+    shardmap = current_map(settings)
+    server = Server(name, public_dsn(url), uuid5(shardmap.cluster_id, name), weight)
+    with at(url, settings, name=f"server {name!r}") as connection:
+        survey(connection, f"server {name!r}")
+        owner = identity(connection)
+    known = shardmap.servers.get(name)
+    if known is not None:
+        if (known.dsn, known.server_id, known.weight) == (server.dsn, server.server_id, weight):
+            return Joining(known, Secret(url), there=True)
+        raise CatalogError(
+            f"the map has another server {name!r} ({known.dsn}) already; nothing was changed. Choose another name"
+        )
+    if owner is not None and owner != (shardmap.cluster_id, server.server_id):
+        whose = "is a server of this cluster" if owner[0] == shardmap.cluster_id else f"belongs to another cluster ({owner[0]})"
+        raise ClusterExistsError(f"the database of server {name!r} {whose}; nothing was changed. Give an empty database")
+    return Joining(server, Secret(url), there=False)
+
+
+def join(settings: Settings, joining: Joining) -> None:
+    """Prepare the server, then add it to the map, with no shard on it."""
+    cluster_id = current_map(settings).cluster_id
+    with at(joining.url, settings, name=f"server {joining.server.name!r}", then=AGAIN) as connection:
+        prepare_server(connection, cluster_id=cluster_id, server_id=joining.server.server_id)
+    with opened(settings) as catalog:
+        add_server(catalog, joining.server)
+
+
+def plan_leaving(settings: Settings, name: str) -> Server:
+    """The server *name*, if it may leave: it holds no shard. Raises UnknownServerError, CatalogError."""
+    shardmap = current_map(settings)
+    server = shardmap.server(name)
+    held = len(shardmap.shards_on(name))
+    if held:
+        raise CatalogError(f"server {name!r} still holds {held} shards: move them away first; nothing was changed")
+    if len(shardmap.servers) == 1:
+        raise CatalogError(f"{name!r} is the only server of the cluster; nothing was changed")
+    return server
+
+
+def leave(settings: Settings, server: Server, *, unreachable: bool = False) -> None:
+    """Take *server* out of the map and its identity out of the database; *unreachable*: without touching the database."""
+    cluster_id = current_map(settings).cluster_id
+
+    def let_go() -> None:
+        if not unreachable:
+            with at(server_url(server, settings), settings, name=f"server {server.name!r}") as connection:
+                if identity(connection) == (cluster_id, server.server_id):
+                    forget_identity(connection, cluster_id=cluster_id)
+
+    with opened(settings) as catalog:
+        remove_server(catalog, server.name, and_then=let_go)

@@ -1,0 +1,74 @@
+"""``shardkit server``: which servers a cluster has, and their coming and going."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from shardkit.catalog.membership import join, leave, plan_joining, plan_leaving
+from shardkit.catalog.overview import current_map
+from shardkit.cli.common import (
+    config_option,
+    dry_run_option,
+    go_on,
+    json_option,
+    print_json,
+    print_table,
+    settings_from,
+    yes_option,
+)
+
+
+@click.group()
+def server() -> None:
+    """Servers of the cluster."""
+
+
+@server.command("list")
+@config_option
+@json_option
+def list_(config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+    """Show the servers of the map; asks none of them (that is `shardkit status`)."""
+    shardmap = current_map(settings_from(config))
+    servers = [(s.name, s.dsn, s.weight, s.state.value, len(shardmap.shards_on(s.name))) for s in shardmap.servers.values()]
+    if as_json:
+        print_json([dict(zip(("name", "dsn", "weight", "state", "shards"), row, strict=True)) for row in servers])
+    else:
+        print_table(("SERVER", "DATABASE", "WEIGHT", "STATE", "SHARDS"), [(n, d, f"{w:g}", s, c) for n, d, w, s, c in servers])
+
+
+@server.command()
+@click.argument("name")
+@click.argument("url")
+@click.option("--weight", type=float, default=1.0, show_default=True, help="Its share of the shards.")
+@config_option
+@dry_run_option
+@yes_option
+def add(name: str, url: str, weight: float, config: Path | None, dry_run: bool, yes: bool) -> None:  # noqa: FBT001  click's signature
+    """Add the empty database behind URL as a server NAME. No shard is on it until some are moved there."""
+    settings = settings_from(config)
+    joining = plan_joining(settings, name, url, weight=weight)
+    if joining.there:
+        click.echo(f"server {name!r} is in the map already", err=True)
+        return
+    click.echo(f"add server {name!r}: {joining.server.dsn}, weight {weight:g}, without a shard", err=True)
+    go_on("Add it?", yes=yes, dry_run=dry_run)
+    join(settings, joining)
+    click.echo(f"done; where it needs other credentials than the catalog, programs' settings need a [servers.{name}]", err=True)
+
+
+@server.command()
+@click.argument("name")
+@click.option("--unreachable", is_flag=True, help="Do not touch its database: it is gone for good.")
+@config_option
+@dry_run_option
+@yes_option
+def remove(name: str, unreachable: bool, config: Path | None, dry_run: bool, yes: bool) -> None:  # noqa: FBT001  click's signature
+    """Take the server NAME, which holds no shard any more, out of the cluster."""
+    settings = settings_from(config)
+    leaving = plan_leaving(settings, name)
+    click.echo(f"remove server {name!r}: {leaving.dsn}, which holds no shard", err=True)
+    go_on("The cluster forgets it.", yes=yes, dry_run=dry_run, name=name)
+    leave(settings, leaving, unreachable=unreachable)
+    click.echo("done; its database may be dropped", err=True)

@@ -1,0 +1,46 @@
+"""What became of a COMMIT whose answer was lost: the server remembers, if it is asked by the transaction's id."""
+
+from __future__ import annotations
+
+import time
+
+import psycopg
+
+from shardkit.core.shardmap import Server
+from shardkit.db.connect import connect_admin, server_url
+from shardkit.errors import CommitUnknownError, Outcome, ServerError
+from shardkit.settings import Settings
+
+TRY_FOR_S = 10.0
+PAUSE_S = 0.1
+
+
+def settle(error: CommitUnknownError, server: Server, settings: Settings) -> Outcome:
+    """Done or not done, if *server* can be asked within ten seconds; else unknown, as before.
+
+    A transaction that is still open there (its COMMIT never arrived) is ended first: its client is gone. After a failover the
+    same number can belong to another transaction, so a server on another timeline is not believed.
+    """
+    if error.xid is None:
+        return Outcome.UNKNOWN
+    give_up = time.monotonic() + TRY_FOR_S
+    while time.monotonic() < give_up:
+        try:
+            with connect_admin(server_url(server, settings), settings, name=f"server {server.name!r}") as connection:
+                if error.timeline is not None and _timeline(connection) != error.timeline:
+                    return Outcome.UNKNOWN
+                status = connection.execute("SELECT pg_xact_status(%s::text::xid8)", (error.xid,)).fetchone()
+                if status is None or status[0] is None:
+                    return Outcome.UNKNOWN
+                if status[0] != "in progress":
+                    return Outcome.DONE if status[0] == "committed" else Outcome.NOT_DONE
+                connection.execute("SELECT pg_terminate_backend(%s, 2000)", (error.backend_pid,))
+        except (ServerError, psycopg.OperationalError):
+            pass  # it may be coming up again
+        time.sleep(PAUSE_S)
+    return Outcome.UNKNOWN
+
+
+def _timeline(connection: psycopg.Connection[tuple[str]]) -> str | None:
+    row = connection.execute("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)").fetchone()
+    return row[0] if row else None

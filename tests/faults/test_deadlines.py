@@ -1,0 +1,203 @@
+"""Every call ends at its deadline, whatever the other side does (law 4)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
+
+import psycopg
+import pytest
+from fleet import Order
+from sqlalchemy import select, text
+
+from shardkit import AsyncShardKit, ShardKit
+from shardkit.errors import CommitUnknownError, DeadlineError, Outcome, PoolTimeoutError, ServerDownError
+
+FAR_TOO_LONG_S = 8.0  # the calls' own limit is 30 s; a deadline that does nothing is seen
+
+
+@contextlib.contextmanager
+def ends_in_time():
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < FAR_TOO_LONG_S
+
+
+@contextlib.contextmanager
+def stopped(pid):
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_packets_dropped_before_the_query_is_sent(kit, behind):
+    tenant = behind.tenant_on("pg1")
+    with kit.session(tenant) as s:
+        s.execute(text("SELECT 1"))
+        behind.proxies["pg1"].mode = "swallow"
+        with ends_in_time(), kit.deadline(0.3), pytest.raises(DeadlineError) as caught:
+            s.execute(text("SELECT 2"))
+    assert caught.value.outcome is Outcome.NOT_DONE
+    assert caught.value.retryable
+
+
+def test_a_query_that_takes_too_long(kit, behind):
+    tenant = behind.tenant_on("pg1")
+    with ends_in_time(), kit.session(tenant) as s, kit.deadline(0.3), pytest.raises(DeadlineError):
+        s.execute(text("SELECT pg_sleep(60)"))
+    with kit.session(tenant) as s:
+        assert s.scalar(text("SELECT 1")) == 1
+
+
+def test_a_stopped_backend(kit, behind):
+    with kit.session(behind.tenant_on("pg1")) as s:
+        pid = s.scalar(text("SELECT pg_backend_pid()"))
+        with stopped(pid), ends_in_time(), kit.deadline(0.3), pytest.raises(DeadlineError):
+            s.execute(text("SELECT 1"))
+
+
+def test_a_stopped_server_takes_no_new_connection(local_cluster, behind):
+    name = local_cluster.servers[0].name
+    with ShardKit(settings=behind.settings()) as kit, stopped(local_cluster.pid(name)), ends_in_time():
+        with kit.deadline(0.3), kit.session(behind.tenant_on("pg1")) as s, pytest.raises((ServerDownError, DeadlineError)):
+            s.execute(text("SELECT 1"))
+
+
+def test_without_a_block_the_setting_is_the_limit(behind):
+    with ShardKit(settings=behind.settings(call_timeout_s=0.3)) as kit, kit.session(behind.tenant_on("pg1")) as s:
+        with ends_in_time(), pytest.raises(DeadlineError):
+            s.execute(text("SELECT pg_sleep(60)"))
+
+
+def test_an_inner_deadline_cannot_outlast_the_outer_one(kit, behind):
+    with kit.session(behind.tenant_on("pg1")) as s, ends_in_time(), kit.deadline(0.3), kit.deadline(60):
+        with pytest.raises(DeadlineError):
+            s.execute(text("SELECT pg_sleep(60)"))
+
+
+def test_the_deadline_hits_a_commit(kit, behind):
+    tenant = behind.tenant_on("pg1")
+    with pytest.raises(CommitUnknownError) as caught, ends_in_time(), kit.begin(tenant) as s:
+        s.add_all([Order(note="deadline one"), Order(note="deadline two")])
+        s.flush()
+        behind.proxies["pg1"].mode = "swallow"
+        stack = contextlib.ExitStack()
+        stack.enter_context(kit.deadline(0.3))
+    stack.close()
+    assert caught.value.outcome is Outcome.UNKNOWN
+    assert not caught.value.retryable
+
+
+def test_waiting_for_a_connection_ends_too(kit, behind):
+    tenant = behind.tenant_on("pg1")
+    with kit.session(tenant) as one, kit.session(tenant) as two:
+        one.execute(text("SELECT 1"))
+        two.execute(text("SELECT 1"))
+        with ends_in_time(), kit.deadline(0.2), kit.session(tenant) as three, pytest.raises(PoolTimeoutError):
+            three.execute(text("SELECT 1"))
+
+
+def test_a_queue_that_is_full_refuses_at_once(behind, eventually):
+    tenant = behind.tenant_on("pg1")
+    with ShardKit(settings=behind.settings(pool_size=1, pool_queue=1, pool_timeout_s=20.0)) as kit:
+        with kit.session(tenant) as holder:
+            holder.execute(text("SELECT 1"))
+
+            def wait_in_line():
+                with kit.session(tenant) as s:
+                    s.execute(text("SELECT 1"))
+
+            waiter = threading.Thread(target=wait_in_line)
+            waiter.start()
+            pool = kit._router.engines.pools()["pg1"]
+            eventually(lambda: pool._waiting == 1)
+            with ends_in_time(), kit.session(tenant) as s, pytest.raises(PoolTimeoutError, match="others wait"):
+                s.execute(text("SELECT 1"))
+        waiter.join(timeout=30)
+        assert not waiter.is_alive()
+
+
+def test_the_budget_counts_all_pools_of_the_process(behind):
+    tenant = behind.tenant_on("pg1")
+    settings = behind.settings(pool_size=2, connection_budget=3)
+    with ShardKit(settings=settings) as one, ShardKit(settings=settings) as other, contextlib.ExitStack() as stack:
+        held = 0
+        with pytest.raises(PoolTimeoutError, match="budget"):
+            for kit in (one, one, other, other):
+                stack.enter_context(kit.session(tenant)).execute(text("SELECT 1"))
+                held += 1
+        assert held <= 3
+
+
+def test_one_servers_trouble_is_not_another_servers(kit, behind):
+    behind.proxies["pg1"].mode = "swallow"
+    stuck = [threading.Thread(target=_run_into, args=(kit, behind.tenant_on("pg1"))) for _ in range(4)]
+    for thread in stuck:
+        thread.start()
+    tenant = behind.tenant_on("pg2")
+    with ends_in_time():
+        for _ in range(50):
+            with kit.read(tenant) as s:
+                s.scalars(select(Order)).all()
+    for thread in stuck:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
+def _run_into(kit, tenant):
+    with contextlib.suppress(DeadlineError, ServerDownError, PoolTimeoutError), kit.deadline(1.0), kit.session(tenant) as s:
+        s.execute(text("SELECT 1"))
+
+
+def test_async_calls_end_too(behind):
+    async def main():
+        async with AsyncShardKit(settings=behind.settings()) as kit:
+            tenant = behind.tenant_on("pg1")
+            async with kit.session(tenant) as s:
+                await s.execute(text("SELECT 1"))
+                behind.proxies["pg1"].mode = "swallow"
+                with ends_in_time(), kit.deadline(0.3), pytest.raises(DeadlineError):
+                    await s.execute(text("SELECT 2"))
+            behind.proxies["pg1"].mode = "pass"
+            async with kit.session(tenant) as s:
+                pid = await s.scalar(text("SELECT pg_backend_pid()"))
+                with stopped(pid), ends_in_time(), kit.deadline(0.3), pytest.raises(DeadlineError):
+                    await s.execute(text("SELECT 1"))
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_task_does_not_linger(behind):
+    """psycopg alone asks the server to cancel and waits for that: up to 11 s when packets are dropped."""
+
+    async def main():
+        async with AsyncShardKit(settings=behind.settings()) as kit:
+            tenant = behind.tenant_on("pg1")
+            async with kit.session(tenant) as s:
+                await s.execute(text("SELECT 1"))
+                behind.proxies["pg1"].mode = "swallow"
+                with ends_in_time():
+                    with pytest.raises(TimeoutError):
+                        async with asyncio.timeout(0.3):
+                            await s.execute(text("SELECT 2"))
+                    await s.close()
+            behind.proxies["pg1"].mode = "pass"
+            async with kit.session(tenant) as s:
+                assert await s.scalar(text("SELECT 1")) == 1
+
+    asyncio.run(main())
+
+
+def test_what_the_server_ran_for_a_dropped_client_is_ended(kit, behind, fleet, eventually):
+    with kit.session(behind.tenant_on("pg1")) as s:
+        pid = s.scalar(text("SELECT pg_backend_pid()"))
+        with kit.deadline(0.2), pytest.raises(DeadlineError):
+            s.execute(text("SELECT pg_sleep(600)"))
+    with psycopg.connect(fleet.servers["pg1"], autocommit=True) as admin:
+        eventually(lambda: admin.execute("SELECT FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchone() is None)
