@@ -232,8 +232,6 @@ def topology(url: str, *, timeout_s: float, limit: int) -> Topology:
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
         "protocol": 2,
-        "lib_name": None,
-        "lib_version": None,
     }
     if kind == "sentinel":
         hosts, _, path = rest.partition("/")
@@ -271,7 +269,6 @@ class Store:
         self.open = False
         """The breaker: while it is open nobody waits for Redis; a background probe closes it."""
         self._closed = False
-        self.opened = 0
         self._batch = colour.Batch(self._get_all)
 
     async def fetch(self, tag: str, names: Sequence[str]) -> list[Any]:
@@ -381,7 +378,6 @@ class Store:
         slow = isinstance(exc, redis_errors.TimeoutError | TimeoutError)
         if not self.open and not self._closed and (slow or self._failures >= FAILURES):
             self.open = True
-            self.opened += 1
             colour.background(self._probe)
 
     async def _probe(self) -> None:

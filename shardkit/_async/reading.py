@@ -22,6 +22,7 @@ from shardkit.errors import CacheDeclarationError, CacheKeyError, NoTenantError,
 from shardkit.orm import cacheloads
 from shardkit.orm.cached import Entity, Key, Names, entity_of
 from shardkit.orm.cacheloads import Loaded
+from shardkit.orm.cachevalues import ListValue, RowValue, may_replace
 from shardkit.orm.changes import vouch
 from shardkit.orm.context import TenantContext
 from shardkit.orm.session import AsyncRoutedSession, RoutedSession
@@ -32,45 +33,6 @@ By = str | Sequence[str] | None
 MARKER_TTL_MS: Final = 3_600_000
 BARRIER_TTL_MS: Final = MARKER_TTL_MS // 2
 """Shorter than a marker's: so a transaction that outlives its marker is older than the barrier, and stops every fill."""
-
-
-class _Row:
-    """How a row is stored and loaded."""
-
-    __slots__ = ("entity", "name", "negative_ttl_s", "ttl_s")
-
-    def __init__(self, entity: Entity, name: str) -> None:
-        self.entity, self.name = entity, name
-        self.ttl_s, self.negative_ttl_s = entity.declared.ttl_s, entity.declared.negative_ttl_s
-
-    def decode(self, raw: bytes) -> tuple[bool, Any]:
-        """Whether *raw* is usable, and the row in it (None: there is none)."""
-        if raw == ABSENT:
-            return True, None
-        row = self.entity.codec.decode(raw)
-        return row is not None, row
-
-    def encode(self, value: Any, *, xmin: int, load_ms: int) -> bytes | None:
-        """Bytes of a row, None where it is not to be stored."""
-        made = self.entity.codec.encode(value, xmin=xmin, now_s=int(time.time()), load_ms=load_ms)
-        return made if made is not None and len(made) <= self.entity.declared.max_bytes else None
-
-
-
-class _Keys(_Row):
-    """How a list of keys is stored and loaded."""
-
-    __slots__ = ()
-
-    def decode(self, raw: bytes) -> tuple[bool, Any]:
-        assert self.entity.list_codec is not None
-        keys = self.entity.list_codec.decode(raw)
-        return keys is not None, keys
-
-    def encode(self, value: Any, *, xmin: int, load_ms: int) -> bytes | None:
-        assert self.entity.list_codec is not None
-        made = self.entity.list_codec.encode(value, xmin=xmin, now_s=int(time.time()), load_ms=load_ms)
-        return made if len(made) <= self.entity.declared.max_bytes * 4 else None
 
 
 class AsyncCache:
@@ -160,7 +122,7 @@ class AsyncCache:
             return await self._ask_list(session, found, how, values)
         tenant = self._tenant(tenant, inner)
         name = found.name_of(how, values, tenant)
-        want = _Keys(found, name)
+        want = ListValue(found, name)
 
         async def load() -> tuple[Any, Loaded]:
             statement = self._statement("list", cacheloads.list_statement, found, how)
@@ -215,7 +177,7 @@ class AsyncCache:
     async def _row(
         self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: TenantKey, session: AsyncRoutedSession | None
     ) -> Any:
-        want = _Row(entity, entity.name_of(how, values, tenant))
+        want = RowValue(entity, entity.name_of(how, values, tenant))
 
         async def load() -> tuple[Any, Loaded]:
             statement = self._statement("row", cacheloads.row_statement, entity, how)
@@ -245,7 +207,7 @@ class AsyncCache:
                 return value
             if raw[:1] != b"M":
                 counts.corrupt += 1
-                if not _may_replace(want.entity, raw):
+                if not may_replace(want.entity, raw):
                     return (await self._filler.bypass(load))[0]
                 outdated = raw
         counts.misses += 1
@@ -272,18 +234,18 @@ class AsyncCache:
                     if row is not None:
                         rows[key] = row
                     elif raw != ABSENT:
-                        replace = raw is not None and raw[:1] == VALUE and _may_replace(entity, raw)
+                        replace = raw is not None and raw[:1] == VALUE and may_replace(entity, raw)
                         missing[key] = raw if replace else b""
                 self.counts.hits += len(keys) - len(missing)
         if missing:
-            wants = {key: _Row(entity, name) for key, name in zip(keys, names, strict=True) if key in missing}
+            wants = {key: RowValue(entity, name) for key, name in zip(keys, names, strict=True) if key in missing}
             rows |= await self._load_many(entity, wants, list(missing.values()), route, tenant, session)
         return rows
 
     async def _load_many(
         self,
         entity: Entity,
-        wants: dict[Any, _Row],
+        wants: dict[Any, RowValue],
         outdated: Sequence[bytes],
         route: Route,
         tenant: TenantKey,
@@ -411,11 +373,6 @@ class AsyncCache:
             async with self._session(None, shard=shard) as session:
                 done += await self.writer.drain(session)
         return done
-
-
-def _may_replace(entity: Entity, raw: bytes) -> bool:
-    """Whether what cannot be used may be overwritten: not what a newer version of the program wrote."""
-    return not (raw[:2] == b"V\x01" and int.from_bytes(raw[2:4], "big") > entity.codec.version)
 
 
 def _inner(session: Any) -> Any:

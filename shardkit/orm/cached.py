@@ -15,7 +15,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Column, Table, event, types
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import ColumnProperty, Mapper
 
 from shardkit.core.cacheproto import name_part
 from shardkit.db import classify
@@ -172,8 +172,8 @@ class Entity:
 
     def _choose_columns(self) -> None:
         chosen = {}
-        for prop in self.mapper.column_attrs:
-            if prop.deferred:
+        for prop in self.mapper._props.values():  # column_attrs would configure mappers, too early for their relationships
+            if not isinstance(prop, ColumnProperty) or prop.deferred:
                 continue
             (column, *others) = prop.columns
             if others or not isinstance(column, Column) or column.table is not self.table:
@@ -248,15 +248,6 @@ def entity_of(cls: type[Any]) -> Entity:
     if found is None or found.cls is not cls:
         raise CacheDeclarationError(f"{getattr(cls, '__name__', cls)!s} is not cached: declare __cached__ = Cached(...) in it")
     return found
-
-
-@event.listens_for(Mapper, "mapper_configured")
-def _keep_old_values(mapper: Mapper[Any], cls: type[Any]) -> None:
-    """An attribute that is part of a key is loaded before it is changed: the old key has to be marked too."""
-    entity: Entity | None = getattr(mapper.local_table, "info", {}).get(INFO)
-    if entity is not None:
-        for column in entity.key_columns:
-            getattr(cls, mapper.get_property_by_column(column).key).impl.active_history = True
 
 
 @event.listens_for(Mapper, "after_mapper_constructed")

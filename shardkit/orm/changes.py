@@ -35,9 +35,10 @@ class Writer(Protocol):
 class Changes:
     """Of one transaction: ``names`` still to be marked, ``placed`` ones, and tables changed in ways unknown."""
 
-    __slots__ = ("committing", "names", "placed", "unknown", "vouched")
+    __slots__ = ("before", "committing", "names", "placed", "unknown", "vouched")
 
     def __init__(self) -> None:
+        self.before: dict[Any, Row] = {}
         self.names: set[str] = set()
         self.placed: set[str] = set()
         self.unknown: set[str] = set()
@@ -53,13 +54,17 @@ class Changes:
         return bool(self.names or self.placed or self.unknown or self.vouched)
 
 
-def gather_cascades(session: Session, changes: Changes) -> None:
-    """Before a flush: what PostgreSQL will change by itself when the session's deleted objects go, and their own old keys."""
+def look_ahead(session: Session, changes: Changes) -> None:
+    """Before a flush: keys that are about to go and were never loaded, and what PostgreSQL will change by itself."""
+    for state in list(session._dirty_states):
+        entity: Entity | None = state.mapper.local_table.info.get(INFO)  # type: ignore[attr-defined]
+        if entity is not None and _hides_old(state, entity, is_delete=state in session._deleted):
+            changes.before[state] = _before(session, state, entity)
     for state in list(session._deleted):
-        entity: Entity | None = state.mapper.local_table.info.get(INFO)
         table: Any = state.mapper.local_table
-        if entity is not None:
-            _load_keys(session, state, entity)
+        entity = table.info.get(INFO)
+        if entity is not None and state not in changes.before and _hides_old(state, entity, is_delete=True):
+            changes.before[state] = _before(session, state, entity)
         if dependents(table):
             row = {e.column: _attribute(state, e.column) for fk in dependents(table) for e in fk.elements}
             session.connection().execute(
@@ -72,14 +77,26 @@ def _attribute(state: Any, column: Column[Any]) -> Any:
     return getattr(state.obj(), state.mapper.get_property_by_column(column).key)
 
 
-def _load_keys(session: Session, state: Any, entity: Entity) -> None:
-    with session.no_autoflush:
-        for column in entity.key_columns:
-            _attribute(state, column)
+def _hides_old(state: Any, entity: Entity, *, is_delete: bool) -> bool:
+    for name in _attribute_names(state.mapper, entity).values():
+        if name in state.committed_state:
+            if _is_unknown(state.committed_state[name]):
+                return True
+        elif is_delete and name not in state.dict:
+            return True
+    return False
+
+
+def _before(session: Session, state: Any, entity: Entity) -> Row:
+    """The keys of a row as they are, held until the transaction ends; empty where there is no such row."""
+    match = (c == v for c, v in zip(entity.primary.columns, state.key[1], strict=True))
+    found = session.connection().execute(select(*entity.key_columns).where(*match).with_for_update()).one_or_none()
+    return dict(zip(entity.key_columns, found, strict=True)) if found is not None else {}
 
 
 def dependents(table: Table) -> list[ForeignKeyConstraint]:
     """Foreign keys onto *table* by which PostgreSQL changes rows of a cached table, or of one on the way to it."""
+    table = table.metadata.tables.get(table.key, table)  # not a statement's annotated copy
     known: list[ForeignKeyConstraint] | None = table.info.get("shardkit_dependents")
     if known is None:
         table.info["shardkit_dependents"] = known = []  # an end to circles
@@ -131,6 +148,7 @@ def _gather_one(session: Session, state: Any, entity: Entity, changes: Changes, 
     values, before = state.dict, state.committed_state
     new = {column: values.get(name, _UNKNOWN) for column, name in names.items()}
     old = {column: before[name] if name in before else new[column] for column, name in names.items()}
+    old |= changes.before.pop(state, {})
     if state.key is not None:
         old |= dict(zip(entity.primary.columns, state.key[1], strict=True))
         new |= {c: v for c, v in old.items() if c in entity.primary.columns and new[c] is _UNKNOWN}

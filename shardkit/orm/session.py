@@ -21,7 +21,7 @@ from shardkit.core.shardmap import Route
 from shardkit.db.leg import Leg, driver_connection
 from shardkit.errors import Outcome, ReadOnlyError, SessionError, UnknownKeysError
 from shardkit.orm.cached import INFO
-from shardkit.orm.changes import ANNOUNCED, Changes, Writer, gather, gather_cascades, gather_returned, settle, with_keys
+from shardkit.orm.changes import ANNOUNCED, Changes, Writer, gather, gather_returned, look_ahead, settle, with_keys
 from shardkit.orm.keys import assign_ids
 from shardkit.orm.lone import is_lone_insert
 from shardkit.orm.tenancy import CRITERIA, TENANT_PARAMETER, criteria_of, own
@@ -209,8 +209,8 @@ def _arrive(session: RoutedSession, transaction: SessionTransaction) -> None:
 
 @event.listens_for(RoutedSession, "before_flush")
 def _complete(session: RoutedSession, _context: UOWTransaction, _instances: Any) -> None:
-    if session._deleted and session._cache is not None:
-        gather_cascades(session, session.changes)
+    if session._cache is not None and (session._deleted or session.identity_map._modified):
+        look_ahead(session, session.changes)
     if session._new:
         new = list(session._new.values())
         own(new, session._tenant)
