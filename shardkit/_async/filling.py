@@ -6,9 +6,11 @@ it joined: both prove that nothing committed before it asked is missing.
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from random import uniform
 from typing import Any, Final, Protocol
 
@@ -21,6 +23,9 @@ from shardkit.orm.cacheloads import Loaded
 Load = Callable[[], Any]
 """Gives the value and what it was loaded in."""
 LEASE_MS: Final = 3000
+UNCACHED: Final = 8
+"""Loads past the cache at a time; more wait, up to UNCACHED_WAIT_S."""
+UNCACHED_WAIT_S: Final = 5.0
 JOIN_S: Final = 2.0
 """How long a caller waits for another one of its process."""
 WAIT_S: Final = 0.05
@@ -71,7 +76,8 @@ class Filler:
         self._barrier_ttl_ms, self._new_xid = barrier_ttl_ms, new_xid
         self._flights: dict[tuple[str, str], Flight] = {}
         self._usual_s = 0.0
-        self._uncached = colour.Slots(8)
+        self._uncached = colour.Slots(UNCACHED)
+        self._token, self._turn = secrets.token_hex(6), count()
 
     async def one(
         self, tag: str, route: Route, want: Any, outdated: bytes, load: Load
@@ -96,19 +102,13 @@ class Filler:
         return (await self.bypass(load))[0]
 
     async def bypass(self, load: Load) -> tuple[Any, Loaded]:
-        """Load without filling; few at a time, while there is no Redis to hold the others back."""
-        if not self._store.open:
-            return await self._timed(load)
-        taken = await self._uncached.take(1.0)
+        """Load without filling; few at a time, for nothing else holds the others back then."""
+        taken = await self._uncached.take(UNCACHED_WAIT_S)
         try:
             return await self._timed(load)
         finally:
             if taken:
                 self._uncached.give()
-
-    def joinable(self, tag: str, name: str) -> bool:
-        """Whether somebody in this process loads it."""
-        return (tag, name) in self._flights
 
     async def _lead(
         self,
@@ -176,7 +176,7 @@ class Filler:
     async def leases(self, tag: str, route: Route, wants: Sequence[Any], outdated: Sequence[bytes]) -> tuple[int, list[bytes]]:
         """Barrier and the script's answer for each of *wants*, setting the barrier first where it is on us to do so."""
         for _ in range(2):
-            token = secrets.token_hex(8)
+            token = f"{self._token}.{os.getpid()}.{next(self._turn)}"
             reply = await self._store.lease(
                 tag, [w.name for w in wants], token=token, epoch=route.epoch, lease_ms=LEASE_MS, outdated=outdated
             )

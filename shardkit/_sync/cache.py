@@ -26,6 +26,8 @@ from shardkit._sync import colour
 from shardkit.core import cachescripts
 
 POOL_WAIT_S: Final = 0.01
+SCRIPT_WAIT_S: Final = 0.5
+"""The few that fill, and the writers, wait longer for a connection than the many that read."""
 PROBE_S: Final = 1.0
 RECHECK_S: Final = 1.0
 """How long a connection may believe that its server is still the same master."""
@@ -45,7 +47,7 @@ class BusyError(UnreachableError):
 
 
 class _OtherMasterError(Exception):
-    """The server is not (any more) the master it was."""
+    """The server is not the master it was."""
 
 
 _TROUBLE: Final = (redis_errors.RedisError, OSError, EOFError, TimeoutError, _OtherMasterError)
@@ -90,9 +92,9 @@ class Node:
         self._idle: deque[Link] = deque()
         self._slots = colour.Slots(limit)
 
-    def call(self, command: Command) -> Any:
+    def call(self, command: Command, *, wait_s: float = POOL_WAIT_S) -> Any:
         """Run *command*; once more on a fresh connection where an idle one had been closed from the other side."""
-        if not self._slots.take(POOL_WAIT_S):
+        if not self._slots.take(wait_s):
             raise BusyError
         try:
             while True:
@@ -326,10 +328,6 @@ class Store:
             answers.append(dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#")))
         return answers
 
-    def raw(self, tag: str, key: bytes) -> Any:
-        """The value of a whole key that ``scan`` found."""
-        return self._run(tag, lambda _: ("GET", key))
-
     def close(self) -> None:
         """Close every idle connection and stop probing."""
         self._closed = True
@@ -342,11 +340,11 @@ class Store:
             return (verb, what, len(names), *[f"sk:{{{tag}}}:{inc}:{name}" for name in names], *arguments)
 
         try:
-            return self._run(tag, command)
+            return self._run(tag, command, SCRIPT_WAIT_S)
         except NoScriptError:
-            return self._run(tag, lambda inc: command(inc, "EVAL", source))
+            return self._run(tag, lambda inc: command(inc, "EVAL", source), SCRIPT_WAIT_S)
 
-    def _run(self, tag: str, command: Command) -> Any:
+    def _run(self, tag: str, command: Command, wait_s: float = POOL_WAIT_S) -> Any:
         if self.open:
             raise UnreachableError
         try:
@@ -354,11 +352,11 @@ class Store:
         except _TROUBLE as exc:
             self._failed(exc)
             raise UnreachableError from exc
-        return self._node_call(node, command)
+        return self._node_call(node, command, wait_s)
 
-    def _node_call(self, node: Node, command: Command) -> Any:
+    def _node_call(self, node: Node, command: Command, wait_s: float = POOL_WAIT_S) -> Any:
         try:
-            reply = node.call(command)
+            reply = node.call(command, wait_s=wait_s)
         except redis_errors.NoScriptError as exc:
             raise NoScriptError from exc
         except (redis_errors.ReadOnlyError, redis_errors.MovedError, redis_errors.AskError, redis_errors.ClusterDownError) as exc:

@@ -198,9 +198,7 @@ class Cache:
             (raw,) = store.fetch(at, (want.name,))
         except UnreachableError:
             counts.down += 1
-            if not self._filler.joinable(at, want.name):
-                return (self._filler.bypass(load))[0]
-            raw = None
+            raw = None  # go on together with those of this process who want the same
         if raw is not None:
             usable, value = want.decode(raw)
             if usable:

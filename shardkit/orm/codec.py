@@ -28,6 +28,7 @@ _FORMAT: Final = 1
 _PREFIX: Final = struct.Struct(">cBHL")
 _HEADER: Final = struct.Struct(">8sQLH")
 _DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
+_UTC: Final = frozenset({"UTC", "Etc/UTC"})
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 Converter = Callable[[Any], Any]
@@ -158,7 +159,7 @@ class Codec:
         if self._zoned:
             wanted.append(str | None)  # the zone in which PostgreSQL gave the times
         self._decode = msgspec.msgpack.Decoder(tuple[*wanted]).decode  # type: ignore[arg-type,valid-type]
-        self._plain = not (self._in or self._zoned)
+        self._plain, self._only_zoned = not (self._in or self._zoned), not self._in
         text = repr([(c.name, repr(c.type), str(f.annotation)) for c, f in zip(columns, fields, strict=True)])
         mark = int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big")
         self.version = version
@@ -186,7 +187,9 @@ class Codec:
             return None
         try:
             row: tuple[Any, ...] = self._decode(raw[22:])
-            return row if self._plain else self._finish(list(row))
+            if self._plain:
+                return row
+            return row[:-1] if self._only_zoned and row[-1] is None else self._finish(list(row))
         except Exception:  # noqa: BLE001  # a decorator or a zone may say no in any way; foreign bytes are a miss
             return None
 
@@ -218,7 +221,7 @@ def _zone(values: Any) -> str | None:
             key = getattr(value.tzinfo, "key", None)
             if key is None and value.utcoffset():
                 raise ValueError("a time in a zone without a name")
-            return key
+            return None if key in _UTC else key
     return None
 
 
