@@ -26,10 +26,19 @@ class RedisServer:
         self.options = options
         self.start()
 
+    def start_as(self, conf) -> None:
+        """A Sentinel instead, with the configuration file *conf*."""
+        self.port = free_ports(1)[0]
+        self.directory, self.options = tempfile.TemporaryDirectory(prefix="redislab", ignore_cleanup_errors=True), ("--sentinel",)
+        self._run([str(find_redis()), str(conf), "--port", str(self.port), "--bind", HOST, "--sentinel"])
+
     def start(self) -> None:
         argv = [str(find_redis()), "--port", str(self.port), "--bind", HOST, "--save", "", "--dir", self.directory.name]
+        self._run([*argv, *self.options])
+
+    def _run(self, argv) -> None:
         self.process = subprocess.Popen(
-            [*argv, *self.options], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline, pause = time.monotonic() + 20, threading.Event()
         while True:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Text, cast, func, select
+from sqlalchemy.exc import DBAPIError
 
 from shardkit._async.cache import Store, UnreachableError
 from shardkit._async.filling import Counts, Filler
@@ -16,13 +17,20 @@ from shardkit.catalog.router import Router
 from shardkit.core.cacheproto import ABSENT, VALUE, tag
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
-from shardkit.db.leg import driver_connection
-from shardkit.db.wire import BEGIN
-from shardkit.errors import CacheDeclarationError, CacheKeyError, NoTenantError, SettingsError, TenantLockedError
+from shardkit.errors import (
+    CacheDeclarationError,
+    CacheKeyError,
+    CacheUnavailableError,
+    NoTenantError,
+    ServerError,
+    SettingsError,
+    TenantLockedError,
+)
 from shardkit.orm import cacheloads
 from shardkit.orm.cached import Entity, Key, Names, entity_of
 from shardkit.orm.cacheloads import Loaded
 from shardkit.orm.cachevalues import ListValue, RowValue, may_replace
+from shardkit.orm.cachescope import bypasses, by_names, inner_of, key_values, knows, owner_of, parameters_of
 from shardkit.orm.changes import vouch
 from shardkit.orm.context import TenantContext
 from shardkit.orm.session import AsyncRoutedSession, RoutedSession
@@ -72,8 +80,8 @@ class AsyncCache:
         wrote something, locks rows (*with_for_update*) or is above READ COMMITTED, PostgreSQL answers and not the cache.
         """
         found, how, values = self._parse(entity, key, by)
-        inner = _inner(session)
-        if inner is not None and (with_for_update is not None or _bypass(inner) or _known(inner, found, how, values)):
+        inner = inner_of(session)
+        if inner is not None and (with_for_update is not None or bypasses(inner) or knows(inner, found, how, values)):
             return await self._ask(session, found, how, values, with_for_update)
         if with_for_update is not None:
             raise CacheKeyError("with_for_update locks rows for a transaction: give the session of it; nothing was read")
@@ -93,9 +101,9 @@ class AsyncCache:
         self, entity: type[T], keys: Iterable[Any], *, tenant: TenantKey | None = None, session: AsyncRoutedSession | None = None
     ) -> dict[Any, T]:
         """Instances by primary key, in the order of *keys*; a key of which there is none is left out."""
-        found, inner = entity_of(entity), _inner(session)
+        found, inner = entity_of(entity), inner_of(session)
         tenant = self._tenant(tenant, inner)
-        if inner is not None and _bypass(inner):
+        if inner is not None and bypasses(inner):
             asked = {key: await self.get(entity, key, session=session) for key in keys}
             return {key: one for key, one in asked.items() if one is not None}
         rows = await self._rows(found, list(dict.fromkeys(keys)), tenant, session)
@@ -112,13 +120,13 @@ class AsyncCache:
         self, entity: type[T], key: Any, *, by: By, tenant: TenantKey | None = None, session: AsyncRoutedSession | None = None
     ) -> Sequence[T]:
         """The newest instances with this value of the attributes *by*, a declared list key; at most its limit."""
-        found, inner = entity_of(entity), _inner(session)
-        how = found.lists.get(_by(by))
+        found, inner = entity_of(entity), inner_of(session)
+        how = found.lists.get(by_names(by))
         if how is None:
             raise CacheDeclarationError(f"{found.name} has no list key {by!r}: declare ListKey({by!r}, limit=...)")
-        values = _values(key)
+        values = key_values(key)
         found.name_of(how, values, self._tenant(tenant, inner) if found.tenant is not None else None)
-        if inner is not None and (_bypass(inner) or inner._new or inner._dirty_states or inner._deleted):
+        if inner is not None and (bypasses(inner) or inner._new or inner._dirty_states or inner._deleted):
             return await self._ask_list(session, found, how, values)
         tenant = self._tenant(tenant, inner)
         name = found.name_of(how, values, tenant)
@@ -126,7 +134,7 @@ class AsyncCache:
 
         async def load() -> tuple[Any, Loaded]:
             statement = self._statement("list", cacheloads.list_statement, found, how)
-            loaded = await self._load(statement, _parameters(found, values, tenant), 0, tenant, session)
+            loaded = await self._load(statement, parameters_of(found, values, tenant), 0, tenant, session)
             return loaded.rows, loaded
 
         keys = await self._through(want, self._route(tenant, inner), load)
@@ -149,12 +157,12 @@ class AsyncCache:
         other keys are marked too, as they are now (a value that was changed has to be named by its key as well).
         """
         found = entity_of(entity)
-        how = (found.primary if by is None else found.keys.get(_by(by)) or found.lists.get(_by(by)))
+        how = (found.primary if by is None else found.keys.get(by_names(by)) or found.lists.get(by_names(by)))
         if how is None:
             raise CacheDeclarationError(f"{found.name} has no key {by!r}")
-        inner = _inner(session)
+        inner = inner_of(session)
         tenant = self._tenant(tenant, inner, operator=True)
-        names = [found.name_of(how, _values(key), tenant) for key in keys]
+        names = [found.name_of(how, key_values(key), tenant) for key in keys]
         if how is found.primary and len(found.all_keys) > 1:
             names += await self._other_names(found, keys, tenant, session)
         if inner is not None:
@@ -163,9 +171,11 @@ class AsyncCache:
         if self._store is None:
             raise SettingsError("there is no redis_url, so there is no cache to invalidate")
         route = self._route(tenant, None)
-        await self._store.mark(
-            tag(self._cluster, route.shard), names, xid=await self._new_xid(route), epoch=route.epoch, ttl_ms=MARKER_TTL_MS
-        )
+        xid = await self._new_xid(route)
+        try:
+            await self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=MARKER_TTL_MS)
+        except UnreachableError as exc:
+            raise CacheUnavailableError("Redis did not take the markers: nothing was invalidated, try again") from exc
 
     async def close(self) -> None:
         """Close the connections to Redis."""
@@ -181,10 +191,10 @@ class AsyncCache:
 
         async def load() -> tuple[Any, Loaded]:
             statement = self._statement("row", cacheloads.row_statement, entity, how)
-            loaded = await self._load(statement, _parameters(entity, values, tenant), entity.key_places[0], tenant, session)
+            loaded = await self._load(statement, parameters_of(entity, values, tenant), entity.key_places[0], tenant, session)
             return (entity.codec.loaded(loaded.rows[0]) if loaded.rows else None), loaded
 
-        return await self._through(want, self._route(tenant, _inner(session)), load)
+        return await self._through(want, self._route(tenant, inner_of(session)), load)
 
     async def _through(self, want: Any, route: Route, load: Callable[[], Any]) -> Any:
         """The value of *want*: from Redis, or by *load*."""
@@ -214,7 +224,7 @@ class AsyncCache:
     async def _rows(
         self, entity: Entity, keys: Sequence[Any], tenant: TenantKey, session: AsyncRoutedSession | None
     ) -> dict[Any, Any]:
-        route = self._route(tenant, _inner(session))
+        route = self._route(tenant, inner_of(session))
         at = tag(self._cluster, route.shard)
         names = entity.primary_names(keys, tenant)
         rows: dict[Any, Any] = dict.fromkeys(keys)
@@ -259,7 +269,7 @@ class AsyncCache:
             except UnreachableError:
                 self.counts.down += 1
         statement = self._statement("rows", cacheloads.rows_statement, entity)
-        parameters = {"keys": list(wants), **_owner(entity, tenant)}
+        parameters = {"keys": list(wants), **owner_of(entity, tenant)}
         started = time.monotonic()
         self.counts.loads += 1
         loaded = await self._load(statement, parameters, entity.key_places[0], tenant, session)
@@ -298,7 +308,7 @@ class AsyncCache:
         """Names of all keys that rows have at this moment, seen by *session* if there is one."""
         own = self._session(tenant, read_only=True) if session is None else nullcontext(session)
         statement = cacheloads.keys_statement(entity)
-        parameters = {"keys": [k if len(entity.primary.columns) > 1 else _values(k)[0] for k in keys], **_owner(entity, tenant)}
+        parameters = {"keys": [k if len(entity.primary.columns) > 1 else key_values(k)[0] for k in keys], **owner_of(entity, tenant)}
         async with own as there:
             connection = await there.connection()
             found = (await connection.execute(statement, parameters)).all()
@@ -329,10 +339,10 @@ class AsyncCache:
 
     def _parse(self, cls: type[Any], key: Any, by: By) -> tuple[Entity, Key, tuple[Any, ...]]:
         entity = entity_of(cls)
-        how = entity.primary if by is None else entity.keys.get(_by(by))
+        how = entity.primary if by is None else entity.keys.get(by_names(by))
         if how is None:
             raise CacheDeclarationError(f"{entity.name} has no unique key {by!r}: declare it in Cached(unique=...)")
-        return entity, how, _values(key)
+        return entity, how, key_values(key)
 
     def _tenant(self, tenant: TenantKey | None, inner: RoutedSession | None, *, operator: bool = False) -> Any:
         if inner is None:
@@ -351,7 +361,7 @@ class AsyncCache:
     def _built(self, entity: Entity, rows: Sequence[Any], tenant: TenantKey, session: Any) -> Any:
         """Instances of *rows*; without a session they share a read session, which they keep."""
         own = None if session is not None else self._session(tenant, read_only=True, autoflush=False)
-        inner, build = _inner(own if session is None else session), entity.build
+        inner, build = inner_of(own if session is None else session), entity.build
         made = [build(inner, row) for row in rows]
         if own is not None:
             for one in made:
@@ -360,7 +370,8 @@ class AsyncCache:
 
     async def _recovered(self) -> None:
         if self.writer is not None:
-            await self.drain(sorted(self.writer.debts))
+            with suppress(CacheUnavailableError, DBAPIError, ServerError):  # the debts stay, for the next time
+                await self.drain(sorted(self.writer.debts))
 
     async def drain(self, shards: Iterable[int] | None = None) -> int:
         """Mark what writers could not mark while Redis was away (the outbox rows of *shards*, of all if not given)."""
@@ -369,41 +380,8 @@ class AsyncCache:
         done = 0
         for shard in sorted(self._router.map.placements) if shards is None else shards:
             async with self._session(None, shard=shard) as session:
-                done += await self.writer.drain(session)
+                try:
+                    done += await self.writer.drain(session)
+                except UnreachableError as exc:
+                    raise CacheUnavailableError("Redis did not take the markers: their outbox rows stay, try again") from exc
         return done
-
-
-def _inner(session: Any) -> Any:
-    """The RoutedSession in what the program holds."""
-    return getattr(session, "sync_session", session)
-
-
-def _bypass(session: RoutedSession) -> bool:
-    """Whether this session may see something else than what is committed now."""
-    if session._changes:
-        return True
-    connection = session._connection
-    if connection is None or connection.closed:
-        return False
-    driver = driver_connection(connection)
-    return bool(driver.unannounced) or driver.begin not in (BEGIN, b"BEGIN READ ONLY")
-
-
-def _known(session: RoutedSession, entity: Entity, how: Key, values: tuple[Any, ...]) -> bool:
-    return how is entity.primary and (entity.mapper._identity_class, values, None) in session.identity_map
-
-
-def _by(by: By) -> Names:
-    return (by,) if isinstance(by, str) else tuple(by or ())
-
-
-def _values(key: Any) -> tuple[Any, ...]:
-    return tuple(key) if isinstance(key, tuple | list) else (key,)
-
-
-def _owner(entity: Entity, tenant: TenantKey) -> dict[str, Any]:
-    return {} if entity.tenant is None else {"owner": tenant}
-
-
-def _parameters(entity: Entity, values: Sequence[Any], tenant: TenantKey) -> dict[str, Any]:
-    return {**{f"k{n}": value for n, value in enumerate(values)}, **_owner(entity, tenant)}

@@ -32,7 +32,7 @@ PROBE_S: Final = 1.0
 RECHECK_S: Final = 1.0
 """How long a connection may believe that its server is still the same master."""
 FAILURES: Final = 5
-"""Refused connections in a row that open the breaker; a time-out opens it at once, because it cost somebody time."""
+"""Failures in a row that open the breaker; silence opens it at once, because it cost somebody time."""
 
 Command = Callable[[str], Sequence[Any]]
 """From the incarnation to the arguments of a command."""
@@ -268,7 +268,7 @@ class Store:
     def __init__(self, url: str, *, timeout_s: float, limit: int, recovered: Callable[[], Any]) -> None:
         self._topology = topology(url, timeout_s=timeout_s, limit=limit)
         self._recovered = recovered
-        self._failures = 0
+        self._timeout_s, self._failures, self._answered = timeout_s, 0, 0.0
         self.open = False
         """The breaker: while it is open nobody waits for Redis; a background probe closes it."""
         self._closed = False
@@ -369,12 +369,13 @@ class Store:
             self._topology.changed()
             self._failed(exc)
             raise UnreachableError from exc
-        self._failures = 0
+        self._failures, self._answered = 0, time.monotonic()
         return reply
 
     def _failed(self, exc: BaseException) -> None:
         self._failures += 1
-        slow = isinstance(exc, redis_errors.TimeoutError | TimeoutError)
+        silent = time.monotonic() - self._answered > self._timeout_s * 0.9  # nobody else had an answer meanwhile either
+        slow = silent and isinstance(exc, redis_errors.TimeoutError | TimeoutError)
         if not self.open and not self._closed and (slow or self._failures >= FAILURES):
             self.open = True
             colour.background(self._probe)

@@ -24,6 +24,8 @@ from shardkit.orm.cacheloads import Loaded
 Load = Callable[[], Any]
 """Gives the value and what it was loaded in."""
 LEASE_MS: Final = 3000
+GATHER_S: Final = 0.002
+"""Who leads after it waited in vain, lets the others that did so join it first."""
 UNCACHED: Final = 8
 """Loads past the cache at a time; more wait, up to UNCACHED_WAIT_S."""
 UNCACHED_WAIT_S: Final = 5.0
@@ -85,11 +87,13 @@ class Filler:
     ) -> Any:
         """The value of *want*, loaded by *load* unless somebody else does it."""
         at = (tag, want.name)
-        for _ in range(2):
+        for turn in range(4):
             mine = Flight()
             flight = self._flights.setdefault(at, mine)
             if flight is mine:
                 try:
+                    if turn:
+                        colour.pause(GATHER_S)
                     return self._lead(at, route, want, outdated, load, flight)
                 finally:
                     self._leave(at, flight)

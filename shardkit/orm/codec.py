@@ -79,7 +79,6 @@ _PLAIN: Final[dict[type, Any]] = {
     types.Boolean: bool,
     types.Integer: int,
     types.Date: date,
-    types.Interval: timedelta,
     types.LargeBinary: bytes,
     types.String: str,
     types.JSON: Any,
@@ -90,6 +89,8 @@ def _field(kind: Any) -> Field | None:
     match kind:
         case types.PickleType():
             return None
+        case types.Interval() | postgresql.INTERVAL():
+            return Field(timedelta)
         case ShardKey():
             return Field(int)
         case types.TypeDecorator():
@@ -112,8 +113,6 @@ def _field(kind: Any) -> Field | None:
             return Field(UUID if kind.as_uuid else str)
         case types.ARRAY():
             return _array(kind)
-        case postgresql.INTERVAL():
-            return Field(timedelta)
     found = next((python for base, python in _PLAIN.items() if isinstance(kind, base)), None)
     return Field(found) if found is not None else None
 
