@@ -45,7 +45,8 @@ class RedisServer:
             try:
                 return self.ask("PING")
             except redis.RedisError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    self.close()
                     raise
                 pause.wait(0.02)
 

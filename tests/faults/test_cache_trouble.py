@@ -205,11 +205,13 @@ def test_async_cancellation_breaks_no_connection(fleet, server):
 @pytest.fixture(scope="module")
 def redis_cluster():
     with contextlib.ExitStack() as stack:
-        nodes = [stack.enter_context(RedisServer("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")) for _ in range(3)]
+        buses = free_ports(3)  # the default is 10,000 above the other port, which may be none
+        usual = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port")
+        nodes = [stack.enter_context(RedisServer(*usual, str(bus))) for bus in buses]
         for number, node in enumerate(nodes):
             node.ask("CLUSTER", "ADDSLOTSRANGE", number * 16384 // 3, (number + 1) * 16384 // 3 - 1)
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-            nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", node.port)
+            nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", node.port, buses[number])
         yield nodes
 
 
