@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from typing import Final
 
 import psycopg
+from psycopg import sql
 from sqlalchemy import BigInteger, Engine, create_engine, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -110,10 +111,10 @@ def run(bench: Bench) -> None:
 
 
 def furnish(connection: psycopg.Connection) -> None:
-    connection.execute(f"CREATE SCHEMA {SCHEMA}")
+    connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))
     for statement in (*server_objects(), shard_objects(SHARD, SCHEMA)):
         connection.execute(statement)
-    connection.execute(f"SET search_path TO {SCHEMA}")
+    connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(SCHEMA)))
     for table in Base.metadata.sorted_tables:
         dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
         connection.execute(str(CreateTable(table).compile(dialect=dialect)))
@@ -121,7 +122,7 @@ def furnish(connection: psycopg.Connection) -> None:
 
 def single_insert(connection: psycopg.Connection, table: str) -> Callable[[], object]:
     """One row in autocommit, prepared, the id handed back: what an application waits for."""
-    query = f"INSERT INTO {table} (note) VALUES (%s) RETURNING id"
+    query = sql.SQL("INSERT INTO {} (note) VALUES (%s) RETURNING id").format(sql.Identifier(table))
     return lambda: connection.execute(query, ("a note",), prepare=True).fetchone()
 
 

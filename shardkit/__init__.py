@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shardkit.orm.keys import ShardKey
     from shardkit.orm.session import AsyncRoutedSession, RoutedSession
     from shardkit.orm.tenancy import TenantScoped
+    from shardkit.orm.unique import GlobalUnique
     from shardkit.settings import Settings
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncRoutedSession": "orm.session",
     "AsyncShardKit": "_async.kit",
+    "GlobalUnique": "orm.unique",
     "LocalCluster": "local",
     "Outcome": "errors",
     "Route": "core.shardmap",
@@ -39,6 +41,7 @@ _HOMES = {
 __all__ = [
     "AsyncRoutedSession",
     "AsyncShardKit",
+    "GlobalUnique",
     "LocalCluster",
     "Outcome",
     "Route",

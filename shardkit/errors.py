@@ -2,6 +2,7 @@
 
 ShardKitError
 ├── SettingsError            SK100  a setting is missing, malformed or unsafe
+│   └── TableKindError       SK105  a table's kind cannot hold what the model asks of it
 ├── LocalClusterError        SK110  the local cluster could not be started or stopped
 │   ├── BinariesMissingError SK111  no PostgreSQL or Redis-protocol server was found
 │   ├── PortTakenError       SK112  a port that was asked for is in use
@@ -27,20 +28,45 @@ ShardKitError
 │   └── CommitUnknownError   SK405  COMMIT was sent and its answer was lost
 ├── SessionError             SK500  a routed session was used in a way that would not be safe
 │   ├── TenantMismatchError  SK501  an object of one tenant was given to another tenant's session
-│   └── ReadOnlyError        SK502  a read-only unit of work tried something else than a plain read
+│   ├── ReadOnlyError        SK502  a read-only unit of work tried something else than a plain read
+│   └── TokenError           SK503  a read-your-writes token is malformed, forged or another cluster's
 ├── IdError                  SK600  a value is not an id of this cluster
 ├── PlacementError           SK700  no placement satisfies what was asked
 ├── NameRejectedError        SK800  a name could not become an identifier
-└── CacheError               SK950  the cache was asked for what it cannot do safely
-    ├── CacheDeclarationError SK951 a Cached declaration cannot be kept
-    ├── CacheKeyError        SK952  a value cannot be a key of this cached entity
-    ├── UnknownKeysError     SK953  a write to a cached table does not say which rows it changes
-    └── CacheUnavailableError SK954 a marker could not be placed, and the settings say that the write must not go on
+├── CacheError               SK950  the cache was asked for what it cannot do safely
+│   ├── CacheDeclarationError SK951 a Cached declaration cannot be kept
+│   ├── CacheKeyError        SK952  a value cannot be a key of this cached entity
+│   ├── UnknownKeysError     SK953  a write to a cached table does not say which rows it changes
+│   └── CacheUnavailableError SK954 a marker could not be placed, and the settings say that the write must not go on
+├── MoveError                SK900  a move could not go on
+│   ├── MoveRefusedError     SK901  a check found what would make the move fail later
+│   ├── MoveBusyError        SK902  another move, or another operator, has the shard in hand
+│   ├── UnknownMoveError     SK903  the journal has no such move, or it cannot be done in its step
+│   ├── PastNoReturnError    SK904  the fence is committed: the move can no longer be aborted
+│   ├── NotEqualError        SK905  source and target differ
+│   ├── FenceTimeoutError    SK906  the fence could not be had within the budget
+│   ├── MoveInterruptedError SK907  a server or the catalog went away in the middle
+│   └── LeaseLostError       SK908  another operator took the move over
+├── MigrationError           SK970  a migration of the fleet could not be begun or finished
+│   ├── FleetBusyError       SK971  another runner is migrating this cluster
+│   ├── UnknownRevisionError SK972  the tree has no such revision
+│   ├── TwoHeadsError        SK973  the tree has several heads
+│   ├── NoDowngradeError     SK974  a revision has no code that takes it back
+│   └── NeedsOnlineError     SK975  a revision cannot be rendered as SQL
+└── AcrossShardsError        SK960  work over several shards could not be done
+    ├── FanOutError          SK961  shards failed, and a part is not taken for the whole
+    ├── FanOutRefusedError   SK962  the answers of shards to this statement could not be merged rightly
+    ├── ResultTooLargeError  SK963  a fan-out's result is larger than was allowed
+    ├── NoSnapshotError      SK964  no moment was found at which no cross-shard transaction was half visible
+    ├── TwoPhaseError        SK965  a transaction over several shards was rolled back everywhere
+    ├── TwoPhaseDisabledError SK966 a server does not allow prepared transactions
+    └── KeyTakenError        SK967  a key that is unique over all shards belongs to another row
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 DOCS = "docs/reference/errors.md"
 
@@ -253,6 +279,12 @@ class ReadOnlyError(SessionError):
     code = "SK502"
 
 
+class TokenError(SessionError, ValueError):
+    """A read-your-writes token is malformed, forged or another cluster's; nothing was read."""
+
+    code = "SK503"
+
+
 class IdError(ShardKitError, ValueError):
     """A value is not an id of this cluster."""
 
@@ -300,3 +332,159 @@ class CacheUnavailableError(CacheError):
 
     code = "SK954"
     retryable = True
+
+
+class MigrationError(ShardKitError):
+    """A migration of the fleet could not be begun or finished; what is done stays done, run it again for the rest."""
+
+    code = "SK970"
+
+
+class FleetBusyError(MigrationError):
+    """Another runner is migrating this cluster; nothing was done. `shardkit migrate status` shows how far it is."""
+
+    code = "SK971"
+    retryable = True
+
+
+class UnknownRevisionError(MigrationError, LookupError):
+    """The tree has no such revision; nothing was done."""
+
+    code = "SK972"
+
+
+class TwoHeadsError(MigrationError):
+    """The tree has several heads; nothing was done. Merge them: `alembic merge heads`."""
+
+    code = "SK973"
+
+
+class NoDowngradeError(MigrationError):
+    """A revision has no code that takes it back; nothing was done."""
+
+    code = "SK974"
+
+
+class NeedsOnlineError(MigrationError):
+    """A revision cannot be rendered as SQL, so it runs online, shard by shard."""
+
+    code = "SK975"
+
+
+class TableKindError(SettingsError):
+    """A table's kind cannot hold what the model asks of it; nothing was started."""
+
+    code = "SK105"
+
+
+class MoveError(ShardKitError):
+    """A move could not go on."""
+
+    code = "SK900"
+
+
+class MoveRefusedError(MoveError):
+    """A check found what would make the move fail later; nothing was copied."""
+
+    code = "SK901"
+
+
+class MoveBusyError(MoveError):
+    """Another move, or another operator, has the shard in hand; nothing was done."""
+
+    code = "SK902"
+
+
+class UnknownMoveError(MoveError, LookupError):
+    """The journal has no such move, or this cannot be done in its step; nothing was done."""
+
+    code = "SK903"
+
+
+class PastNoReturnError(MoveError):
+    """The fence is committed: the move can no longer be aborted, only resumed, and rolled back after that."""
+
+    code = "SK904"
+
+
+class NotEqualError(MoveError):
+    """Source and target differ: the source goes on serving, nothing was switched over."""
+
+    code = "SK905"
+
+
+class FenceTimeoutError(MoveError):
+    """The fence could not be had within the budget: the source goes on serving; `shardkit moves resume` tries again."""
+
+    code = "SK906"
+    retryable = True
+
+
+class MoveInterruptedError(MoveError):
+    """A server or the catalog went away in the middle of a move: `shardkit moves resume` goes on, nothing is lost."""
+
+    code = "SK907"
+    outcome = Outcome.UNKNOWN
+
+
+class LeaseLostError(MoveError):
+    """Another operator took the move over; this one stopped."""
+
+    code = "SK908"
+
+
+class AcrossShardsError(ShardKitError):
+    """Work over several shards could not be done."""
+
+    code = "SK960"
+
+
+class FanOutError(AcrossShardsError):
+    """Some shards failed; no partial answer was given.
+
+    ``failures`` has what each failing shard said, by its number.
+    """
+
+    code = "SK961"
+
+    def __init__(self, message: str | None = None, *, failures: Mapping[int, BaseException] | None = None) -> None:
+        super().__init__(message)
+        self.failures = dict(failures or {})
+
+
+class FanOutRefusedError(AcrossShardsError):
+    """The answers of several shards to this statement could not be merged rightly, so it was not sent."""
+
+    code = "SK962"
+
+
+class ResultTooLargeError(AcrossShardsError):
+    """The result of a fan-out is larger than was allowed; nothing of it was kept."""
+
+    code = "SK963"
+
+
+class NoSnapshotError(AcrossShardsError):
+    """No moment was found at which every cross-shard transaction was wholly visible or not at all; try again."""
+
+    code = "SK964"
+    retryable = True
+
+
+class TwoPhaseError(AcrossShardsError):
+    """A transaction over several shards was rolled back on all of them; run it again."""
+
+    code = "SK965"
+    retryable = True
+
+
+class TwoPhaseDisabledError(AcrossShardsError):
+    """A server does not allow prepared transactions, so a transaction over several shards cannot be made."""
+
+    code = "SK966"
+
+
+class KeyTakenError(AcrossShardsError):
+    """A key that is unique over all shards belongs to another row; nothing was written."""
+
+    code = "SK967"

@@ -16,6 +16,7 @@ from shardkit.errors import SettingsError
 
 OnDown = Literal["strict", "outbox", "ttl"]
 Pooler = Literal["none", "pgbouncer-transaction"]
+ReadFrom = Literal["primary", "replica"]
 CONFIG_VARIABLE: Final = "SHARDKIT_CONFIG"
 PREFIX: Final = "SHARDKIT_"
 
@@ -41,6 +42,8 @@ class Settings:
     """libpq URL with credentials, by server name, where the catalog's DSN and its own credentials are not enough."""
     pool_size: int = 10
     """Connections in the pool of one server."""
+    fan_out_connections: int = 4
+    """Connections to one server that fan-outs of this process may use at once, beside its pool."""
     pool_timeout_s: float = 5.0
     """How long a session waits for a free connection."""
     connection_lifetime_s: float = 1800.0
@@ -63,6 +66,16 @@ class Settings:
     """How old the shard map may get when notifications are lost."""
     move_wait_s: float = 5.0
     """How long a unit of work that met a fence waits for the map to say where its shard went."""
+    read_from: ReadFrom = "primary"
+    """Where `kit.read` reads when it is not told: on the primary, or on a replica that is not further behind than below."""
+    replica_max_lag_s: float = 1.0
+    """How old what a replica shows may be."""
+    replica_check_s: float = 0.2
+    """How often the positions of a primary and of its replicas are looked at, while somebody reads from replicas."""
+    replica_wait_s: float = 0.1
+    """How long a replica may take to catch up with a tenant's own writes before the primary is asked instead."""
+    token_key: str | None = None
+    """Secret that signs read-your-writes tokens, the same in all programs of a cluster."""
     map_file: Path | None = None
     """Where the last map is kept, so that a program can start while the catalog is down."""
     cache_on_down: OnDown = "outbox"
@@ -78,6 +91,11 @@ class Settings:
     """What PostgreSQL shows in ``pg_stat_activity``."""
 
     def __post_init__(self) -> None:
+        for name in ("catalog_url", "redis_url", "application_name"):
+            _text(name, getattr(self, name))
+        _table("servers", self.servers)
+        if type(self.insecure_transport) is not bool:
+            raise SettingsError("insecure_transport is true or false; nothing was started")
         if not self.catalog_url:
             raise SettingsError(
                 f"no catalog_url: set SHARDKIT_CATALOG_URL, or name a TOML file that has it in {CONFIG_VARIABLE}"
@@ -87,16 +105,21 @@ class Settings:
                 raise SettingsError(f"{where} must be a URL, in quotes")
         object.__setattr__(self, "catalog_url", Secret(self.catalog_url))
         object.__setattr__(self, "redis_url", Secret(self.redis_url) if self.redis_url else None)
+        object.__setattr__(self, "token_key", Secret(self.token_key) if self.token_key else None)
         object.__setattr__(self, "servers", {check_server_name(n): Secret(u) for n, u in self.servers.items()})
+        if not isinstance(self.map_file, str | Path | None):
+            raise SettingsError("map_file must be a path")
         if self.map_file is not None:
             object.__setattr__(self, "map_file", Path(self.map_file))
         if self.pooler not in get_args(Pooler):
             raise SettingsError(f"pooler is one of {', '.join(get_args(Pooler))}, not {self.pooler!r}")
+        if self.read_from not in get_args(ReadFrom):
+            raise SettingsError(f"read_from is one of {', '.join(get_args(ReadFrom))}, not {self.read_from!r}")
         if self.cache_on_down not in get_args(OnDown):
             raise SettingsError(f"cache_on_down is one of {', '.join(get_args(OnDown))}, not {self.cache_on_down!r}")
         if self.redis_url is not None:
             _check_redis(self.redis_url, insecure=self.insecure_transport)
-        for name in ("pool_size", "prepared_max", "pool_queue", "connection_budget", "cache_pool_size"):
+        for name in ("pool_size", "fan_out_connections", "prepared_max", "pool_queue", "connection_budget", "cache_pool_size"):
             _whole(name, getattr(self, name), at_least=1)
         for found in fields(self):
             if found.name.endswith("_s"):
@@ -137,8 +160,10 @@ class Settings:
 def _flat_servers(data: dict[str, Any], source: str) -> dict[str, Any]:
     tables = data.pop("servers", {})
     try:
+        if any(table.keys() != {"url"} for table in tables.values()):
+            raise KeyError
         return {**data, "servers": {name: table["url"] for name, table in tables.items()}}
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, AttributeError):
         raise SettingsError(f"each [servers.NAME] table in {source} has one key, url") from None
 
 
@@ -154,7 +179,17 @@ def _parsed(name: str, text: str) -> Any:
                 return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[text.lower()]
     except (ValueError, KeyError):
         raise SettingsError(f"{PREFIX}{name.upper()} must be of type {kind}") from None
-    return text or None if name in ("redis_url", "map_file") else text
+    return text or None if name in ("redis_url", "map_file", "token_key") else text
+
+
+def _text(name: str, value: object) -> None:
+    if not isinstance(value, str | None):
+        raise SettingsError(f"{name} must be a text")
+
+
+def _table(name: str, value: object) -> None:
+    if not isinstance(value, Mapping) or not all(isinstance(url, str) for url in value.values()):
+        raise SettingsError(f"{name} must be URLs by server name")
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:

@@ -29,7 +29,10 @@ class RedisServer:
     def start_as(self, conf) -> None:
         """A Sentinel instead, with the configuration file *conf*."""
         self.port = free_ports(1)[0]
-        self.directory, self.options = tempfile.TemporaryDirectory(prefix="redislab", ignore_cleanup_errors=True), ("--sentinel",)
+        self.directory, self.options = (
+            tempfile.TemporaryDirectory(prefix="redislab", ignore_cleanup_errors=True),
+            ("--sentinel",),
+        )
         self._run([str(find_redis()), str(conf), "--port", str(self.port), "--bind", HOST, "--sentinel"])
 
     def start(self) -> None:
@@ -37,9 +40,7 @@ class RedisServer:
         self._run([*argv, *self.options])
 
     def _run(self, argv) -> None:
-        self.process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline, pause = time.monotonic() + 20, threading.Event()
         while True:
             try:

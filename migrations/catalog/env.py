@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from shardkit.schema import run_env
 
-run_env()
+run_env(catalog=True)

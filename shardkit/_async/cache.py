@@ -192,7 +192,10 @@ class _Cluster:
     async def node(self, tag: str) -> Node:
         if not self._slots:
             await self._learn()
-        return self._at(self._slots[key_slot(tag.encode())])
+        address = self._slots.get(key_slot(tag.encode()))
+        if address is None:
+            raise redis_errors.ConnectionError("nobody serves this slot")
+        return self._at(address)
 
     async def nodes(self) -> list[Node]:
         if not self._slots:
@@ -320,7 +323,7 @@ class Store:
         return found[:limit]
 
     async def info(self) -> list[dict[str, str]]:
-        """What each server says about its memory and how it evicts."""
+        """What each server says of itself."""
         answers = []
         for node in await self._topology.nodes():
             text = bytes(await self._node_call(node, lambda _: ("INFO",))).decode()
@@ -358,7 +361,12 @@ class Store:
             reply = await node.call(command, wait_s=wait_s)
         except redis_errors.NoScriptError as exc:
             raise NoScriptError from exc
-        except (redis_errors.ReadOnlyError, redis_errors.MovedError, redis_errors.AskError, redis_errors.ClusterDownError) as exc:
+        except (
+            redis_errors.ReadOnlyError,
+            redis_errors.MovedError,
+            redis_errors.AskError,
+            redis_errors.ClusterDownError,
+        ) as exc:
             self._topology.changed()
             await node.close()
             raise UnreachableError from exc

@@ -37,7 +37,20 @@ WAIT_S: Final = 0.05
 class Counts:
     """Counters of one kit's cache; plain ints, read as they are."""
 
-    __slots__ = ("absent", "busy", "corrupt", "down", "fills", "hits", "loads", "lost", "misses", "outbox", "unsettled", "waits")
+    __slots__ = (
+        "absent",
+        "busy",
+        "corrupt",
+        "down",
+        "fills",
+        "hits",
+        "loads",
+        "lost",
+        "misses",
+        "outbox",
+        "unsettled",
+        "waits",
+    )
 
     def __init__(self) -> None:
         for name in self.__slots__:
@@ -81,9 +94,7 @@ class Filler:
         self._uncached = colour.Slots(UNCACHED)
         self._token, self._turn = secrets.token_hex(6), count()
 
-    async def one(
-        self, tag: str, route: Route, want: Any, outdated: bytes, load: Load
-    ) -> Any:
+    async def one(self, tag: str, route: Route, want: Any, outdated: bytes, load: Load) -> Any:
         """The value of *want*, loaded by *load* unless somebody else does it."""
         at = (tag, want.name)
         for turn in range(4):
@@ -206,7 +217,9 @@ class Filler:
         for want, value, marker in taken:
             new = None
             xids = proto.parse_marker(marker).xids
-            if not (loaded.may_fill and proto.settled(xids, barrier, loaded.snapshot)) or (loaded.snapshot.standby and not xids):
+            if not (loaded.may_fill and proto.settled(xids, barrier, loaded.snapshot)) or (
+                loaded.snapshot.standby and not xids
+            ):
                 self._counts.unsettled += 1  # what nobody marked, a standby may simply not have yet
             elif value is None:
                 new = proto.ABSENT

@@ -5,29 +5,43 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy import exc as sa_exc
+from sqlalchemy import text
 
 from shardkit._async import colour
+from shardkit._async.fanout import AsyncFanOut
+from shardkit._async.outbox import AsyncOutbox
 from shardkit._async.reading import AsyncCache
+from shardkit._async.stream import AsyncRowStream
+from shardkit._async.transaction import AsyncTransaction
+from shardkit.catalog.decisions import Decisions
+from shardkit.catalog.replicas import ReplicaGuide
+from shardkit.catalog.resolver import BackgroundResolver
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
+from shardkit.core.lag import Position, lsn_number
 from shardkit.core.outcome import safe_to_retry
 from shardkit.core.shardmap import Route, ShardMap
+from shardkit.core.token import Token, seal, token_key, unseal
 from shardkit.db.deadline import left, within
-from shardkit.errors import CommitUnknownError, Outcome, ShardKitError, ShardMovedError
+from shardkit.errors import CommitUnknownError, Outcome, SessionError, ShardKitError, ShardMovedError
 from shardkit.orm.context import TenantContext
+from shardkit.orm.fanload import FanOutResult
 from shardkit.orm.session import AsyncRoutedSession, FixedGuide
+from shardkit.orm.unique import KeyLookup
 from shardkit.settings import Settings
 
 T = TypeVar("T")
 P = ParamSpec("P")
+POSITION = text("SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), 8), pg_current_wal_insert_lsn()::text")
 RUN_BUDGET_S = 15.0
 RUN_FIRST_PAUSE_S = 0.01
 
@@ -47,6 +61,12 @@ class AsyncShardKit:
         self._context = TenantContext()
         self.cache = AsyncCache(settings, router=self._router, context=self._context, session=self._open)
         """Entities by key, through Redis."""
+        self._token_key = token_key(self._router.cluster_id, settings.token_key)
+        self._keys = KeyLookup(self._router)
+        self._decisions = Decisions(settings)
+        self._resolver = BackgroundResolver(settings, lambda: self._router.map)
+        self._fan_out = AsyncFanOut(self._router, settings, self._decisions)
+        self.outbox = AsyncOutbox(self._router, self._fan_out, self._open)
 
     def _open(self, tenant: TenantKey | None, **options: Any) -> AsyncRoutedSession:
         return AsyncRoutedSession(guide=self._router, tenant=tenant, cache=self.cache.writer, **options)
@@ -68,19 +88,63 @@ class AsyncShardKit:
         """
         tenant = self._context.resolve(tenant)
         self._router.locate(tenant)
-        return self._open(tenant, **options)
+        return self._open(tenant, trail=self._context.trail_of(tenant), **options)
 
     def begin(self, tenant: TenantKey | None = None, **options: Any) -> AsyncUnit:
         """A session that commits at the end of its block, or rolls back on an error."""
         return AsyncUnit(self.session(tenant, **options))
 
-    def read(self, tenant: TenantKey | None = None, **options: Any) -> AsyncRoutedSession:
+    def read(
+        self,
+        tenant: TenantKey | None = None,
+        *,
+        replica: bool | None = None,
+        max_lag_s: float | None = None,
+        after: str | None = None,
+        **options: Any,
+    ) -> AsyncRoutedSession:
         """A read-only session, the cheapest way: plain SELECTs make one round trip and hold no transaction.
 
         Each statement sees what is committed when it begins (READ COMMITTED, which promises no more). SQL text, locking reads
         and functions that may write run inside BEGIN READ ONLY. Writing raises ReadOnlyError.
+
+        *replica* (or the setting ``read_from``, or a *max_lag_s*) lets a replica serve plain SELECTs, if it shows everything
+        that was committed up to *max_lag_s* seconds ago, everything this block of ``kit.tenant`` has written, and everything
+        up to *after*, a token of ``kit.token``. Where no replica is known to do so, and for anything else, it is the primary.
+        Raises TokenError for a token that is malformed, forged or another cluster's.
         """
-        return self.session(tenant, read_only=True, autoflush=False, **options)
+        tokens = () if after is None else (unseal(after, self._token_key),)
+        if max_lag_s is not None and not 0 < max_lag_s < float("inf"):
+            raise SessionError("max_lag_s must be a number of seconds above 0; nothing was read")
+        if replica is None:
+            replica = max_lag_s is not None or self.settings.read_from == "replica"
+        if not replica:
+            return self.session(tenant, read_only=True, autoflush=False, **options)
+        tenant = self._context.resolve(tenant)
+        guide = self._replica_guide(tenant, max_lag_s, tokens)
+        return AsyncRoutedSession(guide=guide, tenant=tenant, read_only=True, autoflush=False, **options)
+
+    def _replica_guide(self, tenant: TenantKey, max_lag_s: float | None, tokens: tuple[Token, ...]) -> ReplicaGuide:
+        trail = self._context.trail_of(tenant)
+        if trail is not None and trail.after is not None:
+            tokens = (*tokens, trail.after)
+        return ReplicaGuide(
+            self._router,
+            max_lag_s=max_lag_s or self.settings.replica_max_lag_s,
+            wait_s=self.settings.replica_wait_s,
+            written=lambda: None if trail is None else trail.written_s,
+            tokens=tokens,
+        )
+
+    async def token(self, tenant: TenantKey | None = None) -> str:
+        """A read-your-writes token, for a cookie or a header: ``kit.read(tenant, after=token)``, in any program of the cluster,
+        sees everything that was committed for the tenant before this call. One question to the primary.
+        """
+        async with self.session(tenant, read_only=True) as session:
+            timeline, lsn = (await session.execute(POSITION)).one()
+            route = session.route
+        position = Position(int(timeline, 16), lsn_number(lsn))
+        return seal(Token(route.shard, route.epoch, position), self._token_key)
 
     async def run(
         self,
@@ -119,10 +183,13 @@ class AsyncShardKit:
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311  # jitter, not a secret
                 pause = min(pause * 2, 1.0)
 
-    def tenant(self, tenant: TenantKey, *, lock: bool = False) -> AbstractContextManager[TenantKey]:
-        """Make *tenant* the current one inside a block; with *lock* asking for another one inside it is an error."""
+    def tenant(self, tenant: TenantKey, *, lock: bool = False, after: str | None = None) -> AbstractContextManager[TenantKey]:
+        """Make *tenant* the current one inside a block; with *lock* asking for another one inside it is an error.
+
+        Reads inside see what was written inside, also on replicas; and up to *after*, a token of ``kit.token``.
+        """
         self._router.locate(tenant)
-        return self._context.enter(tenant, lock=lock)
+        return self._context.enter(tenant, lock=lock, after=None if after is None else unseal(after, self._token_key))
 
     def deadline(self, seconds: float) -> AbstractContextManager[None]:
         """Every call to a server inside the block ends by *seconds* from now (and a quarter): DeadlineError, or, for a COMMIT
@@ -152,6 +219,46 @@ class AsyncShardKit:
         self._router.map.route(shard)
         return AsyncShardAccess(self._router, shard, self._open)
 
+    def transaction(self, *tenants: TenantKey, patience_s: int = 10) -> AsyncTransaction:
+        """One transaction over several tenants: ``tx.session(tenant)`` is each one's session; it commits all or nothing.
+
+        Where more than one of them wrote, in two phases: if this program dies in between, a resolver ends what it left,
+        at the latest *patience_s* after it was prepared; until then its rows stay locked. Raises TwoPhaseError (rolled back
+        everywhere), TwoPhaseDisabledError, CommitUnknownError.
+        """
+        for tenant in tenants:
+            self._context.resolve(tenant)
+            self._router.locate(tenant)
+        if len(set(tenants)) > 1:
+            self._resolver.start()
+        return AsyncTransaction(self._router, self._decisions, {t: self._open(t) for t in tenants}, patience_s=patience_s)
+
+    async def fan_out(self, statement: Any, params: Mapping[str, Any] | None = None, **options: Any) -> FanOutResult:
+        """Rows of a select() over all shards, as one database with all rows would give them.
+
+        *options*: ``shards=[...]`` or ``tenants=[...]`` to ask those only, ``deadline_s`` (30) for the whole,
+        ``max_rows`` (a million), ``snapshot=True`` for a moment at which every transaction over several shards is wholly
+        visible or not at all (else NoSnapshotError), ``on_error="partial"`` for what is left when shards fail (see
+        ``failures`` of the result).
+        Every tenant's rows are read, as operator. Raises FanOutError with what each failing shard said,
+        FanOutRefusedError for what cannot be merged rightly, ResultTooLargeError.
+        """
+        return await self._fan_out.rows(statement, params, **options)
+
+    def fan_out_stream(self, statement: Any, params: Mapping[str, Any] | None = None, **options: Any) -> AsyncRowStream:
+        """The rows of ``fan_out`` one by one, in bounded memory: ``async with kit.fan_out_stream(...) as rows: async for ...``.
+
+        *options*: ``shards``, ``tenants``, ``batch`` (1,000 rows of each chunk of shards at a time), ``deadline_s`` for each
+        wait. Groups and DISTINCT are refused.
+        """
+        return self._fan_out.stream(statement, params, **options)
+
+    async def fan_out_scalar(self, statement: Any, *, reduce: Callable[[list[Any]], Any] | None = None, **options: Any) -> Any:
+        """The one value of a select() over all shards; with *reduce*, what that makes of the list of shards' own values
+        (NULLs left out), for what cannot be merged by itself.
+        """
+        return await self._fan_out.scalar(statement, reduce, **options)
+
     def global_session(self, **options: Any) -> AsyncRoutedSession:
         """A session where the global tables live."""
         return AsyncRoutedSession(guide=FixedGuide(self._router.global_leg()), **options)
@@ -159,6 +266,14 @@ class AsyncShardKit:
     def locate(self, tenant: TenantKey) -> Route:
         """Route of *tenant*: shard, schema, server, epoch. No I/O."""
         return self._router.locate(tenant)
+
+    async def locate_by(self, attribute: Any, value: Any) -> Route | None:
+        """Route of the tenant that has *value* in a GlobalUnique attribute: ``await kit.locate_by(User.email, "x")``.
+
+        One read of the registry, remembered for a few seconds; None if nobody has it.
+        """
+        tenant = await colour.in_greenlet(partial(self._keys.tenant_of, attribute, value))
+        return None if tenant is None else self._router.locate(tenant)
 
     def locate_id(self, id: int) -> Route:  # noqa: A002
         """Route of the shard an id was born in. No I/O."""
@@ -177,6 +292,9 @@ class AsyncShardKit:
         """Stop watching the map and close idle connections."""
         self._router.close()
         await self.cache.close()
+        self._resolver.stop()
+        self._decisions.close()
+        await self._fan_out.close()
         for engine in self._router.engines.dispose():
             await colour.close(engine)
 

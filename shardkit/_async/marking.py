@@ -42,9 +42,7 @@ class AsyncMarking:
             driver.commit_xid = xid
         xid, route = int(xid), driver.leg.route
         try:
-            await self._store.mark(
-                tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=self._ttl_ms
-            )
+            await self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=self._ttl_ms)
         except UnreachableError as exc:
             self._counts.down += 1
             if self._on_down == "strict":

@@ -193,7 +193,10 @@ class _Cluster:
     def node(self, tag: str) -> Node:
         if not self._slots:
             self._learn()
-        return self._at(self._slots[key_slot(tag.encode())])
+        address = self._slots.get(key_slot(tag.encode()))
+        if address is None:
+            raise redis_errors.ConnectionError("nobody serves this slot")
+        return self._at(address)
 
     def nodes(self) -> list[Node]:
         if not self._slots:
@@ -321,7 +324,7 @@ class Store:
         return found[:limit]
 
     def info(self) -> list[dict[str, str]]:
-        """What each server says about its memory and how it evicts."""
+        """What each server says of itself."""
         answers = []
         for node in self._topology.nodes():
             text = bytes(self._node_call(node, lambda _: ("INFO",))).decode()
@@ -359,7 +362,12 @@ class Store:
             reply = node.call(command, wait_s=wait_s)
         except redis_errors.NoScriptError as exc:
             raise NoScriptError from exc
-        except (redis_errors.ReadOnlyError, redis_errors.MovedError, redis_errors.AskError, redis_errors.ClusterDownError) as exc:
+        except (
+            redis_errors.ReadOnlyError,
+            redis_errors.MovedError,
+            redis_errors.AskError,
+            redis_errors.ClusterDownError,
+        ) as exc:
             self._topology.changed()
             node.close()
             raise UnreachableError from exc

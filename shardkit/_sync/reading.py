@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Text, cast, func, select
 from sqlalchemy.exc import DBAPIError
 
+from shardkit._sync import verifying
 from shardkit._sync.cache import Store, UnreachableError
 from shardkit._sync.filling import Counts, Filler
 from shardkit._sync.marking import Marking
@@ -58,7 +59,10 @@ class Cache:
         self._statements: dict[Any, Any] = {}
         if settings.redis_url is not None:
             self._store = Store(
-                settings.redis_url, timeout_s=settings.cache_timeout_s, limit=settings.cache_pool_size, recovered=self._recovered
+                settings.redis_url,
+                timeout_s=settings.cache_timeout_s,
+                limit=settings.cache_pool_size,
+                recovered=self._recovered,
             )
             self._filler = Filler(self._store, self.counts, barrier_ttl_ms=BARRIER_TTL_MS, new_xid=self._new_xid)
             self.writer = Marking(
@@ -99,7 +103,12 @@ class Cache:
         return None if row is None else found.row_type(row)
 
     def get_many(
-        self, entity: type[T], keys: Iterable[Any], *, tenant: TenantKey | None = None, session: RoutedSession | None = None
+        self,
+        entity: type[T],
+        keys: Iterable[Any],
+        *,
+        tenant: TenantKey | None = None,
+        session: RoutedSession | None = None,
     ) -> dict[Any, T]:
         """Instances by primary key, in the order of *keys*; a key of which there is none is left out."""
         found, inner = entity_of(entity), inner_of(session)
@@ -158,7 +167,7 @@ class Cache:
         other keys are marked too, as they are now (a value that was changed has to be named by its key as well).
         """
         found = entity_of(entity)
-        how = (found.primary if by is None else found.keys.get(by_names(by)) or found.lists.get(by_names(by)))
+        how = found.primary if by is None else found.keys.get(by_names(by)) or found.lists.get(by_names(by))
         if how is None:
             raise CacheDeclarationError(f"{found.name} has no key {by!r}")
         inner = inner_of(session)
@@ -177,6 +186,28 @@ class Cache:
             self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=MARKER_TTL_MS)
         except UnreachableError as exc:
             raise CacheUnavailableError("Redis did not take the markers: nothing was invalidated, try again") from exc
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of this process, and what the servers say; ``warnings`` names settings that would let markers be lost."""
+        if self._store is None:
+            return {"redis": False, "warnings": ["no redis_url: every read goes to PostgreSQL"], **self.counts.values()}
+        return {"redis": True, "open": self._store.open, **self.counts.values(), **self._servers()}
+
+    def _servers(self) -> dict[str, Any]:
+        assert self._store is not None
+        try:
+            return verifying.servers(self._store)
+        except UnreachableError:
+            return {"servers": [], "warnings": ["Redis does not answer: every read goes to PostgreSQL"]}
+
+    def verify(self, entity: type[Any], *, sample: int = 1000) -> verifying.Verified:
+        """Compare up to *sample* stored rows of *entity* with PostgreSQL's; a difference is a row that was read stale."""
+        if self._store is None:
+            raise SettingsError("there is no redis_url, so there is no cache to verify")
+        try:
+            return verifying.verify(self._store, entity_of(entity), self._cluster, self._session, sample=sample)
+        except UnreachableError as exc:
+            raise CacheUnavailableError("Redis does not answer: nothing was compared") from exc
 
     def close(self) -> None:
         """Close the connections to Redis."""
@@ -281,7 +312,9 @@ class Cache:
             key = tuple(row[place] for place in entity.key_places)
             rows[key[0] if single else key] = entity.codec.loaded(row)
         taken = [
-            (want, rows[key], answer[1:]) for (key, want), answer in zip(wants.items(), answers, strict=True) if answer[:1] == b"L"
+            (want, rows[key], answer[1:])
+            for (key, want), answer in zip(wants.items(), answers, strict=True)
+            if answer[:1] == b"L"
         ]
         if taken:
             self._filler.fill(at, taken, barrier, loaded, load_ms)
@@ -290,8 +323,10 @@ class Cache:
     def _load(
         self, statement: Any, parameters: dict[str, Any], key_at: int, tenant: TenantKey, session: RoutedSession | None
     ) -> Loaded:
-        own: AbstractContextManager[RoutedSession] | nullcontext[RoutedSession]
-        own = self._session(tenant, read_only=True) if session is None else nullcontext(session)
+        own: Any
+        inner = inner_of(session)
+        here = inner is not None and inner.asks(self._router)  # a replica's row could be older than what is committed
+        own = nullcontext(session) if here else self._session(tenant, read_only=True)
         with own as there:
             connection = there.connection()
             result = connection.execute(statement, parameters)
@@ -309,7 +344,10 @@ class Cache:
         """Names of all keys that rows have at this moment, seen by *session* if there is one."""
         own = self._session(tenant, read_only=True) if session is None else nullcontext(session)
         statement = cacheloads.keys_statement(entity)
-        parameters = {"keys": [k if len(entity.primary.columns) > 1 else key_values(k)[0] for k in keys], **owner_of(entity, tenant)}
+        parameters = {
+            "keys": [k if len(entity.primary.columns) > 1 else key_values(k)[0] for k in keys],
+            **owner_of(entity, tenant),
+        }
         with own as there:
             connection = there.connection()
             found = (connection.execute(statement, parameters)).all()
@@ -321,9 +359,7 @@ class Cache:
             statement = self._statements[(kind, *about)] = make(*about)
         return statement
 
-    def _ask(
-        self, session: Any, entity: Entity, how: Key, values: tuple[Any, ...], with_for_update: Any
-    ) -> Any:
+    def _ask(self, session: Any, entity: Entity, how: Key, values: tuple[Any, ...], with_for_update: Any) -> Any:
         if how is entity.primary:
             return session.get(entity.cls, values, with_for_update=with_for_update)
         statement = select(entity.cls).where(*(c == v for c, v in zip(how.columns, values, strict=True)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -10,8 +10,8 @@ from uuid import UUID
 from shardkit.catalog.rows import SQL, load_map
 from shardkit.core.hashing import HASH_VERSION, TenantKey, TenantType
 from shardkit.core.shardmap import Server, ServerState, ShardMap
-from shardkit.db.connect import instead_of, transaction
-from shardkit.errors import CatalogError, ClusterExistsError, MapConflictError
+from shardkit.db.connect import instead_of, public_dsn, transaction
+from shardkit.errors import CatalogError, ClusterExistsError, MapConflictError, UnknownServerError, UnknownShardError
 
 
 def create_cluster(
@@ -122,6 +122,20 @@ def set_server_state(connection: Any, name: str, state: ServerState) -> None:
         connection.execute(SQL["set_server_state"], {"name": name, "state": state.value, "version": version})
 
 
+def set_replicas(connection: Any, name: str, replicas: Sequence[str]) -> None:
+    """Say where the replicas of a server are: DSNs without a password (credentials are those of the server itself)."""
+    with change(connection, expected=None) as version:
+        values = {"name": name, "replicas": [public_dsn(url) for url in replicas], "version": version}
+        if connection.execute(SQL["set_replicas"], values).rowcount != 1:
+            raise UnknownServerError(f"server {name!r} is not in the map; nothing was changed")
+
+
+def raise_timeline(connection: Any, name: str, timeline: int) -> None:
+    """Remember that server *name* was seen on *timeline*, so that no program takes an old primary for it."""
+    with change(connection, expected=None) as version:
+        connection.execute(SQL["raise_timeline"], {"name": name, "timeline": timeline, "version": version})
+
+
 def remove_server(connection: Any, name: str, *, and_then: Callable[[], None] = lambda: None) -> None:
     """Remove a server that holds no shard. *and_then* is run before COMMIT, while no shard can be placed there."""
     full = CatalogError(f"server {name!r} still holds shards: drain it first; nothing was changed")
@@ -132,7 +146,8 @@ def remove_server(connection: Any, name: str, *, and_then: Callable[[], None] = 
 
 def pin(connection: Any, tenant: TenantKey, shard: int | None) -> None:
     """Send *tenant* to *shard* against its hash, or take the pin away (None). It moves no rows."""
-    with change(connection, expected=None) as version:
+    unknown = UnknownShardError(f"shard {shard!r} is not in the map: the tenant was not pinned")
+    with instead_of({"pins_shard_fkey": unknown}), change(connection, expected=None) as version:
         connection.execute(SQL["put_pin"], {"tenant": str(tenant), "shard": shard, "version": version})
 
 

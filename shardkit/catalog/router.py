@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 from uuid import UUID
 
 from sqlalchemy.engine import Engine
 
+from shardkit.catalog.promotion import after_promotion
 from shardkit.catalog.watch import MapWatch
 from shardkit.core.hashing import TenantKey
 from shardkit.core.names import CATALOG_SERVER, GLOBAL_SCHEMA
@@ -14,8 +16,10 @@ from shardkit.core.shardmap import Route, Server, ShardMap
 from shardkit.db.connect import is_closed
 from shardkit.db.engines import Engines
 from shardkit.db.leg import Leg, opening_for
+from shardkit.db.lineage import Lineage
+from shardkit.db.opening import Opening
+from shardkit.db.replicas import ReplicaWatch
 from shardkit.db.settle import settle
-from shardkit.db.wire import Opening
 from shardkit.errors import CatalogError, CommitUnknownError, NoTenantError, Outcome, ShardMovedError
 from shardkit.settings import Settings
 
@@ -29,7 +33,10 @@ class Router:
     def __init__(self, settings: Settings, *, asyncio: bool = False, follow: bool = True) -> None:
         self._settings = settings
         self.watch = MapWatch(settings, follow=follow)
-        self.engines = Engines(settings, cluster_id=self.map.cluster_id, asyncio=asyncio)
+        lineage = Lineage(self._promoted)
+        self.engines = Engines(settings, cluster_id=self.map.cluster_id, asyncio=asyncio, lineage=lineage)
+        self.replicas = ReplicaWatch(settings, cluster_id=self.map.cluster_id, lineage=lineage)
+        self.watch.on_change(lineage.learn)
         self._kind: type = {"str": str, "int": int}[self.map.tenant_type]
         self._memo = _Memo(self.map)
 
@@ -96,7 +103,11 @@ class Router:
         if not moved(self.map):
             self._ask()
             if not moved(self.map) and not is_closed(
-                self.map.server(route.server), self._settings, cluster_id=self.cluster_id, schema=route.schema
+                self.map.server(route.server),
+                self._settings,
+                cluster_id=self.cluster_id,
+                schema=route.schema,
+                lineage=self.engines.lineage,
             ):
                 return None
         found = self.watch.wait_for(moved, timeout_s=self._settings.move_wait_s)
@@ -114,6 +125,14 @@ class Router:
         except CatalogError as exc:  # the server knows better than the catalog whether the shard is still there
             log.warning("a shard may have moved, and %s", exc)
 
+    def replica_engine(self, base: Engine, schema: str) -> Engine:
+        """The engine *base* of a replica, with *schema* translated in."""
+        memo = self._memo_of_now()
+        engine = memo.replica_engines.get((base, schema))
+        if engine is None:
+            engine = memo.replica_engines[base, schema] = base.execution_options(schema_translate_map={None: schema})
+        return engine
+
     def global_leg(self) -> tuple[Leg, Engine]:
         """Leg and engine of the one place where global tables live: a schema beside the catalog's own."""
         server = Server(CATALOG_SERVER, self._settings.catalog_url, self.cluster_id)
@@ -125,8 +144,15 @@ class Router:
         """What became of a COMMIT whose answer was lost, if its server can tell."""
         return settle(error, self.map.server(error.server or ""), self._settings)
 
+    def _promoted(self, server: Server, timeline: int) -> None:
+        """A server was seen on a timeline the map does not have: tell the others, without holding anybody up."""
+        threading.Thread(
+            target=after_promotion, args=(self._settings, self.map, server, timeline), name="shardkit-promoted", daemon=True
+        ).start()
+
     def close(self) -> None:
-        """Stop watching the map."""
+        """Stop watching the map and the replicas."""
+        self.replicas.close()
         self.watch.close()
 
     def _engine(self, memo: _Memo, route: Route) -> Engine:
@@ -148,13 +174,14 @@ class _Fixed:
 class _Memo:
     """What was looked up in one map; it goes with the map."""
 
-    __slots__ = ("engines", "legs", "map", "routes")
+    __slots__ = ("engines", "legs", "map", "replica_engines", "routes")
 
     def __init__(self, shardmap: ShardMap) -> None:
         self.map = shardmap
         self.routes: dict[TenantKey, Route] = {}
         self.legs: dict[Route, tuple[Leg, Engine]] = {}
         self.engines: dict[str, Engine] = {}
+        self.replica_engines: dict[tuple[Engine, str], Engine] = {}
 
 
 def _again(found: ShardMap, route: Route) -> Route:

@@ -64,5 +64,5 @@ def pinned_tenant(text: str, tenant_type: str) -> TenantKey:
     return int(text) if tenant_type == "int" else text
 
 
-def _server(name: str, dsn: str, server_id: Any, weight: float, state: str, replicas: list[str]) -> Server:
-    return Server(name, dsn, server_id, weight, ServerState(state), tuple(replicas))
+def _server(name: str, dsn: str, server_id: Any, weight: float, state: str, replicas: list[str], timeline: int) -> Server:
+    return Server(name, dsn, server_id, weight, ServerState(state), tuple(replicas), timeline)

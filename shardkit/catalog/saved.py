@@ -28,7 +28,8 @@ def write(path: Path | None, shardmap: ShardMap) -> None:
         "tenant_type": shardmap.tenant_type,
         "hash_version": shardmap.hash_version,
         "servers": [
-            [s.name, s.dsn, str(s.server_id), s.weight, s.state.value, list(s.replicas)] for s in shardmap.servers.values()
+            [s.name, s.dsn, str(s.server_id), s.weight, s.state.value, list(s.replicas), s.timeline]
+            for s in shardmap.servers.values()
         ],
         "placements": [[shard, *place] for shard, place in shardmap.placements.items()],
         "pins": list(shardmap.pins.items()),
@@ -53,7 +54,9 @@ def read(path: Path | None) -> ShardMap | None:
         return None
     try:
         data = json.loads(path.read_text("utf-8"))
-        return _from(data) if data["format"] == _FORMAT else None
+        if data["format"] != _FORMAT:
+            raise ValueError(f"its format is {data['format']!r}, not {_FORMAT}")
+        return _from(data)
     except (OSError, ValueError, KeyError, TypeError) as exc:
         log.warning("the saved shard map in %s is not usable: %s", path, exc)
         return None
@@ -67,8 +70,8 @@ def _from(data: dict[str, Any]) -> ShardMap:
         tenant_type=data["tenant_type"],
         hash_version=int(data["hash_version"]),
         servers={
-            name: Server(name, dsn, UUID(server_id), float(weight), ServerState(state), tuple(replicas))
-            for name, dsn, server_id, weight, state, replicas in data["servers"]
+            name: Server(name, dsn, UUID(server_id), float(weight), ServerState(state), tuple(replicas), int(*timeline or [0]))
+            for name, dsn, server_id, weight, state, replicas, *timeline in data["servers"]
         },
         placements={shard: Placement(server, epoch, parent) for shard, server, epoch, parent in data["placements"]},
         pins=dict(data["pins"]),

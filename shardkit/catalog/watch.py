@@ -49,9 +49,7 @@ class MapWatch:
         """The map after asking the catalog. Raises CatalogUnavailableError if it does not answer."""
         with self._asking:
             try:
-                if self._connection is None or self._connection.closed:
-                    self._connection = self._connect()
-                found = load_map(self._connection, self.map)
+                found = self._load()
             except Exception as exc:
                 self._drop()
                 if isinstance(exc, CatalogError):
@@ -115,6 +113,17 @@ class MapWatch:
         if found is not known:
             saved.write(self._settings.map_file, found)
         return found
+
+    def _load(self) -> ShardMap:
+        if self._connection is not None:
+            try:
+                return load_map(self._connection, self.map)
+            except CatalogError:
+                raise
+            except Exception:  # noqa: BLE001  # a connection that was idle may have died unseen; a new one knows
+                self._drop()
+        self._connection = self._connect()
+        return load_map(self._connection, self.map)
 
     def _connect(self) -> Any:
         return connect_admin(self._settings.catalog_url, self._settings)

@@ -19,7 +19,15 @@ COMMANDS = {
     "locate": ("routing", "locate", "Shard and server of a tenant, or of an id."),
     "id": ("routing", "id_", "Decode ids."),
     "server": ("server", "server", "Servers of the cluster: list, add, remove."),
+    "migrate": ("migrate", "migrate", "Alembic revisions over every shard: run, resume, look, compare."),
+    "move": ("moves", "move", "Carry a shard to another server while it is written to."),
+    "moves": ("moves", "moves_", "Moves: list, show, resume, abort, rollback, finish."),
+    "plan": ("moves", "plan", "Which shards would move where, and why."),
+    "rebalance": ("moves", "rebalance", "Make the servers even."),
+    "drain": ("moves", "drain", "Move every shard off a server."),
+    "export": ("export", "export", "One query over every shard, into a file."),
     "pin": ("routing", "pin", "Send one tenant to a shard of your choice."),
+    "cache": ("cache", "cache", "The read-through cache: does it keep its promise, what does Redis say."),
 }
 
 

@@ -18,6 +18,7 @@ from shardkit.cli.common import (
     settings_from,
     yes_option,
 )
+from shardkit.core.names import check_server_name
 
 
 @click.group()
@@ -40,14 +41,20 @@ def list_(config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's 
 
 @server.command()
 @click.argument("name")
-@click.argument("url")
+@click.argument("url", required=False)
 @click.option("--weight", type=float, default=1.0, show_default=True, help="Its share of the shards.")
 @config_option
 @dry_run_option
 @yes_option
-def add(name: str, url: str, weight: float, config: Path | None, dry_run: bool, yes: bool) -> None:  # noqa: FBT001  click's signature
-    """Add the empty database behind URL as a server NAME. No shard is on it until some are moved there."""
+def add(name: str, url: str | None, weight: float, config: Path | None, dry_run: bool, yes: bool) -> None:  # noqa: FBT001  click's signature
+    """Add the empty database behind URL as a server NAME. No shard is on it until some are moved there.
+
+    Without URL it is that of the settings' [servers.NAME], which keeps a password out of the list of processes.
+    """
     settings = settings_from(config)
+    url = url or settings.servers.get(check_server_name(name))
+    if url is None:
+        raise click.UsageError(f"give a URL: the settings have no [servers.{name}]")
     joining = plan_joining(settings, name, url, weight=weight)
     if joining.there:
         click.echo(f"server {name!r} is in the map already", err=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
+from uuid import UUID
 
 from shardkit.errors import NameRejectedError
 
@@ -21,10 +22,23 @@ TENANT_SETTING: Final = "shardkit.tenant"
 MAP_CHANNEL: Final = "shardkit_map"
 ID_SEQUENCE: Final = "shardkit_ids"
 ID_ORIGIN_SEQUENCE: Final = "shardkit_ids_origin"
-CACHE_OUTBOX: Final = "shardkit_cache_outbox"
+REFERENCE_SCHEMA: Final = "shardkit_reference"
 ID_LOCK_CLASS: Final = 0x73_6B_69_64  # "skid": first half of the advisory lock (class, shard)
+# Migrations and moves keep out of each other's way by the advisory lock (class, shard) on the catalog database. A migration
+# holds it, shared, while it works on a shard, and looks only then where the shard is and whether a move of it is open. A move
+# takes it, exclusive, for the transaction that writes its journal row (a trigger on that table sees to it) or for as long as
+# it likes; the row itself keeps migrations away until the move is over, also when nobody works on it.
+SHARD_LOCK_CLASS: Final = 0x73_6B_73_68  # "sksh"
+FLEET_LOCK_CLASS: Final = 0x73_6B_66_6C  # "skfl": (class, 0) on the catalog database, held by the one runner of migrations
+STEP_LOCK_CLASS: Final = 0x73_6B_73_74  # "skst": (class, shard) on a server, held while one shard takes one revision
+VERSION_TABLE: Final = "alembic_version"
+PROGRESS_TABLE: Final = "shardkit_progress"  # in a shard: how far a revision came that no transaction can hold
+
+GUARD_TRIGGER: Final = "shardkit_refuse_writes"
+MARKS_TABLE: Final = "move_marks"
 
 _SCHEMA = re.compile(r"s(\d{4,5})_e(\d{1,9})")
+_GID = re.compile(r"shardkit:([0-9a-f]{32}):([0-9a-f]{32}):(\d{1,5}):(\d{1,6})")
 _SERVER = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 
 
@@ -51,6 +65,20 @@ def parse_schema(name: str) -> ShardSchema | None:
     return schema if schema.epoch and schema_name(*schema) == name else None
 
 
+def stream_name(cluster: UUID, move: int, way: str) -> str:
+    """Name of the publication, slot and subscription of a move's stream *way* (``out`` or ``back``). Slots of all clusters on
+    one PostgreSQL share a name space, hence the cluster.
+    """
+    if way not in ("out", "back") or type(move) is not int or move < 1:
+        raise NameRejectedError(f"no stream name for move {move!r}, way {way!r}")
+    return f"shardkit_{cluster.hex[:8]}_{move}_{way}"
+
+
+def session_name(cluster: UUID, move: int) -> str:
+    """Application name of every session that works on a move, by which the next operator finds and ends them."""
+    return f"shardkit move {cluster.hex[:8]}/{move}"
+
+
 def check_server_name(name: str) -> str:
     """*name* if it can name a server: 1 to 31 of ``a-z 0-9 _ -``, a letter first."""
     if name == CATALOG_SERVER:
@@ -58,3 +86,26 @@ def check_server_name(name: str) -> str:
     if not isinstance(name, str) or not _SERVER.fullmatch(name):
         raise NameRejectedError(f"{name!r} cannot name a server: use 1 to 31 of a-z, 0-9, '_' and '-', beginning with a letter")
     return name
+
+
+class Gid(NamedTuple):
+    """What the name of a prepared transaction says: cluster, transaction, which part of it, and the seconds it may wait."""
+
+    cluster: str
+    txn: str
+    part: int
+    patience_s: int
+
+
+def gid(cluster: str, txn: str, part: int, patience_s: int) -> str:
+    """Name of one part of a transaction over several shards; *cluster* and *txn* are 32 hexadecimal digits."""
+    name = f"shardkit:{cluster}:{txn}:{part}:{patience_s}"
+    if parse_gid(name) is None:
+        raise NameRejectedError(f"{name!r} cannot name a prepared transaction")
+    return name
+
+
+def parse_gid(name: str) -> Gid | None:
+    """What a prepared transaction's name says, or None where it is not one of ours."""
+    found = _GID.fullmatch(name)
+    return Gid(found[1], found[2], int(found[3]), int(found[4])) if found else None

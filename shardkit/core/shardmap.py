@@ -32,6 +32,8 @@ class Server:
     weight: float = 1.0
     state: ServerState = ServerState.ACTIVE
     replicas: tuple[str, ...] = field(default=(), repr=False)
+    timeline: int = 0
+    """The highest timeline a program has seen there; a database with this identity on a lower one is an old primary."""
 
 
 class Placement(NamedTuple):

@@ -13,12 +13,13 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import CompoundSelect, Select, TextualSelect
 
 _CHANGES_SESSION: Final = re.compile(
-    r"(?:^|;)\s*(?:set(?!\s+(?:local|constraints|transaction)\b)|reset|discard|listen|load|prepare|deallocate|do|call"
+    r"(?:^|;)(?:\s|--[^\n]*|/\*.*?\*/)*"
+    r"(?:set(?!\s+(?:local|constraints|transaction)\b)|reset|discard|listen|load|prepare(?!\s+transaction\b)|deallocate|do|call|declare"
     r"|create\s+(?:local\s+|global\s+)?temp(?:orary)?)\b"
-    r"|\bset_config\s*\(|\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(|\binto\s+temp(?:orary)?\b",
-    re.IGNORECASE,
+    r"|\bset_config\s*\(|\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(|\binto\s+temp(?:orary)?\b|\bpg_temp\b",
+    re.IGNORECASE | re.DOTALL,
 )
-_PURE_FUNCTIONS: Final = frozenset(
+PURE_FUNCTIONS: Final = frozenset(
     [
         "count",
         "sum",
@@ -99,11 +100,19 @@ class Kind:
     cached: frozenset[str] = frozenset()
 
 
+def changes_session(statement: object) -> bool:
+    """Whether a statement, by its text, may leave something behind in the session: settings, locks, temporary tables.
+
+    What a function called by it does is not seen; the role, the path and the tenant are set anew in every transaction.
+    """
+    text = statement.decode(errors="replace") if isinstance(statement, bytes) else statement
+    return not isinstance(text, str) or bool(_CHANGES_SESSION.search(text))
+
+
 def kind_of(compiled: Any, statement: str) -> Kind:
     """Kind of *statement*; remembered on *compiled*, which SQLAlchemy keeps in its statement cache."""
     if compiled is None:
-        changes_session = bool(_CHANGES_SESSION.search(statement))
-        return Kind(plain=False, raw=True, writes=False, changes_session=changes_session, cached=_named(statement))
+        return Kind(plain=False, raw=True, writes=False, changes_session=changes_session(statement), cached=_named(statement))
     known: Kind | None = compiled.__dict__.get("_shardkit_kind")
     if known is None:
         known = compiled.__dict__["_shardkit_kind"] = _classify(compiled.statement, statement)
@@ -120,17 +129,16 @@ def _classify(clause: Any, statement: str) -> Kind:
         elif isinstance(part, UpdateBase):
             plain, writes = False, True
             cached |= {getattr(part.table, "name", "")} & CACHED_TABLES
-        elif (isinstance(part, FunctionElement) and str(getattr(part, "name", "")).lower() not in _PURE_FUNCTIONS) or (
+        elif (isinstance(part, FunctionElement) and str(getattr(part, "name", "")).lower() not in PURE_FUNCTIONS) or (
             isinstance(part, Select | CompoundSelect) and part._for_update_arg is not None
         ):
             plain = False
-    return Kind(
-        plain=plain, raw=raw, writes=writes, changes_session=bool(_CHANGES_SESSION.search(statement)), cached=cached
-    )
+    return Kind(plain=plain, raw=raw, writes=writes, changes_session=changes_session(statement), cached=cached)
 
 
-def _named(statement: str) -> frozenset[str]:
+def _named(statement: object) -> frozenset[str]:
     """Cached tables that SQL text which writes something has the name of: rather one too many."""
-    if not CACHED_TABLES or not _WRITES.search(statement):
+    if not CACHED_TABLES:
         return frozenset()
-    return frozenset(CACHED_TABLES.intersection(_WORD.findall(statement)))
+    text = statement.decode(errors="replace") if isinstance(statement, bytes) else str(statement)
+    return frozenset(CACHED_TABLES.intersection(_WORD.findall(text))) if _WRITES.search(text) else frozenset()

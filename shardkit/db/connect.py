@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import threading
 import time
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final, LiteralString
 from uuid import UUID
@@ -17,11 +20,25 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
+from shardkit.db.lineage import Lineage
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
-from shardkit.errors import PoolTimeoutError, ServerDownError, ServerError, SettingsError, ShardKitError, WrongServerError
+from shardkit.errors import (
+    Outcome,
+    PoolTimeoutError,
+    ServerDownError,
+    ServerError,
+    SettingsError,
+    ShardKitError,
+    WrongServerError,
+)
 from shardkit.settings import Secret, Settings, is_loopback
 
-_IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
+_WHO: Final = """SELECT cluster_id, server_id,
+    CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
+    FROM shardkit.identity"""  # pg_control_checkpoint() still names the old timeline on a server that was just promoted
+IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
+FAILOVER_CONNECT_S: Final = 2  # libpq takes less for two
+_LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
@@ -29,7 +46,7 @@ def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
     """Libpq connection string for *url* with our time-outs; refuses a transport that could be listened to."""
     given = parsed(url)
     check_transport(given, insecure=settings.insecure_transport)
-    ours = {
+    ours: dict[str, Any] = {
         "connect_timeout": max(1, round(settings.connect_timeout_s)),
         "tcp_user_timeout": round(settings.tcp_timeout_s * 1000),
         "keepalives_idle": 5,
@@ -37,6 +54,8 @@ def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
         "keepalives_count": max(1, round((settings.tcp_timeout_s - 5) / 2)),
         "application_name": settings.application_name,
     }
+    if len(hosts_of(given)) > 1:  # the limit is for each host, and one of them may be gone for good
+        ours |= {"target_session_attrs": "read-write", "connect_timeout": min(ours["connect_timeout"], FAILOVER_CONNECT_S)}
     return Secret(make_conninfo(url, **{**ours, **{k: v for k, v in given.items() if k in ours}, **extra}))
 
 
@@ -51,13 +70,16 @@ def parsed(url: str) -> dict[str, Any]:
 
 
 def check_transport(given: dict[str, Any], *, insecure: bool) -> None:
-    """Refuse a host off loopback whose certificate and name nobody verifies."""
-    hosts = [h for key in ("hostaddr", "host") for h in str(given.get(key) or "").split(",") if h]
-    if insecure or given.get("sslmode") == "verify-full" or all(map(is_loopback, hosts)):
+    """Refuse a host off loopback whose certificate and name nobody verifies; what a URL leaves out libpq takes elsewhere."""
+    given = {**{key: os.environ.get(name) for key, name in _LIBPQ_VARIABLES.items()}, **given}
+    hosts = [h for key in ("hostaddr", "host") for h in str(given[key] or "").split(",") if h]
+    safe = all(map(is_loopback, hosts)) and not given["service"]
+    if insecure or given["sslmode"] == "verify-full" or safe:
         return
+    where = f"host {', '.join(hosts)}" if hosts else f"service {given['service']}"
     raise SettingsError(
-        f"host {', '.join(hosts)} is not on loopback and sslmode is {given.get('sslmode') or 'not set'}: anybody in between "
-        "could read or change everything. Use sslmode=verify-full, or write out insecure_transport = true"
+        f"{where} is not on loopback and sslmode is {given['sslmode'] or 'not set'}: anybody in between could read or change "
+        "everything. Use sslmode=verify-full, or write out insecure_transport = true"
     )
 
 
@@ -69,51 +91,122 @@ def server_url(server: Server, settings: Settings) -> str:
     return make_conninfo(server.dsn, **{k: catalog[k] for k in _CREDENTIALS if catalog.get(k) and not own.get(k)})
 
 
-def app_conninfo(server: Server, settings: Settings) -> Secret:
+def replica_url(server: Server, dsn: str, settings: Settings) -> str:
+    """URL of a replica of *server*: its own *dsn*, with the database and the credentials of the server."""
+    primary, own = conninfo_to_dict(server_url(server, settings)), conninfo_to_dict(dsn)
+    return make_conninfo(dsn, **{k: primary[k] for k in (*_CREDENTIALS, "dbname") if primary.get(k) and not own.get(k)})
+
+
+def app_conninfo(server: Server, settings: Settings, *, replica: str | None = None) -> Secret:
     """How application code connects: as the least role, and with an empty path, so that unrouted names fail."""
     direct = settings.pooler == "none"
+    url = server_url(server, settings) if replica is None else replica_url(server, replica, settings)
     return conninfo(
-        server_url(server, settings),
+        url,
         settings,
         **({"options": f"-c role={APP_ROLE} -c search_path= -c client_connection_check_interval=2s"} if direct else {}),
+        **({} if replica is None else {"target_session_attrs": "any"}),
     )
 
 
-def connect(server: Server, settings: Settings, *, cluster_id: UUID) -> RoutedConnection:
-    """A routed connection to *server*, which was asked for its identity.
+def hosts_of(given: Mapping[str, Any]) -> list[str]:
+    """The hosts a connection string names."""
+    return str(given.get("hostaddr") or given.get("host") or "").split(",")
+
+
+def can_fail_over(server: Server, settings: Settings) -> bool:
+    """Whether another host may take over from the primary of *server*, as far as its DSN and the map say."""
+    return bool(server.replicas) or len(hosts_of(parsed(server_url(server, settings)))) > 1
+
+
+def hosts_apart(info: str) -> list[Secret]:
+    """A connection string for each host of *info*, which names several."""
+    given = parsed(info)
+    count = len(hosts_of(given))
+    lists = {k: str(given[k]).split(",") for k in ("host", "hostaddr", "port") if given.get(k)}
+    return [
+        Secret(make_conninfo(info, **{k: values[n] if len(values) == count else values[0] for k, values in lists.items()}))
+        for n in range(count)
+    ]
+
+
+def connect(
+    server: Server, settings: Settings, *, cluster_id: UUID, replica: str | None = None, lineage: Lineage | None = None
+) -> RoutedConnection:
+    """A routed connection to *server* (or to the *replica* of it with that DSN), which was asked for its identity.
 
     Raises ServerDownError, WrongServerError, or PoolTimeoutError for one more than the budget allows.
     """
-    check_budget(server, settings)
+    lineage = lineage or Lineage()
+    check_budget(server, settings, replica=replica)
+    info = way_to(server, settings, cluster_id=cluster_id, replica=replica, lineage=lineage)
     try:
-        connection = RoutedConnection.connect(app_conninfo(server, settings), autocommit=True, cursor_factory=RoutedCursor)
+        connection = RoutedConnection.connect(info, autocommit=True, cursor_factory=RoutedCursor)
     except psycopg.OperationalError as exc:
         raise down(server, exc) from exc
     try:
-        _tune(connection, server, settings)
-        _check_identity(server, cluster_id, connection.execute(_IDENTITY).fetchone())
+        _tune(connection, server, settings, replica=replica)
+        _check(connection, server, cluster_id, connection.execute(_WHO).fetchone(), replica=replica, lineage=lineage)
     except BaseException as exc:
         connection.close()
-        raise _explained(server, exc) from exc
+        raise explained(server, exc) from exc
     return connection
 
 
-async def connect_async(server: Server, settings: Settings, *, cluster_id: UUID) -> AsyncRoutedConnection:
+async def connect_async(
+    server: Server, settings: Settings, *, cluster_id: UUID, replica: str | None = None, lineage: Lineage | None = None
+) -> AsyncRoutedConnection:
     """The same for asyncio."""
-    check_budget(server, settings)
+    lineage = lineage or Lineage()
+    check_budget(server, settings, replica=replica)
+    info = app_conninfo(server, settings, replica=replica)
+    if replica is None and len(hosts_of(parsed(info))) > 1:
+        info = await asyncio.to_thread(way_to, server, settings, cluster_id=cluster_id, replica=None, lineage=lineage)
     try:
-        connection = await AsyncRoutedConnection.connect(
-            app_conninfo(server, settings), autocommit=True, cursor_factory=AsyncRoutedCursor
-        )
+        connection = await AsyncRoutedConnection.connect(info, autocommit=True, cursor_factory=AsyncRoutedCursor)
     except psycopg.OperationalError as exc:
         raise down(server, exc) from exc
     try:
-        _tune(connection, server, settings)
-        _check_identity(server, cluster_id, await (await connection.execute(_IDENTITY)).fetchone())
+        _tune(connection, server, settings, replica=replica)
+        row = await (await connection.execute(_WHO)).fetchone()
+        _check(connection, server, cluster_id, row, replica=replica, lineage=lineage)
     except BaseException as exc:
         await connection.close()
-        raise _explained(server, exc) from exc
+        raise explained(server, exc) from exc
     return connection
+
+
+def way_to(server: Server, settings: Settings, *, cluster_id: UUID, replica: str | None, lineage: Lineage) -> Secret:
+    """The connection string of the host to connect to: of several, the one that takes writes on the highest timeline.
+
+    libpq would stop at the first that takes writes, and that can be an old primary: one that came back before anybody in this
+    process had seen the new one. So all are asked, at the same time, for every connection that is made.
+    """
+    info = app_conninfo(server, settings, replica=replica)
+    if replica is not None or len(hosts_of(parsed(info))) < 2:  # one host: no choice
+        return info
+    apart = hosts_apart(info)
+    with ThreadPoolExecutor(len(apart)) as pool:
+        answers = list(pool.map(lambda alone: _timeline_of(alone, server, cluster_id), apart))
+    living = [(answer, alone) for answer, alone in zip(answers, apart, strict=True) if isinstance(answer, int)]
+    if not living:
+        raise down(server, next(answer for answer in answers if isinstance(answer, psycopg.Error)))
+    timeline, way = max(living, key=lambda found: found[0])
+    lineage.saw(server, timeline)
+    return way
+
+
+def _timeline_of(info: Secret, server: Server, cluster_id: UUID) -> int | psycopg.Error:
+    """On which timeline a host takes writes for *server*, or why it does not."""
+    try:
+        with RoutedConnection.connect(info, autocommit=True) as connection:
+            connection.call_timeout_s = FAILOVER_CONNECT_S
+            row = connection.execute(_WHO).fetchone()
+    except psycopg.Error as exc:
+        return exc
+    if row is None or row[:2] != (cluster_id, server.server_id) or row[2] is None:
+        return psycopg.OperationalError("one of its hosts is a standby, or another database")
+    return int(row[2], 16)
 
 
 def connect_admin(
@@ -147,13 +240,13 @@ def down(server: Server, exc: BaseException) -> ServerDownError:
     return ServerDownError(f"server {server.name!r} does not answer: {_first_line(exc)}; nothing was sent")
 
 
-_held: defaultdict[UUID, weakref.WeakSet[Any]] = defaultdict(weakref.WeakSet)
-"""Connections of this process, by server: the budget counts those of all pools together."""
+_held: defaultdict[tuple[UUID, str | None], weakref.WeakSet[Any]] = defaultdict(weakref.WeakSet)
+"""Connections of this process, by server and replica: the budget counts those of all pools together."""
 
 
-def check_budget(server: Server, settings: Settings) -> None:
-    """Refuse one more connection to *server* than the budget of this process allows."""
-    held = sum(not connection.closed for connection in list(_held[server.server_id]))
+def check_budget(server: Server, settings: Settings, *, replica: str | None = None) -> None:
+    """Refuse one more connection to *server* (or to its *replica*) than the budget of this process allows."""
+    held = sum(not connection.closed for connection in list(_held[server.server_id, replica]))
     if held >= settings.connection_budget:
         raise PoolTimeoutError(
             f"this process holds {held} connections to server {server.name!r}, all its budget allows: nothing was sent. "
@@ -161,15 +254,41 @@ def check_budget(server: Server, settings: Settings) -> None:
         )
 
 
-def _tune(connection: RoutedConnection | AsyncRoutedConnection, server: Server, settings: Settings) -> None:
-    _held[server.server_id].add(connection)
+def _tune(
+    connection: RoutedConnection | AsyncRoutedConnection, server: Server, settings: Settings, *, replica: str | None
+) -> None:
+    _held[server.server_id, replica].add(connection)
     connection.call_timeout_s = settings.call_timeout_s
     connection.backend_pid = connection.pgconn.backend_pid
     connection.prepare_threshold = 1 if settings.pooler == "none" else None
     connection.prepared_max = settings.prepared_max
 
 
-def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+def _check(
+    connection: RoutedConnection | AsyncRoutedConnection,
+    server: Server,
+    cluster_id: UUID,
+    row: tuple[UUID, UUID, str | None] | None,
+    *,
+    replica: str | None,
+    lineage: Lineage,
+) -> None:
+    """Whether this is the server, and the living primary of it (or a standby, for a *replica*)."""
+    check_identity(server, cluster_id, row and row[:2])
+    connection.timeline = timeline = row[2] if row else None
+    if replica is not None:
+        if timeline is not None:
+            raise WrongServerError(f"a replica of server {server.name!r} takes writes: it is none (any more), and was not used")
+    elif timeline is None:
+        raise ServerDownError(
+            f"server {server.name!r} is a standby that was not promoted (yet): nothing was sent. Is its primary down?"
+        )
+    else:
+        lineage.saw(server, int(timeline, 16))
+
+
+def check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+    """Raise WrongServerError unless *row* is the identity of *server* in this cluster."""
     if row is None or row[0] != cluster_id:
         raise WrongServerError(
             f"the database behind server {server.name!r} belongs to {'no cluster' if row is None else 'another cluster'}: "
@@ -181,7 +300,8 @@ def _check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | N
         )
 
 
-def _explained(server: Server, exc: BaseException) -> BaseException:
+def explained(server: Server, exc: BaseException) -> BaseException:
+    """*exc*, met while asking for the identity, as what it means."""
     if isinstance(exc, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.InsufficientPrivilege):
         return WrongServerError(
             f"the database behind server {server.name!r} holds no shardkit identity: it was not used. Correct the server's DSN"
@@ -227,9 +347,9 @@ def wait_for_notice(connection: psycopg.Connection[Any], *, timeout_s: float, un
             return
 
 
-def is_closed(server: Server, settings: Settings, *, cluster_id: UUID, schema: str) -> bool:
+def is_closed(server: Server, settings: Settings, *, cluster_id: UUID, schema: str, lineage: Lineage) -> bool:
     """Whether *schema* is gone from *server*. Asked on a connection of its own, from whatever thread met the fence."""
-    with connect(server, settings, cluster_id=cluster_id) as connection:
+    with connect(server, settings, cluster_id=cluster_id, lineage=lineage) as connection:
         row = connection.execute("SELECT to_regnamespace(%s) IS NULL", (schema,)).fetchone()
         return row is not None and bool(row[0])
 
@@ -246,3 +366,14 @@ def public_dsn(url: str) -> str:
 def execute_script(connection: Any, script: LiteralString) -> None:
     """Run SQL of our own through a SQLAlchemy connection."""
     connection.exec_driver_sql(script)
+
+
+@contextmanager
+def lost(connection: psycopg.Connection[Any], name: str) -> Iterator[None]:
+    """Inside the block, losing *connection* to *name* raises ServerDownError; whether the last statement was done is open."""
+    try:
+        yield
+    except psycopg.OperationalError as exc:
+        if not connection.closed:
+            raise
+        raise ServerDownError(f"the connection to {name} broke: {_first_line(exc)}", outcome=Outcome.UNKNOWN) from exc

@@ -17,8 +17,10 @@ from sqlalchemy.util import await_only
 
 from shardkit.core.outcome import STALE_PLAN, may_have_moved
 from shardkit.db.classify import kind_of
+from shardkit.db.deadline import SHORTEST_S, left
 from shardkit.db.leg import Leg
-from shardkit.db.wire import BEGIN, READ_ONLY, RoutedCursor
+from shardkit.db.opening import BEGIN, READ_ONLY
+from shardkit.db.wire import RoutedCursor
 from shardkit.errors import ReadOnlyError, ShardMovedError
 
 Call = Callable[[Any, str, Any], None]
@@ -46,10 +48,21 @@ class _Routing:
             call(cursor, statement, parameters)
             return
         _prepare(driver, context, statement)
+        if leg.home is not None:
+            leg = leg.renew() if leg.renew and driver.every and type(cursor) is self.movable else leg.home
+            if leg.home is None:
+                driver = self.change_road(context.root_connection, leg, cursor=cursor)
+            else:
+                driver.leg = leg
+        driver.vetted = True
         try:
             call(cursor, leg.current(statement), parameters)
         except self.dbapi.Error as exc:
             driver.dirty |= exc.sqlstate in STALE_PLAN
+            if leg.home is not None and (not getattr(exc, "timed_out", False) or left(1.0) > SHORTEST_S):
+                self.change_road(context.root_connection, leg.home, cursor=cursor).fresh = False
+                self._send(call, cursor, statement, parameters, context)
+                return
             if driver.last and driver.closed:
                 _in_commit(exc, driver)
             onward = self._onward(driver, leg, exc.sqlstate, late=getattr(exc, "timed_out", False))
@@ -60,8 +73,10 @@ class _Routing:
                     f"shard {leg.route.shard} moved from epoch {leg.route.epoch} to {onward.route.epoch} while this "
                     "transaction was open: nothing of it took effect, run the unit of work again"
                 ) from exc
-            driver = self._change_road(context.root_connection, cursor, onward)
+            driver = self.change_road(context.root_connection, onward, cursor=cursor)
             call(cursor, onward.current(statement), parameters)
+        finally:
+            driver.vetted = False
         driver.under_way = not driver.idle
 
     def _onward(self, driver: Any, leg: Leg, sqlstate: str | None, *, late: bool) -> Leg | None:
@@ -70,7 +85,7 @@ class _Routing:
             return None if late or driver.under_way or driver.fresh or driver.last else leg
         return self._wait(lambda: leg.guide.onward(leg)) if may_have_moved(sqlstate) else None
 
-    def _change_road(self, connection: Any, cursor: Any, leg: Leg) -> Any:
+    def change_road(self, connection: Any, leg: Leg, *, cursor: Any = None) -> Any:
         """Put *connection* and *cursor* on a connection to where *leg* leads; nothing was done on the old one."""
         old = connection._dbapi_connection
         before = old.driver_connection
@@ -88,7 +103,8 @@ class _Routing:
         driver.last, driver.unannounced = last, unannounced
         if not here:
             connection._dbapi_connection = new
-            self._rebase(cursor, new)
+            if cursor is not None:
+                self._rebase(cursor, new)
             old.close()
         options = connection.get_execution_options()
         if "schema_translate_map" in options:
@@ -152,6 +168,11 @@ def _in_commit(exc: Any, driver: Any) -> None:
     exc.in_commit, exc.xid, exc.timeline, exc.backend_pid = True, driver.commit_xid, driver.timeline, driver.backend_pid
 
 
+def _name_of(cursor: Any) -> tuple[str, ...]:
+    name = getattr(cursor, "name", None)
+    return () if name is None else (name,)
+
+
 def _execute(cursor: Any, statement: str, parameters: Any) -> None:
     cursor.execute(statement, parameters)
 
@@ -195,7 +216,7 @@ class RoutedDialect(_Routing, PGDialect_psycopg):
         return ask()
 
     def _rebase(self, cursor: Any, new: Any) -> None:
-        cursor.__init__(new.driver_connection)
+        cursor.__init__(new.driver_connection, *_name_of(cursor))
 
     @classmethod
     def get_async_dialect_cls(cls, url: Any) -> type[Any]:  # noqa: ARG003  # SQLAlchemy's signature
@@ -218,7 +239,8 @@ class AsyncRoutedDialect(_Routing, PGDialectAsync_psycopg):
         return await_only(asyncio.to_thread(ask))
 
     def _rebase(self, cursor: Any, new: Any) -> None:
-        cursor.__init__(new.dbapi_connection)
+        cursor._cursor._closed = True  # nothing was opened on it, so there is nothing to be closed
+        cursor.__init__(new.dbapi_connection, *_name_of(cursor))
 
 
 registry.register("postgresql.shardkit", __name__, RoutedDialect.__name__)

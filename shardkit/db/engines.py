@@ -18,6 +18,7 @@ from shardkit.core.outcome import commit_outcome
 from shardkit.core.shardmap import Server
 from shardkit.db import connect, dialect
 from shardkit.db.deadline import left
+from shardkit.db.lineage import Lineage
 from shardkit.errors import CommitUnknownError, DeadlineError, Outcome, PoolTimeoutError, ReadOnlyError, ServerDownError
 from shardkit.settings import Settings
 
@@ -27,9 +28,11 @@ assert dialect  # registers postgresql+shardkit
 class Engines:
     """The engines of one process, made when first used; a forked child starts with none of its parent's connections."""
 
-    def __init__(self, settings: Settings, *, cluster_id: UUID, asyncio: bool = False) -> None:
+    def __init__(self, settings: Settings, *, cluster_id: UUID, asyncio: bool = False, lineage: Lineage | None = None) -> None:
         self._settings, self._cluster_id, self._asyncio = settings, cluster_id, asyncio
+        self.lineage = lineage or Lineage()
         self._engines: dict[Server, Engine] = {}
+        self._replicas: dict[tuple[str, str, str], Engine] = {}
         self._lock = threading.Lock()
         _alive.add(self)
 
@@ -44,30 +47,53 @@ class Engines:
                 self._engines[server] = engine
         return engine
 
+    def of_replica(self, server: Server, dsn: str) -> Engine:
+        """The engine of the replica of *server* at *dsn*: a pool and a budget of its own."""
+        key = (server.name, server.dsn, dsn)
+        engine = self._replicas.get(key)
+        if engine is None:
+            with self._lock:
+                engine = self._replicas.get(key) or self._make(server, replica=dsn)
+                gone = [
+                    k for k in self._replicas if k[0] == server.name and (k[1] != server.dsn or k[2] not in server.replicas)
+                ]
+                for known in gone:
+                    self._replicas.pop(known).dispose(close=False)
+                self._replicas[key] = engine
+        return engine
+
     def pools(self) -> dict[str, Pool]:
-        """The pool of each server that has been used."""
-        return {server.name: engine.pool for server, engine in self._engines.items()}
+        """The pool of each server that has been used, and of each replica, as ``pg1 (replica 1)``."""
+        used = {server.name: engine.pool for server, engine in self._engines.items()}
+        numbers: dict[str, int] = {}
+        for (name, _, _), engine in self._replicas.items():
+            numbers[name] = number = numbers.get(name, 0) + 1
+            used[f"{name} (replica {number})"] = engine.pool
+        return used
 
     def dispose(self, *, close: bool = True) -> list[Engine]:
         """Forget all engines (and close their idle connections); gives the engines back, for asyncio to close them."""
         with self._lock:
-            engines = list(self._engines.values())
+            engines = [*dict.fromkeys(self._engines.values()), *self._replicas.values()]
             self._engines.clear()
+            self._replicas.clear()
         for engine in engines:
             if not (close and self._asyncio):
                 engine.dispose(close=close)
         return engines
 
     def after_fork(self) -> None:
-        """In a child: the parent's sockets are not ours, neither to use nor to close."""
+        """In a child: the parent's sockets are not ours, neither to use nor to close. The engines stay, with new pools."""
         self._lock = threading.Lock()
-        self.dispose(close=False)
+        for engine in self._engines.values():
+            engine.dispose(close=False)
 
-    def _make(self, server: Server) -> Engine:
+    def _make(self, server: Server, *, replica: str | None = None) -> Engine:
         same_dsn = next((e for s, e in self._engines.items() if s.name == server.name and s.dsn == server.dsn), None)
-        if same_dsn is not None:
+        if replica is None and same_dsn is not None:
             return same_dsn
-        settings, cluster_id = self._settings, self._cluster_id
+        settings = self._settings
+        who: dict[str, Any] = {"cluster_id": self._cluster_id, "replica": replica, "lineage": self.lineage}
         options: dict[str, Any] = {
             "pool_size": settings.pool_size,
             "max_overflow": 0,
@@ -81,20 +107,22 @@ class Engines:
         if self._asyncio:
             engine = create_async_engine(
                 "postgresql+shardkit://",
-                async_creator=lambda: connect.connect_async(server, settings, cluster_id=cluster_id),
+                async_creator=lambda: connect.connect_async(server, settings, **who),
                 poolclass=_AsyncBudgetPool,
                 **options,
             ).sync_engine
         else:
             engine = create_engine(
                 "postgresql+shardkit://",
-                creator=lambda: connect.connect(server, settings, cluster_id=cluster_id),
+                creator=lambda: connect.connect(server, settings, **who),
                 poolclass=_BudgetPool,
                 **options,
             )
         pool: Any = engine.pool
         pool.server_name, pool.queue_limit = server.name, settings.pool_queue
         event.listen(engine, "checkin", _handed_back)
+        if replica is None and connect.can_fail_over(server, settings):
+            event.listen(engine, "checkout", _living(server, self.lineage))
         event.listen(engine, "handle_error", _typed(server))
         return engine
 
@@ -162,6 +190,17 @@ def _handed_back(connection: Any, record: Any) -> None:
     driver.disembark()
     if driver.dirty or not driver.idle:
         record.invalidate()
+
+
+def _living(server: Server, lineage: Lineage) -> Any:
+    """A check of each connection that leaves the pool: was its server superseded since it was made?"""
+
+    def check(connection: Any, _record: Any, _fairy: Any) -> None:
+        driver = getattr(connection, "_connection", connection)
+        if int(driver.timeline, 16) < lineage.highest(server):
+            raise sa_exc.InvalidatePoolError("the server was superseded by a promotion")
+
+    return check
 
 
 def _typed(server: Server) -> Any:

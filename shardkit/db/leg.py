@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sqlalchemy.engine import Engine
 
 from shardkit.core.names import OPERATOR_ROLE
 from shardkit.core.shardmap import Route
-from shardkit.db.wire import Opening
+from shardkit.db.opening import Opening
 
 
 class Guide(Protocol):
@@ -22,13 +23,19 @@ class Guide(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """``was`` is the schema the unit of work set out for, when it was led on to another."""
+    """``was`` is the schema the unit of work set out for, when it was led on to another.
+
+    A leg on a replica has a ``home``, the one on the primary: whatever a replica cannot serve is done there. It is renewed
+    for every statement, since what has to be seen grows with time and with the tenant's own writes.
+    """
 
     route: Route
     engine: Engine
     opening: Opening
     guide: Guide
     was: str | None = None
+    home: Leg | None = None
+    renew: Callable[[], Leg] | None = field(default=None, compare=False)
 
     def current(self, statement: str) -> str:
         """*statement* with the schema's name of today."""

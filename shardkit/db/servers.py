@@ -9,7 +9,8 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from shardkit.core.names import APP_ROLE, GLOBAL_SCHEMA, OPERATOR_ROLE
+from shardkit.core.names import APP_ROLE, GLOBAL_SCHEMA, OPERATOR_ROLE, ShardSchema, parse_schema, schema_name
+from shardkit.core.shardmap import ShardMap
 from shardkit.db.shard_objects import server_objects
 from shardkit.errors import ClusterExistsError, SettingsError
 from shardkit.sql import statements
@@ -26,6 +27,7 @@ def prepare_server(connection: psycopg.Connection[Any], *, cluster_id: UUID, ser
         connection.execute("SELECT pg_advisory_xact_lock(7105, 2)")
         connection.execute(SQL["base"])
         connection.execute(SQL["protect"])
+        connection.execute(SQL["replicas"])
         for statement in server_objects():
             connection.execute(statement)
         connection.execute(
@@ -119,3 +121,26 @@ def _roles(connection: psycopg.Connection[Any]) -> None:
         connection.execute(
             sql.SQL("GRANT {}, {} TO CURRENT_USER").format(sql.Identifier(APP_ROLE), sql.Identifier(OPERATOR_ROLE))
         )
+
+
+def open_schemas(connection: psycopg.Connection[Any]) -> list[ShardSchema]:
+    """The shards this server has, under the epoch that each is open (or follows) at."""
+    found = (parse_schema(name) for name, _ in connection.execute(SQL["shard_schemas"]))
+    return [schema for schema in found if schema is not None]
+
+
+def close_left_behind(connection: psycopg.Connection[Any], shardmap: ShardMap, name: str) -> list[str]:
+    """Close schemas of epochs that the map has left behind for another server, as the lost fence had: by renaming them.
+
+    Others are let alone: the same epoch elsewhere is a move under way or a follower, an older one of a shard that the map
+    places here is for a human to look at. Gives the names that were closed.
+    """
+    there, closed = open_schemas(connection), []
+    for shard, epoch in there:
+        place = shardmap.placements.get(shard)
+        if place is None or place.server == name or epoch >= place.epoch or ShardSchema(shard, place.epoch) in there:
+            continue
+        before, after = schema_name(shard, epoch), schema_name(shard, place.epoch)
+        connection.execute(sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(before), sql.Identifier(after)))
+        closed.append(before)
+    return closed

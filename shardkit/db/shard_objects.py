@@ -1,5 +1,4 @@
-"""What shardkit itself puts on a server and into a shard, beside the program's own tables: where ids are made,
-and what the cache still has to be told.
+"""What shardkit itself puts on a server and into a shard, beside the program's own tables: where ids are made.
 
 All of it may be run again at any time: an id already given is never given twice by that.
 """
@@ -31,15 +30,14 @@ def server_objects() -> list[Composed]:
 
 
 def shard_objects(shard: int, schema: str) -> Composed:
-    """Statements, sent as one, that give *schema* (it exists) its id sequences and ``next_id()`` for *shard*, and the cache's outbox.
+    """Statements, sent as one, that give *schema* (it exists) its id sequences and ``next_id()`` for *shard*.
 
     Roles that insert need ``USAGE`` on the schema, and ``USAGE, UPDATE`` on its two sequences.
     """
     named = names.parse_schema(schema)
     if named is None or named.shard != shard:
         raise NameRejectedError(f"{schema!r} is not a schema of shard {shard!r}; nothing was changed")
-    outbox = SQL(statements("cache")["shard_outbox"]).format(schema=Identifier(schema), outbox=Identifier(names.CACHE_OUTBOX))
-    ids = SQL(statements("ids")["shard_ids"]).format(
+    return SQL(statements("ids")["shard_ids"]).format(
         schema=Identifier(schema),
         server_schema=Identifier(names.SERVER_SCHEMA),
         ids=Identifier(names.ID_SEQUENCE),
@@ -48,4 +46,10 @@ def shard_objects(shard: int, schema: str) -> Composed:
         origin_name=Literal(f"{schema}.{names.ID_ORIGIN_SEQUENCE}"),
         shard=Literal(shard),
     )
-    return SQL(";\n").join([ids, outbox])
+
+
+def shard_tables(schema: str) -> Composed:
+    """Statements, sent as one, that give a new *schema* our tables: keys unique over all shards, and effects on others."""
+    return SQL(statements("furniture")["shard_tables"]).format(
+        schema=Identifier(schema), app=Identifier(names.APP_ROLE), operator=Identifier(names.OPERATOR_ROLE)
+    )

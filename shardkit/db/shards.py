@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from shardkit.core.names import APP_ROLE, OPERATOR_ROLE
-from shardkit.db.shard_objects import shard_objects
+from shardkit.db.shard_objects import shard_objects, shard_tables
 
 
 def create_shard(connection: psycopg.Connection[Any], shard: int, schema: str, script: str) -> bool:
@@ -16,13 +16,23 @@ def create_shard(connection: psycopg.Connection[Any], shard: int, schema: str, s
 
     *script* is the program's own DDL with unqualified names (a Blueprint): part of the program, like its code.
     """
-    with connection.transaction():
-        if connection.execute("SELECT to_regnamespace(%s)", (schema,)).fetchone() != (None,):
+    try:
+        with connection.transaction():
+            if _is_there(connection, schema):
+                return False
+            rights = sql.SQL("CREATE SCHEMA {0}; GRANT USAGE ON SCHEMA {0} TO {1}, {2};").format(
+                *map(sql.Identifier, (schema, APP_ROLE, OPERATOR_ROLE))
+            )
+            path = sql.SQL(";\nSET LOCAL search_path TO {};\n").format(sql.Identifier(schema))
+            ours = sql.SQL(";\n").join([shard_objects(shard, schema), shard_tables(schema)])
+            everything = (rights + ours + path).as_bytes(connection) + script.encode()
+            connection.execute(everything)
+    except (psycopg.errors.DuplicateSchema, psycopg.errors.UniqueViolation):
+        if _is_there(connection, schema):  # somebody else made it at the same moment, and has committed
             return False
-        rights = sql.SQL("CREATE SCHEMA {0}; GRANT USAGE ON SCHEMA {0} TO {1}, {2};").format(
-            *map(sql.Identifier, (schema, APP_ROLE, OPERATOR_ROLE))
-        )
-        path = sql.SQL(";\nSET LOCAL search_path TO {};\n").format(sql.Identifier(schema))
-        everything = (rights + shard_objects(shard, schema) + path).as_bytes(connection) + script.encode()
-        connection.execute(everything)
+        raise
     return True
+
+
+def _is_there(connection: psycopg.Connection[Any], schema: str) -> bool:
+    return connection.execute("SELECT to_regnamespace(%s)", (schema,)).fetchone() != (None,)

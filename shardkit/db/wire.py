@@ -4,9 +4,6 @@
 libpq pipeline and come back together: one round trip, where a driver makes two or three. A read outside a transaction
 is opened the same way without BEGIN; the settings then last for that one flight.
 
-Measured on one socket (p50, one row by key, row-level security on): 88 µs, against 135 µs for a bare autocommit SELECT
-through psycopg without any setting, and 349 µs for BEGIN, SELECT, ROLLBACK.
-
 This is the only file that builds on psycopg's internals (3.3); ``self_check`` finds out at import whether they are there.
 """
 
@@ -20,70 +17,22 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from psycopg import _queries, errors, generators, pq, sql, waiting
+from psycopg import _queries, errors, generators, pq, waiting
 from psycopg._preparing import Prepare, PrepareManager
 
+from shardkit.db.classify import changes_session
 from shardkit.db.deadline import bounded, drop, left
+from shardkit.db.opening import BEGIN, COMMIT, COMMIT_NAME, OPENING_PREPARES, READ_ONLY, Opening, ReplicaBehindError
 
 if TYPE_CHECKING:
     from shardkit.db.leg import Leg
 
 FOREVER_S: Final = 86_400.0
 _INTERVAL_S: Final = 0.1
-BEGIN: Final = b"BEGIN"
-COMMIT: Final = b"COMMIT"
-READ_ONLY: Final = b"BEGIN READ ONLY"
 IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
-_SETTINGS: Final = b"SELECT set_config('search_path', $1, true), set_config('shardkit.tenant', $2, true)"
-_SETTINGS_NAME: Final = b"_shardkit_open"
-_BEGIN_NAME: Final = b"_shardkit_begin"
-_COMMIT_NAME: Final = b"_shardkit_commit"
 _XID: Final = b"SELECT pg_current_xact_id_if_assigned()"
-_TEXT_OID: Final = 25
 _UNKNOWN: Final = (None,) * 5
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """The settings of a unit of work: where unqualified names are looked up, who reads, and as which role."""
-
-    schema: bytes
-    tenant: bytes = b""
-    role: bytes | None = None
-
-    def send(self, connection: _Routed) -> int:
-        """Queue BEGIN and the settings in the pipeline of *connection*; the number of results they will give."""
-        wire, prepared, count = connection.pgconn, connection.prepare_threshold is not None, 1
-        if not connection.every:
-            if connection.opening_prepared and connection.begin == BEGIN:
-                wire.send_query_prepared(_BEGIN_NAME, None)
-            else:
-                wire.send_query_params(connection.begin, None)
-            count += 1
-        if (
-            prepared and not connection.opening_prepared
-        ):  # after BEGIN: a snapshot taken before it would fix the isolation level
-            wire.send_prepare(_BEGIN_NAME, BEGIN)
-            wire.send_prepare(_COMMIT_NAME, COMMIT)
-            wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID, _TEXT_OID])
-            count += 3
-        if self.role is not None:
-            wire.send_query_params(b"SET LOCAL ROLE " + self.role, None)
-            count += 1
-        if prepared:
-            wire.send_query_prepared(_SETTINGS_NAME, [self.schema, self.tenant])
-        else:
-            wire.send_query_params(_SETTINGS, [self.schema, self.tenant], param_types=[_TEXT_OID, _TEXT_OID])
-        return count
-
-    def commands(self) -> list[bytes]:
-        """The settings as SQL, for a first statement that they cannot travel with."""
-        settings = sql.SQL("SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true)").format(
-            sql.Literal(self.schema.decode()), sql.Literal(self.tenant.decode())
-        )
-        role = [] if self.role is None else [b"SET LOCAL ROLE " + self.role]
-        return [*role, settings.as_bytes(None)]
 
 
 class _Query(_queries.PostgresQuery):
@@ -104,7 +53,14 @@ def _converted(query: str, encoding: str) -> Any:
     return _queries._query2pg_nocache(query.encode(encoding), encoding)
 
 
-class _Routed:
+@dataclass(slots=True)
+class Receipt:
+    """Whether a COMMIT that went with a statement was answered; it goes along when the statement is led on elsewhere."""
+
+    committed: bool = False
+
+
+class Routed:
     """What a routed connection remembers, sync and async alike. The driver stays in autocommit: we send BEGIN ourselves."""
 
     if TYPE_CHECKING:
@@ -115,8 +71,7 @@ class _Routed:
 
     leg: Leg | None = None
     """The routed unit of work that holds this connection."""
-    begin: bytes = BEGIN
-    """How its transaction begins (isolation level)."""
+    begin: bytes = BEGIN  # how its transaction begins (isolation level)
     pending: bool = False
     """A transaction was begun, and BEGIN still has to go with the next statement."""
     every: bool = False
@@ -129,7 +84,7 @@ class _Routed:
     """This connection replaced one that had died in the pool."""
     call_timeout_s: float = 30.0
     """The longest one call may take, where no deadline is nearer."""
-    last: bool = False
+    last: Receipt | None = None
     """COMMIT goes with the next statement: it is the last of its transaction, and cannot be found wanting afterwards."""
     tracked: bool = False
     """Ask for the transaction's id with its first write, in the same flight, so that an unknown outcome can be settled."""
@@ -139,10 +94,9 @@ class _Routed:
     """The id of the transaction that was being committed."""
     timeline: str | None = None
     """The server's timeline when this connection was made."""
-    committed: bool = False
-    """COMMIT went with a statement, and was answered."""
     backend_pid: int = 0
     opening_prepared: bool = False
+    vetted: bool = False  # the statement under way comes through the dialect, which has looked at it
     dirty: bool = False
     """Somebody changed the session itself; the pool closes such a connection instead of handing it on."""
 
@@ -157,7 +111,9 @@ class _Routed:
     def disembark(self) -> None:
         """Forget everything about the last unit of work."""
         self.leg, self.begin = None, BEGIN
-        self.pending = self.every = self.single = self.under_way = self.fresh = self.last = self.committed = False
+        self.pending = self.every = self.single = self.under_way = self.fresh = False
+        self.last = None
+        self.vetted = False
         self.unannounced = frozenset()
         self.tracked, self.commit_xid = False, None
 
@@ -192,7 +148,7 @@ class _Routed:
 
     def _open_gen(self) -> Generator[Any, Any, None]:
         """Send the opening on its own, for what cannot travel with it (scripts, COPY, pipelines, server-side cursors)."""
-        commands = [READ_ONLY if self.every else self.begin, *(self.leg.opening.commands() if self.leg else ())]
+        commands = [READ_ONLY if self.every else self.begin, *([self.leg.opening.command()] if self.leg else [])]
         self.pending = self.every = False
         if self._pipeline is not None:
             for command in commands:
@@ -233,7 +189,7 @@ class _Routed:
 
     def _send_commit(self) -> None:
         if self.opening_prepared:
-            self.pgconn.send_query_prepared(_COMMIT_NAME, None)
+            self.pgconn.send_query_prepared(COMMIT_NAME, None)
         else:
             self.pgconn.send_query_params(COMMIT, None)
 
@@ -284,6 +240,8 @@ class _RoutedCursor:
         self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Generator[Any, Any, None]:
         conn = self._conn
+        if not conn.vetted:
+            conn.dirty |= changes_session(query)
         leg = conn.leg
         opens = (conn.pending or conn.every) and conn.idle
         asks = conn.tracked and conn.commit_xid is None and conn.writes
@@ -302,11 +260,12 @@ class _RoutedCursor:
         self, opening: Opening | None, query: Any, *, asks: bool, prepare: bool | None, binary: bool | None
     ) -> Generator[Any, Any, None]:
         conn, wire = self._conn, self._pgconn
-        last = conn.last
+        last: Receipt | None = conn.last
+        prepares = opening is not None and conn.prepare_threshold is not None and not conn.opening_prepared
         prep, name = self._get_prepared(query, prepare)  # type: ignore[attr-defined]
         wire.enter_pipeline_mode()
         try:
-            before = settings = opening.send(conn) if opening is not None else 0
+            before = opened = opening.send(conn) if opening is not None else 0
             if prep is Prepare.NO:
                 self._execute_send(query, force_extended=True, binary=binary)  # type: ignore[attr-defined]
             else:
@@ -316,11 +275,11 @@ class _RoutedCursor:
                 self._send_query_prepared(name, query, binary=binary)  # type: ignore[attr-defined]
             if asks:
                 conn._ask_xid()
-            if last:
+            if last is not None:
                 conn._send_commit()
             wire.pipeline_sync()
             yield from generators.send(wire)
-            after, xid_at = asks + last, before + 1 if asks else -1
+            after, xid_at = asks + (last is not None), before + 1 if asks else -1
             answers = yield from conn._answers_gen(before + after + 2, xid_at=xid_at)  # the last one answers the sync
         finally:
             if wire.status == pq.ConnStatus.OK:
@@ -328,20 +287,22 @@ class _RoutedCursor:
         for number, (answer,) in enumerate(answers[:before], 1):
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
-            if number == settings:  # whatever becomes of the statement, this one is prepared
-                conn.opening_prepared = conn.prepare_threshold is not None
+            if number == opened and opening is not None and opening.asks and answer.get_value(0, 0) != b"t":
+                raise ReplicaBehindError("the replica has not replayed what this read has to see")
+            if prepares and number == OPENING_PREPARES + (not conn.every):  # and stay prepared, whatever becomes of the rest
+                conn.opening_prepared = True
         key = conn._prepared.maybe_add_to_cache(query, prep, name)
         results = answers[before]
         if key is not None:
             conn._prepared.validate(key, prep, name, results)
         self._check_results(results)  # type: ignore[attr-defined]
-        if last:
+        if last is not None:
             (answer,) = answers[before + after]
             if answer.status == _FATAL:
                 failed = errors.error_from_result(answer, encoding=wire._encoding)
                 failed.in_commit = True  # type: ignore[attr-defined]
                 raise failed
-            conn.committed = True
+            last.committed = True
         self._set_results(results)  # type: ignore[attr-defined]
 
 
@@ -353,7 +314,7 @@ class AsyncRoutedCursor(_RoutedCursor, psycopg.AsyncCursor[Any]):
     """A psycopg async cursor on a routed connection."""
 
 
-class RoutedConnection(_Routed, psycopg.Connection[Any]):
+class RoutedConnection(Routed, psycopg.Connection[Any]):
     """A psycopg connection that carries openings."""
 
     def wait(self, gen: Any, interval: float = _INTERVAL_S, timeout: float | None = None) -> Any:
@@ -364,7 +325,7 @@ class RoutedConnection(_Routed, psycopg.Connection[Any]):
             raise self._too_late(timeout, exc) from exc
 
 
-class AsyncRoutedConnection(_Routed, psycopg.AsyncConnection[Any]):
+class AsyncRoutedConnection(Routed, psycopg.AsyncConnection[Any]):
     """A psycopg async connection that carries openings."""
 
     async def wait(self, gen: Any, interval: float = _INTERVAL_S, timeout: float | None = None) -> Any:

@@ -140,7 +140,9 @@ class Entity:
     def name_of(self, key: Key, values: Sequence[Any], tenant: Any) -> str:
         """The name under which *values* of *key* are stored, below the shard's tag. CacheKeyError for what cannot be one."""
         if len(values) != len(key.columns):
-            raise CacheKeyError(f"{self.name} by {', '.join(key.attributes)} takes {len(key.columns)} values, not {len(values)}")
+            raise CacheKeyError(
+                f"{self.name} by {', '.join(key.attributes)} takes {len(key.columns)} values, not {len(values)}"
+            )
         texts = self._texts
         if len(values) == 1:
             return f"{self.prefix(key, tenant)}:{texts[key.columns[0]](values[0])}"
@@ -164,7 +166,9 @@ class Entity:
     def _check_shape(self) -> None:
         mapper = self.mapper
         if mapper.inherits or mapper.polymorphic_on is not None:
-            raise CacheDeclarationError(f"{self.name} is part of an inheritance and cannot be cached: a row could be of another class")
+            raise CacheDeclarationError(
+                f"{self.name} is part of an inheritance and cannot be cached: a row could be of another class"
+            )
         if not isinstance(self.table, Table) or not mapper.primary_key:
             raise CacheDeclarationError(f"{self.name} has no table with a primary key, so no row of it can be named")
         if self.table.schema is not None:
@@ -188,7 +192,9 @@ class Entity:
         found = dict(zip(self.attributes, self.columns, strict=True))
         unknown = [name for name in attributes if name not in found]
         if unknown or not attributes:
-            raise CacheDeclarationError(f"{self.name} has no plain attribute {', '.join(unknown) or '(none named)'} to be a cache key")
+            raise CacheDeclarationError(
+                f"{self.name} has no plain attribute {', '.join(unknown) or '(none named)'} to be a cache key"
+            )
         return tuple(found[name] for name in attributes)
 
 

@@ -31,7 +31,6 @@ class RowValue:
         return made if made is not None and len(made) <= self.entity.declared.max_bytes else None
 
 
-
 class ListValue(RowValue):
     """How a list of keys is stored and loaded."""
 

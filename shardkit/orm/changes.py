@@ -182,9 +182,7 @@ def _complete(entity: Entity, row: dict[Column[Any], Any], changes: Changes) -> 
 
 def _from_database(session: Session, entity: Entity, row: dict[Column[Any], Any]) -> dict[Column[Any], Any]:
     """Values that PostgreSQL made in this flush, read back."""
-    found = session.connection().execute(
-        select(*row).where(*(column == row[column] for column in entity.primary.columns))
-    )
+    found = session.connection().execute(select(*row).where(*(column == row[column] for column in entity.primary.columns)))
     return dict(zip(row, found.one(), strict=True))
 
 

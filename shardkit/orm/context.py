@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from shardkit.core.hashing import TenantKey
+from shardkit.core.token import Token
 from shardkit.errors import NoTenantError, TenantLockedError
+
+
+class Trail:
+    """What one block has written, or is said (by a token) to have written elsewhere: reads in it must see that much."""
+
+    __slots__ = ("_lock", "after", "written_s")
+
+    def __init__(self, after: Token | None = None) -> None:
+        self.after = after
+        self.written_s: float | None = None
+        self._lock = threading.Lock()
+
+    def wrote(self) -> None:
+        """A unit of work that may have written has ended just now."""
+        with self._lock:
+            self.written_s = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
 class _Current:
     tenant: TenantKey
     locked: bool
+    trail: Trail
 
 
 class TenantContext:
@@ -43,12 +63,21 @@ class TenantContext:
             )
         return tenant
 
+    def trail_of(self, tenant: TenantKey) -> Trail | None:
+        """The trail of the block one stands in, if it is *tenant*'s."""
+        current = self._current.get()
+        return current.trail if current is not None and _same(current.tenant, tenant) else None
+
     @contextmanager
-    def enter(self, tenant: TenantKey, *, lock: bool) -> Iterator[TenantKey]:
-        """Make *tenant* the current one inside the block; *lock* refuses any other until its end."""
+    def enter(self, tenant: TenantKey, *, lock: bool, after: Token | None = None) -> Iterator[TenantKey]:
+        """Make *tenant* the current one inside the block; *lock* refuses any other until its end.
+
+        Reads in the block see what was written in it, and up to *after*. A block in another one of the same tenant shares it.
+        """
         before = self._current.get()
         tenant = self.resolve(tenant)
-        token = self._current.set(_Current(tenant, lock or (before is not None and before.locked)))
+        trail = None if after is not None else self.trail_of(tenant)
+        token = self._current.set(_Current(tenant, lock or (before is not None and before.locked), trail or Trail(after)))
         try:
             yield tenant
         finally:

@@ -17,6 +17,8 @@ from shardkit.orm.cached import INFO
 
 OURS: Final = 1
 """Listener of the session's own, for entities in the cache; those are never written this way."""
+GLOBAL_UNIQUE = "shardkit_global_unique"
+"""Key in the info of a column whose values are unique over all shards."""
 
 
 def is_lone_insert(session: Session) -> bool:
@@ -32,11 +34,17 @@ def is_lone_insert(session: Session) -> bool:
     (instance,) = new.values()
     state = instance_state(instance)
     mapper = state.mapper
-    return _is_simple(mapper) and INFO not in mapper.local_table.info and not any(key in state.dict for key in _collections(mapper))
+    return (
+        _is_simple(mapper)
+        and INFO not in mapper.local_table.info
+        and not any(key in state.dict for key in _collections(mapper))
+    )
 
 
 def _is_simple(mapper: Mapper[Any]) -> bool:
     listeners = mapper.dispatch
+    if any(column.info.get(GLOBAL_UNIQUE) for table in mapper.tables for column in table.columns):
+        return False  # a claim is written before it
     return len(mapper.tables) == 1 and not (listeners.before_insert or listeners.after_insert)
 
 

@@ -19,9 +19,11 @@ from sqlalchemy.sql.selectable import Select
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
 from shardkit.db.leg import Leg, driver_connection
-from shardkit.errors import Outcome, ReadOnlyError, SessionError, UnknownKeysError
+from shardkit.db.wire import Receipt
+from shardkit.errors import Outcome, ReadOnlyError, ServerError, SessionError, UnknownKeysError
 from shardkit.orm.cached import INFO
 from shardkit.orm.changes import ANNOUNCED, Changes, Writer, gather, gather_returned, look_ahead, settle, with_keys
+from shardkit.orm.context import Trail
 from shardkit.orm.keys import assign_ids
 from shardkit.orm.lone import is_lone_insert
 from shardkit.orm.tenancy import CRITERIA, TENANT_PARAMETER, criteria_of, own
@@ -58,6 +60,7 @@ class RoutedSession(Session):
         shard: int | None = None,
         read_only: bool = False,
         cache: Writer | None = None,
+        trail: Trail | None = None,
         tracked: bool = False,
         **options: Any,
     ) -> None:
@@ -65,7 +68,7 @@ class RoutedSession(Session):
         self._cache = cache
         self._changes: Changes | None = None
         self._guide, self._tenant, self._shard, self._read_only = guide, tenant, shard, read_only
-        self._committing, self._tracked = False, tracked
+        self._committing, self._tracked, self._trail = False, tracked, trail
         self._leg: Leg | None = None
         self._engine: Engine | None = None
         self._connection: Connection | None = None
@@ -90,6 +93,24 @@ class RoutedSession(Session):
         if self._engine is None:
             self._leg, self._engine = self._guide.set_out(self._tenant, self._shard)
         return self._engine
+
+    def _connection_for_bind(self, engine: Any, execution_options: Any = None, **keywords: Any) -> Connection:
+        """As ever; where a replica cannot be reached, the primary's connection."""
+        try:
+            return super()._connection_for_bind(engine, execution_options, **keywords)
+        except ServerError:
+            leg = self._leg
+            if leg is None or leg.home is None or engine is not self._engine:
+                raise
+            self._leg, schema = leg.home, leg.home.route.schema
+            self._engine = leg.home.engine.execution_options(schema_translate_map={None: schema})
+            return super()._connection_for_bind(self._engine, execution_options, **keywords)
+
+    @property
+    def on_replica(self) -> bool:
+        """Whether the open unit of work reads from a replica."""
+        connection = self._connection
+        return connection is not None and not connection.closed and driver_connection(connection).leg.home is not None
 
     def _execute_internal(self, statement: Any, params: Any = None, **keywords: Any) -> Any:
         """Every statement of a tenant's session is filtered here.
@@ -119,6 +140,14 @@ class RoutedSession(Session):
         options = {**(keywords.pop("execution_options", None) or {}), **ANNOUNCED}
         result = super()._execute_internal(statement, params, execution_options=options, **keywords)
         return gather_returned(result, entity, self.changes)
+
+    def asks(self, guide: object) -> bool:
+        """Whether it is *guide* that says where this session's transactions run."""
+        return self._guide is guide
+
+    def mark_cached(self) -> None:
+        """Mark what this transaction changed in cached tables; for who ends it in another way than by ``commit()``."""
+        _settle(self)
 
     @property
     def changes(self) -> Changes:
@@ -154,17 +183,19 @@ class RoutedSession(Session):
 
     def _flush_and_commit(self) -> None:
         driver = driver_connection(self.connection())
-        driver.last = driver.leg is not None and not driver.tracked and driver.silent
+        receipt = Receipt()
+        if driver.leg is not None and not driver.tracked and driver.silent:
+            driver.last = receipt
         try:
             super().flush()
         except Exception as exc:
-            if driver.committed:
+            if receipt.committed:
                 raise SessionError(
                     "the row was written and committed, and then its answer could not be read", outcome=Outcome.DONE
                 ) from exc
             raise
         finally:
-            driver.last = False
+            driver.last = None
 
 
 class AsyncRoutedSession(AsyncSession):
@@ -183,6 +214,11 @@ class AsyncRoutedSession(AsyncSession):
         """Where the open transaction runs, or where the next one would."""
         return self.sync_session.route
 
+    @property
+    def on_replica(self) -> bool:
+        """Whether the open unit of work reads from a replica."""
+        return self.sync_session.on_replica
+
 
 @event.listens_for(RoutedSession, "after_begin")
 def _embark(session: RoutedSession, transaction: SessionTransaction, connection: Connection) -> None:
@@ -195,6 +231,10 @@ def _embark(session: RoutedSession, transaction: SessionTransaction, connection:
             "AUTOCOMMIT is refused on a routed session: the tenant and the path are set for a transaction. "
             "For reads outside one there is kit.read(...)"
         )
+    if leg.home is not None and driver.begin != b"BEGIN":  # a replica serves single reads at READ COMMITTED only
+        session._leg = leg = leg.home
+        dialect: Any = connection.dialect
+        driver = dialect.change_road(connection, leg)
     driver.embark(leg, every=session._read_only and driver.begin == b"BEGIN", tracked=session._tracked)
     session._connection = connection
 
@@ -202,6 +242,8 @@ def _embark(session: RoutedSession, transaction: SessionTransaction, connection:
 @event.listens_for(RoutedSession, "after_transaction_end")
 def _arrive(session: RoutedSession, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
+        if session._trail is not None and session._connection is not None and not session._read_only:
+            session._trail.wrote()
         session._leg = session._engine = session._connection = session._changes = None
     elif transaction.nested and session._changes is not None:
         session._changes.committing = False

@@ -6,18 +6,23 @@ also stops raw SQL that forgets the WHERE.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import DDL, Index, Text, UniqueConstraint, bindparam, event, text
+from sqlalchemy import DDL, BigInteger, DefaultClause, Index, Integer, String, Text, UniqueConstraint, bindparam, event, text
 from sqlalchemy.orm import Mapped, Mapper, mapped_column, with_loader_criteria
 from sqlalchemy.schema import Table
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.selectable import Select
 
 from shardkit.core.hashing import TenantKey
-from shardkit.errors import SettingsError, TenantMismatchError
+from shardkit.errors import FanOutRefusedError, SettingsError, TenantMismatchError
 
 TENANT_COLUMN: Final = "tenant_id"
 TENANT_PARAMETER: Final = "shardkit_tenant"
+_THE_TENANT: Final = text("nullif(current_setting('shardkit.tenant'), '')")  # NULL, and so an error, for an operator
+_THE_INT_TENANT: Final = text("nullif(current_setting('shardkit.tenant'), '')::bigint")
 
 
 class TenantScoped:
@@ -26,12 +31,25 @@ class TenantScoped:
     It leads every unique constraint and index of the table (a unique e-mail address is unique within its tenant; without
     it a tenant would learn which keys other tenants use), and ``(tenant_id, primary key)`` is unique, so that a replica
     identity can carry it. ``session.get(Order, oid)`` still takes the id alone. For a cluster with int tenants annotate
-    ``tenant_id: Mapped[int]`` in the model.
+    ``tenant_id: Mapped[int]`` in the model, and name this mixin before the base.
+
+    PostgreSQL guards the table itself. A view shows every tenant's rows unless it was made ``WITH (security_invoker)``, a
+    materialized view always does, and a partition named directly is guarded only if ``shardkit.protect`` was called for it.
     """
 
-    tenant_id: Mapped[str] = mapped_column(
-        Text, nullable=False, server_default=text("current_setting('shardkit.tenant')"), sort_order=1
-    )
+    if TYPE_CHECKING:
+        tenant_id: Mapped[Any]
+    else:
+        tenant_id: Mapped[str] = mapped_column(nullable=False, sort_order=1)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        if _only_annotated(cls):  # SQLAlchemy would take the mixin's column with the mixin's type
+            cls.tenant_id = mapped_column(nullable=False, sort_order=1)
+        super().__init_subclass__(**options)
+
+
+def _only_annotated(cls: type[Any]) -> bool:
+    return TENANT_COLUMN in inspect.get_annotations(cls) and TENANT_COLUMN not in cls.__dict__
 
 
 CRITERIA: Final = with_loader_criteria(
@@ -50,13 +68,36 @@ def criteria_of(tenant: TenantKey) -> Any:
     )
 
 
+_MAPPED: Final = frozenset({"parententity", "parentmapper"})
+
+
+def of_tenants(statement: Any, tenants: Sequence[TenantKey]) -> Any:
+    """*statement* filtered to the rows of *tenants*. Raises FanOutRefusedError where a scoped table is not used as a model."""
+    for part in visitors.iterate(statement):
+        named: list[Any] = [part]
+        if isinstance(part, Select):
+            named = [*part._raw_columns, *part._from_obj, *(join[0] for join in part._setup_joins)]
+        for used in named:
+            table = used if isinstance(part, Select) else getattr(used, "table", None)
+            if isinstance(table, Table) and table.info.get("shardkit_scoped") and not _MAPPED & used._annotations.keys():
+                raise FanOutRefusedError(
+                    f"rows of {table.name} cannot be filtered by tenant where the table is used without its model: "
+                    "it was not sent to any shard"
+                )
+    return statement.options(
+        with_loader_criteria(
+            TenantScoped, lambda cls: cls.tenant_id.in_(tenants), include_aliases=True, propagate_to_loaders=False
+        )
+    )
+
+
 def own(instances: Iterable[Any], tenant: TenantKey | None) -> None:
     """Give *tenant* to new scoped instances that have none; refuse another tenant's."""
     for instance in instances:
         if isinstance(instance, TenantScoped):
             theirs: Any = instance.tenant_id
             if theirs is None and tenant is not None:
-                instance.tenant_id = tenant  # type: ignore[assignment]
+                instance.tenant_id = tenant
             elif theirs is None:
                 raise TenantMismatchError(
                     f"a new {type(instance).__name__} in an operator's session needs its tenant_id; nothing was written"
@@ -77,6 +118,10 @@ def _scope_once(_mapper: Mapper[Any], cls: type[Any]) -> None:
             f"table {table.name!r} of the scoped model {cls.__name__} has no {TENANT_COLUMN} of its own, so PostgreSQL could "
             "not protect its rows: use single-table inheritance, or declare the column in this class too"
         )
+    if "int" in str(inspect.get_annotations(cls).get(TENANT_COLUMN)) and not isinstance(table.c[TENANT_COLUMN].type, Integer):
+        raise SettingsError(
+            f"{cls.__name__}: name TenantScoped before the declarative base, or its int {TENANT_COLUMN} is lost"
+        )
     if not table.info.setdefault("shardkit_scoped", False):
         table.info["shardkit_scoped"] = True
         scope(table)
@@ -85,6 +130,13 @@ def _scope_once(_mapper: Mapper[Any], cls: type[Any]) -> None:
 def scope(table: Table) -> None:
     """Put ``tenant_id`` at the head of *table*'s unique keys and indexes, and protect it when it is created."""
     tenant = table.c[TENANT_COLUMN]
+    default = _THE_TENANT
+    if isinstance(tenant.type, Integer):
+        tenant.type, default = BigInteger(), _THE_INT_TENANT
+    elif type(tenant.type) is String and tenant.type.length is None:
+        tenant.type = Text()
+    if tenant.server_default is None:
+        tenant.server_default = DefaultClause(default)
     for constraint in [c for c in table.constraints if isinstance(c, UniqueConstraint)]:
         columns = list(constraint.columns)
         if columns[0] is not tenant:

@@ -1,4 +1,4 @@
-"""Alembic trees: where they are, how they run against one schema, and how a whole tree becomes plain SQL."""
+"""Alembic trees on disk: where ours are, and how one becomes a configuration; connections are objects, never URL strings."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-from alembic import command, context
+from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.pool import NullPool
 
 from shardkit.core.names import CATALOG_SCHEMA
@@ -25,33 +24,14 @@ def own_tree(name: str) -> Path:
 
 
 def tree_config(tree: Path, **attributes: Any) -> Config:
-    """Alembic's configuration for the tree in a directory. A connection is passed as an object, never as a URL string."""
+    """Alembic's configuration for the tree in a directory."""
     if not (tree / "env.py").is_file():
         raise SettingsError(f"{tree} is not an Alembic tree: it has no env.py")
     config = Config(stdout=io.StringIO())
-    config.set_main_option("script_location", str(tree).replace("%", "%%"))
+    config.set_main_option("script_location", str(tree.absolute()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes.update(attributes)
     return config
-
-
-def run_env(target_metadata: Any = None, **options: Any) -> None:
-    """What a tree's ``env.py`` calls: offline it renders SQL, online it runs on the connection it was given."""
-    given = context.config.attributes
-    if context.is_offline_mode():
-        context.configure(
-            dialect=postgresql.dialect(),  # type: ignore[no-untyped-call]
-            output_buffer=given["output"],
-            target_metadata=target_metadata,
-            **options,
-        )
-    else:
-        schema = given.get("schema")
-        context.configure(
-            connection=given["connection"], target_metadata=target_metadata, version_table_schema=schema, **options
-        )
-    with context.begin_transaction():
-        context.run_migrations()
 
 
 def upgrade_catalog(settings: Settings) -> None:
@@ -66,11 +46,3 @@ def upgrade_catalog(settings: Settings) -> None:
         execute_script(connection, "SELECT pg_advisory_xact_lock(7105, 1)")
         execute_script(connection, f"CREATE SCHEMA IF NOT EXISTS {CATALOG_SCHEMA}")
         command.upgrade(tree_config(own_tree("catalog"), connection=connection, schema=CATALOG_SCHEMA), "head")
-
-
-def tree_as_sql(tree: Path) -> str:
-    """The whole *tree* from nothing to head as SQL with unqualified names, with the row of its version table."""
-    output = io.StringIO()
-    command.upgrade(tree_config(tree, output=output), "head", sql=True)
-    lines = output.getvalue().splitlines()
-    return "\n".join(line for line in lines if line.strip() not in ("BEGIN;", "COMMIT;"))

@@ -1,12 +1,3 @@
--- shard_outbox --
--- Furniture of one shard: names that a writer could not mark in Redis, committed with what it changed.
-CREATE TABLE IF NOT EXISTS {schema}.{outbox} (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    xid bigint NOT NULL,
-    names text[] NOT NULL,
-    at timestamptz NOT NULL DEFAULT now()
-)
-
 -- put --
 -- A writer's names.
 INSERT INTO shardkit_cache_outbox (xid, names) VALUES (%s, %s)

@@ -8,7 +8,7 @@ SELECT cluster_id, shard_count, tenant_type, hash_version, map_version, ready FR
 
 -- servers --
 -- All servers; they are few.
-SELECT name, dsn, server_id, weight, state, replicas FROM shardkit_catalog.servers ORDER BY name
+SELECT name, dsn, server_id, weight, state, replicas, timeline FROM shardkit_catalog.servers ORDER BY name
 
 -- placements_since --
 -- Placements changed after a map version.
@@ -44,6 +44,15 @@ VALUES (%(name)s, %(dsn)s, %(server_id)s, %(weight)s, %(state)s, %(replicas)s, %
 -- set_server_state --
 -- Change a server's state.
 UPDATE shardkit_catalog.servers SET state = %(state)s, changed_in = %(version)s WHERE name = %(name)s
+
+-- set_replicas --
+-- Change where a server's replicas are.
+UPDATE shardkit_catalog.servers SET replicas = %(replicas)s, changed_in = %(version)s WHERE name = %(name)s
+
+-- raise_timeline --
+-- Remember that a server was promoted; never back.
+UPDATE shardkit_catalog.servers SET timeline = %(timeline)s, changed_in = %(version)s
+WHERE name = %(name)s AND timeline < %(timeline)s
 
 -- remove_server --
 -- Remove a server; the foreign key refuses it while a shard is placed there.

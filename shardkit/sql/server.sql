@@ -45,6 +45,33 @@ BEGIN
     EXECUTE format('CREATE POLICY shardkit_operator ON %s TO shardkit_operator USING (true) WITH CHECK (true)', scoped);
 END $$
 
+-- replicas --
+-- What reading from replicas needs. Made on the primary; replicas have it because they have everything.
+--
+-- The timeline of a standby is known to its receiver only, whose details are shown to pg_read_all_stats alone: so the function
+-- has its owner's rights. No row: it receives nothing now, and nobody can say what it is a copy of.
+CREATE OR REPLACE FUNCTION shardkit.replica_position() RETURNS TABLE (timeline integer, lsn pg_lsn)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT received_tli, pg_last_wal_replay_lsn() FROM pg_stat_get_wal_receiver()
+    WHERE pg_is_in_recovery() AND status = 'streaming' AND received_tli IS NOT NULL
+$$;
+-- Waits, bounded, until *wanted* is replayed here. Its snapshot could hold the replay up if this took long: it does not.
+CREATE OR REPLACE FUNCTION shardkit.wait_replayed(wanted pg_lsn, wait_ms integer) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE
+    give_up timestamptz := clock_timestamp() + least(wait_ms, 10000) * interval '1 ms';
+BEGIN
+    LOOP
+        IF pg_last_wal_replay_lsn() >= wanted THEN
+            RETURN true;
+        END IF;
+        IF clock_timestamp() >= give_up OR NOT pg_is_in_recovery() THEN
+            RETURN false;
+        END IF;
+        PERFORM pg_sleep(0.002);
+    END LOOP;
+END $$
+
 -- read_identity --
 -- Which cluster and server this database says it is; no row where it says nothing.
 SELECT cluster_id, server_id FROM shardkit.identity

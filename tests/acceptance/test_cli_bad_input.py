@@ -187,6 +187,7 @@ def cluster(local_cluster, tmp_path_factory):
         (["pin", "acme", "1"], 1, "not a whole number"),
         (["server", "add", "pg1", "postgresql://127.0.0.1:1/x", "--weight", "0"], 1, "weight"),
         (["server", "add", "pg1;", "postgresql://127.0.0.1:1/x"], 1, "cannot name a server"),
+        (["server", "add", "pg9"], 2, "[servers.pg9]"),
         (["server", "remove", "pg9"], 1, "known: pg1"),
         (["server", "remove", "pg1"], 1, "still holds 4 shards"),
     ],

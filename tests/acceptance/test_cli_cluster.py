@@ -167,6 +167,16 @@ def test_killed_init_goes_on(databases, config):
     assert sum(server["shards"] for server in status["servers"]) == 512
 
 
+def test_two_inits_at_once_make_one_cluster(databases, config):
+    command = [sys.executable, "-c", PROGRAM, "init", "--config", str(config), "--shards", "64", "--yes"]
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, env=environment(), **quiet) for _ in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert 0 in [process.returncode for process in both], said
+    assert "Traceback" not in "".join(said)
+    assert json.loads(run("status", "--config", config, "--json").stdout)["healthy"]
+
+
 def test_status_finds_missing_and_extra_schemas(databases, config):
     init(config)
     with psycopg.connect(databases.servers["pg1"]) as connection:
@@ -270,7 +280,7 @@ def test_stopped_server_add_goes_on(databases, config):
     with psycopg.connect(databases.servers["pg2"], autocommit=True) as connection:  # the first step, and then it is killed
         cluster_id = current_map(settings).cluster_id
         prepare_server(connection, cluster_id=cluster_id, server_id=joining.server.server_id)
-    run("server", "add", "pg2", databases.servers["pg2"], "--config", config, "--yes")
+    run("server", "add", "pg2", "--config", config, "--yes")  # its URL is in the settings
     run("status", "--config", config)
 
 

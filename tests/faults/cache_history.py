@@ -91,7 +91,9 @@ class Board:
 def work(plan: dict) -> None:
     """A process: its threads read or write until it is killed."""
     board = Board(plan["board"], plan["slots"])
-    settings = Settings(catalog_url=plan["catalog_url"], redis_url=plan["redis_url"], cache_on_down="strict", pool_size=THREADS + 4)
+    settings = Settings(
+        catalog_url=plan["catalog_url"], redis_url=plan["redis_url"], cache_on_down="strict", pool_size=THREADS + 4
+    )
     kit = ShardKit(settings=settings)
     if plan["broken"]:  # planted: fills do not ask whether the marked transactions are over, and half the markers are left out
         proto.settled = lambda *_: True
@@ -347,7 +349,13 @@ def main() -> None:
     if given.work:
         work(json.loads(given.work))
     else:
-        found = history(seconds=given.seconds, reads=given.reads, seed=given.seed, broken=given.broken, talk=lambda t: print(t, file=sys.stderr))
+        found = history(
+            seconds=given.seconds,
+            reads=given.reads,
+            seed=given.seed,
+            broken=given.broken,
+            talk=lambda t: print(t, file=sys.stderr),
+        )
         print(json.dumps({"seed": given.seed, **found}))
         sys.exit(1 if found["stale"] else 0)
 

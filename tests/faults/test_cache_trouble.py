@@ -217,7 +217,7 @@ def redis_cluster():
 
 def test_cluster_of_three_nodes(open_kit, redis_cluster, eventually):
     eventually(lambda: all(b"cluster_state:ok" in n.ask("CLUSTER", "INFO") for n in redis_cluster))
-    kit = open_kit(redis_url=f"redis+cluster://127.0.0.1:{redis_cluster[0].port}", cache_on_down="strict")
+    kit = open_kit(redis_url=f"redis+cluster://127.0.0.1:{redis_cluster[0].port}", cache_on_down="strict", cache_timeout_s=2.0)
     keys = {}
     for number in range(12):
         with kit.begin(f"t{number}") as s:
@@ -252,7 +252,13 @@ def test_sentinel_says_who_the_master_is(open_kit, server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://10.0.0.1/0", "rediss://10.0.0.1/0?ssl_cert_reqs=none", "http://127.0.0.1", "redis+sentinel://127.0.0.1,10.0.0.1/x"]
+    "url",
+    [
+        "redis://10.0.0.1/0",
+        "rediss://10.0.0.1/0?ssl_cert_reqs=none",
+        "http://127.0.0.1",
+        "redis+sentinel://127.0.0.1,10.0.0.1/x",
+    ],
 )
 def test_unsafe_or_unknown_address_is_refused(fleet, url):
     with pytest.raises(SettingsError) as caught:

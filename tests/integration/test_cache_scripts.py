@@ -53,9 +53,7 @@ def test_lease_is_the_pure_lease(client, value, barrier, epoch, replace):
     put(client, "k", value)
     outdated = value if replace and value and value[:1] == b"V" else b""
     reply = client.eval(cachescripts.LEASE, 2, "b", "k", "me", epoch, 1000, 500, outdated)
-    found, left = proto.lease(
-        value, barrier=barrier, token=b"me", epoch=epoch, now_ms=10**13, lease_ms=1000, outdated=outdated
-    )
+    found, left = proto.lease(value, barrier=barrier, token=b"me", epoch=epoch, now_ms=10**13, lease_ms=1000, outdated=outdated)
     if reply[0][:1] != b"B":
         assert Found(reply[0]) is found
         if found is Found.NO_BARRIER:

@@ -262,7 +262,11 @@ def test_declaration_that_cannot_be_kept_is_an_error(body, message):
         pass
 
     with pytest.raises(CacheDeclarationError, match=message):
-        type("Bad", (Own,), {"__tablename__": "bad", "__module__": __name__, "id": mapped_column(Integer, primary_key=True), **body})
+        type(
+            "Bad",
+            (Own,),
+            {"__tablename__": "bad", "__module__": __name__, "id": mapped_column(Integer, primary_key=True), **body},
+        )
 
 
 @pytest.mark.parametrize("limit", [0, -1, None, True, 10**6])

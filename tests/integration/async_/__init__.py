@@ -1,1 +1,3 @@
 """Tests of sessions, written once for asyncio; ``sync_`` is generated from it."""
+
+from __future__ import annotations

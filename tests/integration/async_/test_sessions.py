@@ -216,6 +216,7 @@ async def test_an_isolation_level_is_really_in_force_and_ends_with_the_transacti
     kit = open_kit(pool_size=1)
     async with kit.session(tenant) as s:
         await s.connection(execution_options={"isolation_level": level})
+        assert await s.scalar(select(Order.note)) is None  # the first statement of a new connection
         assert await s.scalar(text("SHOW transaction_isolation")) == level.lower()
         assert await s.scalar(select(func.count()).select_from(Order)) == 0
         await s.commit()

@@ -217,6 +217,7 @@ def test_an_isolation_level_is_really_in_force_and_ends_with_the_transaction(ope
     kit = open_kit(pool_size=1)
     with kit.session(tenant) as s:
         s.connection(execution_options={"isolation_level": level})
+        assert s.scalar(select(Order.note)) is None  # the first statement of a new connection
         assert s.scalar(text("SHOW transaction_isolation")) == level.lower()
         assert s.scalar(select(func.count()).select_from(Order)) == 0
         s.commit()

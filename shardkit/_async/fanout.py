@@ -1,0 +1,187 @@
+"""One statement over many shards: one message per server and chunk of schemas, servers in parallel, answers merged.
+
+A chunk's statement unites its schemas; a wide one costs planning once, and is prepared on a connection of its own. A shard
+that moves meanwhile is asked again where it went, it alone. What did not answer is an error, never a gap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+from shardkit._async import colour
+from shardkit._async.asking import Asking, AsyncServers
+from shardkit._async.stream import AsyncRowStream
+from shardkit.catalog.decisions import Decisions
+from shardkit.catalog.router import Router
+from shardkit.core.hashing import TenantKey
+from shardkit.core.shardmap import Route
+from shardkit.errors import FanOutError, FanOutRefusedError, SettingsError
+from shardkit.orm.fanload import FanOutResult, finished, merged
+from shardkit.orm.fanplan import Aggregate, Plan, each_plan, plan_of, value_of
+from shardkit.orm.tenancy import of_tenants
+from shardkit.settings import Settings
+
+DEADLINE_S = 30.0
+MAX_ROWS = 1_000_000
+
+OnError = Literal["raise", "partial"]
+_SAME: dict[Callable[..., Any], tuple[str, ...]] = {sum: ("count", "sum"), min: ("min",), max: ("max",)}
+
+
+class AsyncFanOut:
+    """Fans statements out over the servers of a router's map."""
+
+    def __init__(self, router: Router, settings: Settings, decisions: Decisions) -> None:
+        self._router = router
+        self._servers = AsyncServers(router, settings, decisions)
+
+    async def rows(
+        self,
+        statement: Any,
+        params: Mapping[str, Any] | None = None,
+        *,
+        shards: Iterable[int] | None = None,
+        tenants: Iterable[TenantKey] | None = None,
+        deadline_s: float = DEADLINE_S,
+        on_error: OnError = "raise",
+        max_rows: int = MAX_ROWS,
+        snapshot: bool = False,
+    ) -> FanOutResult:
+        """See ``fan_out`` of the facade."""
+        if on_error not in ("raise", "partial"):
+            raise SettingsError(f'on_error is "raise" or "partial", not {on_error!r}')
+        routes, statement = self._aim(statement, shards, tenants)
+        plan = plan_of(statement)
+        limit, offset = value_of(statement._limit_clause), value_of(statement._offset_clause) or 0
+        upto = None if limit is None else limit + offset
+        asking = self._asking(
+            plan,
+            statement,
+            params,
+            upto=upto,
+            cap=max_rows + 1,
+            whole=shards is None and tenants is None,
+            deadline_s=deadline_s,
+        )
+        ask = self._servers.ask_at_once if snapshot else self._servers.ask
+        await ask(asking, routes)
+        self._judge(asking, on_error)
+        oids, kept = merged(plan, statement, asking.answers, limit=limit, offset=offset, max_rows=max_rows)
+        made, of = await colour.in_greenlet(partial(finished, plan, statement, oids, kept, guide=self._router))
+        return FanOutResult(made, of, asking.failures)
+
+    async def scalar(self, statement: Any, reduce: Callable[[list[Any]], Any] | None = None, **options: Any) -> Any:
+        """See ``fan_out_scalar`` of the facade."""
+        if reduce is None or _is_same(reduce, statement):
+            (value,) = (await self.rows(statement, **options)).one()
+            return value
+        return reduce([value for value in (await self.each(statement, **options)).values() if value is not None])
+
+    def stream(
+        self,
+        statement: Any,
+        params: Mapping[str, Any] | None = None,
+        *,
+        shards: Iterable[int] | None = None,
+        tenants: Iterable[TenantKey] | None = None,
+        batch: int = 1000,
+        deadline_s: float = DEADLINE_S,
+    ) -> AsyncRowStream:
+        """See ``fan_out_stream`` of the facade."""
+        routes, statement = self._aim(statement, shards, tenants)
+        plan = plan_of(statement)
+        if plan.grouped or plan.distinct:
+            raise FanOutRefusedError("groups and distinct rows have to be merged as a whole: use fan_out() for them")
+        limit, offset = value_of(statement._limit_clause), value_of(statement._offset_clause) or 0
+        upto = None if limit is None else limit + offset
+        asking = self._asking(plan, statement, params, upto=upto, cap=None, whole=False, deadline_s=deadline_s)
+        return AsyncRowStream(
+            self._servers, plan, statement, asking, routes, limit=limit, offset=offset, batch=batch, deadline_s=deadline_s
+        )
+
+    async def each(
+        self,
+        statement: Any,
+        params: Mapping[str, Any] | None = None,
+        *,
+        shards: Iterable[int] | None = None,
+        tenants: Iterable[TenantKey] | None = None,
+        deadline_s: float = DEADLINE_S,
+    ) -> dict[int, Any]:
+        """The one value that *statement* has in each shard, by the shard's number."""
+        routes, statement = self._aim(statement, shards, tenants)
+        plan = each_plan(statement)
+        asking = self._asking(plan, statement, params, upto=None, cap=None, whole=False, deadline_s=deadline_s)
+        await self._servers.ask(asking, routes)
+        self._judge(asking, "raise")
+        oids, kept = merged(plan, statement, asking.answers, limit=None, offset=0, max_rows=MAX_ROWS)
+        made, of = finished(plan, statement, oids, kept, guide=self._router)
+        if len(set(of)) != len(of):
+            raise FanOutError("the statement gave more than one row in a shard")
+        return {shard: row[0] for shard, row in zip(of, made, strict=True) if shard is not None}
+
+    async def close(self) -> None:
+        """Close idle connections."""
+        await self._servers.close()
+
+    def _aim(
+        self, statement: Any, shards: Iterable[int] | None, tenants: Iterable[TenantKey] | None
+    ) -> tuple[list[Route], Any]:
+        """The shards to ask, and *statement* with the filter of *tenants*."""
+        known = self._router.map
+        chosen = set(known.placements) if shards is None else set(shards)
+        if tenants is not None:
+            tenants = list(tenants)
+            chosen &= {known.shard_of(tenant) for tenant in tenants}
+            statement = of_tenants(statement, tenants)
+        return [known.route(shard) for shard in sorted(chosen)], statement
+
+    @staticmethod
+    def _asking(
+        plan: Plan,
+        statement: Any,
+        params: Mapping[str, Any] | None,
+        *,
+        upto: int | None,
+        cap: int | None,
+        whole: bool,
+        deadline_s: float,
+    ) -> Asking:
+        before, after = plan.around(upto, cap=cap)
+        branch, values = plan.bind(statement, dict(params) if params else None)
+        return Asking(
+            before=before, branch=branch, after=after, values=values, whole=whole, deadline=time.monotonic() + deadline_s
+        )
+
+    @staticmethod
+    def _judge(asking: Asking, on_error: OnError) -> None:
+        """Raise FanOutError if shards failed and a part was not asked for."""
+        if not asking.failures or (on_error == "partial" and asking.answers):
+            return
+        said: dict[str, list[int]] = {}
+        for shard, error in sorted(asking.failures.items()):
+            said.setdefault(str(error).strip().partition("\n")[0], []).append(shard)
+        parts = [
+            f"shards {', '.join(map(str, who[:6]))}{' ...' if len(who) > 6 else ''} ({len(who)}): {what}"
+            for what, who in said.items()
+        ]
+        first = next(iter(asking.failures.values()))
+        raise FanOutError(
+            f"{len(asking.failures)} shards did not answer, so there is no answer. {'; '.join(parts[:5])}",
+            failures=asking.failures,
+        ) from first
+
+
+def _is_same(reduce: Callable[[list[Any]], Any], statement: Any) -> bool:
+    """Whether *reduce* is what the statement's merge does by itself, in fewer and smaller messages."""
+    names = _SAME.get(reduce)
+    if names is None:
+        return False
+    try:
+        outputs = plan_of(statement).outputs
+    except FanOutRefusedError:
+        return False
+    return len(outputs) == 1 and isinstance(outputs[0], Aggregate) and outputs[0].name in names

@@ -1,0 +1,295 @@
+"""``shardkit move``, ``moves``, ``plan``, ``rebalance``, ``drain``: shards go to other servers while they are written to."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shardkit.catalog import journal
+from shardkit.catalog.overview import current_map, opened
+from shardkit.cli.common import (
+    config_option,
+    dry_run_option,
+    go_on,
+    json_option,
+    print_json,
+    print_table,
+    readable_size,
+    settings_from,
+    yes_option,
+)
+from shardkit.cli.progress import shown
+from shardkit.core.moving import Step
+from shardkit.core.placement import Plan
+from shardkit.move import rebalance as planning
+from shardkit.move import run
+from shardkit.move.forecast import Forecast, forecast
+from shardkit.move.options import MoveOptions
+from shardkit.settings import Settings
+
+BEHIND = 3
+
+
+def _duration(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    """Seconds of ``250ms``, ``5s``, ``2min``."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|min)", value)
+    if not found:
+        raise click.BadParameter("give a number with ms, s or min, such as 250ms")
+    return float(found[1]) * {"ms": 0.001, "s": 1, "min": 60}[found[2]]
+
+
+def _move_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of commands that carry shards."""
+    for option in reversed(
+        [
+            click.option(
+                "--max-stall", callback=_duration, default="250ms", show_default=True, help="Longest that writers are held off."
+            ),
+            click.option(
+                "--kill-blockers-after", callback=_duration, help="End transactions in the fence's way once they are so old."
+            ),
+            click.option(
+                "--give-up-after",
+                callback=_duration,
+                default="10min",
+                show_default=True,
+                help="How long the fence is tried for.",
+            ),
+            config_option,
+            dry_run_option,
+            yes_option,
+            json_option,
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _options(given: dict[str, Any], *, soak: bool) -> MoveOptions:
+    return MoveOptions(
+        budget_ms=max(10, round(given["max_stall"] * 1000)),
+        kill_blockers_after_s=given["kill_blockers_after"],
+        give_up_after_s=given["give_up_after"],
+        soak=soak,
+    )
+
+
+@click.command()
+@click.argument("shard", type=int)
+@click.option("--to", "target", required=True, help="The server it goes to.")
+@click.option("--no-soak", is_flag=True, help="Drop the old place at once instead of keeping it as a follower for a rollback.")
+@_move_options
+@click.pass_context
+def move(ctx: click.Context, /, shard: int, target: str, no_soak: bool, config: Path | None, **given: Any) -> None:  # noqa: FBT001  click's signature
+    """Carry a shard to another server while it is read and written."""
+    settings, options = settings_from(config), _options(given, soak=not no_soak)
+    expected = forecast(settings, shard, target, options=options)
+    _show_forecast(expected, as_json=given["as_json"] and given["dry_run"])
+    if expected.refused:
+        ctx.exit(1)
+    go_on(f"Move shard {shard}?", yes=given["yes"], dry_run=given["dry_run"])
+    begun = run.begin(settings, shard, target, options=options)
+    _carry(settings, begun.id, "resume", options, as_json=given["as_json"])
+
+
+@click.group("moves")
+def moves_() -> None:
+    """Moves: look at them, resume, abort, roll back, finish."""
+
+
+@moves_.command("list")
+@click.option("--all", "ended", is_flag=True, help="Those that have ended too.")
+@config_option
+@json_option
+def list_(ended: bool, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+    """Show moves that have not ended."""
+    with opened(settings_from(config)) as catalog:
+        found = journal.moves(catalog, ended=ended)
+    if as_json:
+        print_json([_as_dict(one) for one in found])
+        return
+    rows = [
+        (m.id, _what(m), m.source, m.target, m.step.word, f"{m.updated_at:%Y-%m-%d %H:%M:%S}", m.problem or "") for m in found
+    ]
+    print_table(("ID", "SHARD", "FROM", "TO", "STEP", "SINCE", "PROBLEM"), rows)
+
+
+@moves_.command()
+@click.argument("move_id", type=int)
+@config_option
+@json_option
+def show(move_id: int, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+    """Show one move: its steps, its figures, and what it has made that is still there."""
+    with opened(settings_from(config)) as catalog:
+        found = journal.find(catalog, move_id)
+        steps, made = journal.steps(catalog, move_id), journal.made(catalog, move_id)
+    if as_json:
+        print_json({**_as_dict(found), "steps": steps, "objects": made})
+        return
+    click.echo(f"move {found.id}: {_what(found)} from {found.source} to {found.target}, at step {found.step.word}")
+    for key, value in found.facts.items():
+        click.echo(f"  {key:<14} {value}")
+    for step, lease, at in steps:
+        click.echo(f"  {at:%H:%M:%S.%f}  {step:<10} session {lease}")
+    for one in made:
+        click.echo(f"  has on {one.server}: {one.kind} {one.name}")
+    if found.problem:
+        click.echo(f"  problem: {found.problem}")
+
+
+def _action(name: str, about: str, question: str) -> None:
+    @moves_.command(name, help=about)
+    @click.argument("move_id", type=int)
+    @click.option("--take-over", is_flag=True, help="End the session of another operator that works on it.")
+    @_move_options
+    def command(move_id: int, take_over: bool, config: Path | None, **given: Any) -> None:  # noqa: FBT001  click's signature
+        settings, options = settings_from(config), _options(given, soak=True)
+        with opened(settings) as catalog:
+            found = journal.find(catalog, move_id)
+        click.echo(f"move {move_id}: {_what(found)} from {found.source} to {found.target}, at step {found.step.word}", err=True)
+        go_on(question, yes=given["yes"] or name == "resume", dry_run=given["dry_run"])
+        if name == "rollback":
+            move_id = run.begin_rollback(settings, move_id).id
+        action: run.Action = "abort" if name == "abort" else "finish" if name == "finish" else "resume"
+        _carry(settings, move_id, action, options, as_json=given["as_json"], take_over=take_over)
+
+
+_action("resume", "Go on with a move where it was stopped; nothing is copied twice once the copy is complete.", "")
+_action("abort", "Undo a move whose fence is not committed; the source never stopped serving.", "Abort it?")
+_action("rollback", "Send a shard that soaks back to where it came from, without a copy.", "Go back?")
+_action("finish", "Drop the old place of a shard that soaks, with everything the move made.", "Drop the follower?")
+
+
+@click.command()
+@click.option("--by", type=click.Choice(["count", "bytes"]), default="count", show_default=True, help="What is to be even.")
+@click.option("--without", help="As if this server got no shards.")
+@config_option
+@json_option
+def plan(by: planning.By, without: str | None, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+    """Show which shards would move where, and why."""
+    settings = settings_from(config)
+    _show_plan(settings, planning.make_plan(settings, by=by, without=without), by=by, as_json=as_json)
+
+
+@click.command()
+@click.option("--by", type=click.Choice(["count", "bytes"]), default="count", show_default=True, help="What is to be even.")
+@click.option("--parallel", type=click.IntRange(1, 16), default=1, show_default=True, help="Moves at a time.")
+@_move_options
+@click.pass_context
+def rebalance(ctx: click.Context, /, by: planning.By, parallel: int, config: Path | None, **given: Any) -> None:
+    """Make the servers even, moving as few shards as possible."""
+    settings = settings_from(config)
+    _carry_plan(ctx, settings, planning.make_plan(settings, by=by), by, parallel, given)
+
+
+@click.command()
+@click.argument("server")
+@click.option("--parallel", type=click.IntRange(1, 16), default=1, show_default=True, help="Moves at a time.")
+@_move_options
+@click.pass_context
+def drain(ctx: click.Context, /, server: str, parallel: int, config: Path | None, **given: Any) -> None:
+    """Move every shard off SERVER; it gets no new ones from then on."""
+    settings = settings_from(config)
+    found = planning.make_plan(settings, without=server)
+    _carry_plan(ctx, settings, found, "count", parallel, given, first=lambda: planning.drain(settings, server))
+
+
+def _carry_plan(
+    ctx: click.Context, settings: Settings, found: Plan, by: planning.By, parallel: int, given: dict[str, Any],
+    first: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    _show_plan(settings, found, by=by, as_json=given["as_json"] and given["dry_run"])
+    if found.moves or given["dry_run"]:
+        go_on(f"Move {len(found.moves)} shards?", yes=given["yes"], dry_run=given["dry_run"])
+    first()
+    with shown(as_json=given["as_json"], shards=len(found.moves)) as display:
+        count, failed = planning.carry_out(
+            settings,
+            found.moves,
+            parallel=parallel,
+            options=_options(given, soak=False),
+            report=display.report,
+            done=display.done,
+        )
+    click.echo(f"moved {count} of {len(found.moves)} shards", err=True)
+    if failed:
+        click.echo(f"{len(failed)} failed; the first: {failed[0]}\n`shardkit moves list` shows them", err=True)
+        ctx.exit(1)
+
+
+def _carry(
+    settings: Settings, move_id: int, action: run.Action, options: MoveOptions, *, as_json: bool, take_over: bool = False
+) -> None:
+    began = time.monotonic()
+    try:
+        with shown(as_json=as_json) as display:
+            ended = run.go_on(settings, move_id, action, options=options, report=display.report, take_over=take_over)
+    except KeyboardInterrupt:
+        click.echo(f"stopped; nothing is lost. Go on: shardkit moves resume {move_id} (or: moves abort {move_id})", err=True)
+        raise click.exceptions.Exit(130) from None
+    if as_json:
+        print_json(_as_dict(ended))
+        return
+    facts = ended.facts
+    click.echo(f"move {ended.id} is at step {ended.step.word} after {time.monotonic() - began:.1f} s", err=True)
+    if "stall_ms" in facts:
+        click.echo(
+            f"writers were held off for {facts['stall_ms']} ms at most (predicted {facts.get('predicted_ms')})", err=True
+        )
+    if ended.step is Step.SOAK:
+        click.echo(
+            f"the old place follows: `shardkit moves rollback {ended.id}` goes back, `moves finish {ended.id}` drops it",
+            err=True,
+        )
+
+
+def _show_forecast(found: Forecast, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(found))
+        return
+    click.echo(
+        f"shard {found.shard}: {found.source} to {found.target}, epoch {found.epoch} to {found.epoch + 1}; "
+        f"{found.tables} tables, about "
+        f"{found.rows} rows, {readable_size(found.size)}; about {found.duration_s:.0f} s, writers held off for about "
+        f"{found.stall_ms:.0f} ms",
+        err=True,
+    )
+    for finding in found.findings:
+        click.echo(f"  {'REFUSED' if finding.refuses else 'note'}: {finding.what}: {finding.remedy}", err=True)
+
+
+def _show_plan(settings: Settings, found: Plan, *, by: str, as_json: bool) -> None:
+    weighed = planning.sizes(settings, current_map(settings))
+    size = sum(weighed.get(one.shard, 0) for one in found.moves)
+    if as_json:
+        moves = [{**asdict(one), "bytes": weighed.get(one.shard)} for one in found.moves]
+        print_json(
+            {"by": by, "moves": moves, "before": dict(found.before), "after": dict(found.after), "oversized": found.oversized}
+        )
+        return
+    rows = [(one.shard, one.source or "", one.target, readable_size(weighed.get(one.shard, 0))) for one in found.moves]
+    print_table(("SHARD", "FROM", "TO", "SIZE"), rows)
+    for name in found.after:
+        click.echo(f"{name}: {found.before[name]:g} to {found.after[name]:g} {'shards' if by == 'count' else by}", err=True)
+    click.echo(
+        f"{len(found.moves)} moves, {readable_size(size)}, about {len(found.moves) + size / 40e6:.0f} s one after another",
+        err=True,
+    )
+    for shard in found.oversized:
+        click.echo(f"shard {shard} alone is more than a server's share: isolate its largest tenant", err=True)
+
+
+def _what(found: journal.Move) -> str:
+    return f"{found.shard} (rollback of {found.of_move})" if found.of_move else str(found.shard)
+
+
+def _as_dict(found: journal.Move) -> dict[str, Any]:
+    return {**asdict(found), "step": found.step.word}

@@ -1,0 +1,165 @@
+"""Revisions no transaction can hold (CREATE INDEX CONCURRENTLY and its like), in one shard: a step at a time, resumable.
+
+How far a shard came is written in the shard itself, in a table that exists only meanwhile: with each transactional part in
+the same transaction, and before and after each statement that stands alone. Killed anywhere, the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg.sql import SQL, Identifier, Literal
+
+from shardkit.core.fleet import Step
+from shardkit.core.names import PROGRESS_TABLE, STEP_LOCK_CLASS
+from shardkit.db.steps import Connection, Target, VersionChangedError, program_sql, read_versions, version_changes
+from shardkit.errors import MigrationError
+
+_NAME = r'("(?:[^"]|"")+"|[\w$]+)'
+_CREATE = re.compile(
+    rf"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?{_NAME}\s+ON\b", re.IGNORECASE
+)
+_DROP = re.compile(rf"\s*DROP\s+INDEX\s+CONCURRENTLY\s+(?:IF\s+EXISTS\s+)?{_NAME}", re.IGNORECASE)
+
+
+class Part(NamedTuple):
+    """Statements of one transaction, or one that stands alone."""
+
+    statements: tuple[str, ...]
+    transactional: bool
+
+
+def apply_alone(
+    connection: Connection, target: Target, step: Step, parts: Sequence[Part], *, lock_timeout_ms: int, patience_ms: int
+) -> None:
+    """Run all *parts* of *step* in *target*, from where an earlier run was stopped, and then move the version row.
+
+    Raises what PostgreSQL says: the parts before stay, and are not run again. VersionChangedError: it is not at
+    ``step.before``.
+    """
+    with step_lock(connection, target, step, patience_ms=patience_ms) as there:
+        if there:
+            return
+        connection.execute(SQL("SET search_path TO {}").format(Identifier(target.schema)))
+        connection.execute(
+            SQL(
+                "CREATE TABLE IF NOT EXISTS {} (revision text PRIMARY KEY, part integer NOT NULL, begun boolean NOT NULL)"
+            ).format(Identifier(target.schema, PROGRESS_TABLE))
+        )
+        first, begun = _progress(connection, target, step)
+        for number in range(first, len(parts)):
+            part = parts[number]
+            if part.transactional:
+                with connection.transaction():
+                    connection.execute(SQL("SET LOCAL lock_timeout = {}").format(Literal(lock_timeout_ms)))
+                    connection.execute(program_sql(part.statements))
+                    _note(connection, target, step, part=number + 1, begun=False)
+                continue
+            _note(connection, target, step, part=number, begun=True)
+            _stand_alone(
+                connection,
+                target,
+                part.statements[0],
+                again=begun and number == first,
+                lock_timeout_ms=lock_timeout_ms,
+                patience_ms=patience_ms,
+            )
+            _note(connection, target, step, part=number + 1, begun=False)
+        with connection.transaction():
+            for change, counts in version_changes(target.schema, step):
+                if connection.execute(change).rowcount != 1 and counts:
+                    raise VersionChangedError(f"shard {target.shard} is no longer at {', '.join(step.before) or 'base'}")
+            connection.execute(SQL("DROP TABLE {}").format(Identifier(target.schema, PROGRESS_TABLE)))
+
+
+class step_lock:  # noqa: N801  reads as a verb phrase in a with statement
+    """Inside: nobody else runs a revision in *target*. Gives True if it is at ``step.after`` already, so nothing is to do.
+
+    Raises VersionChangedError where it is at neither end of the step.
+    """
+
+    def __init__(self, connection: Any, target: Target, step: Step, *, patience_ms: int) -> None:
+        self._connection, self._target, self._step, self._patience_ms = connection, target, step, patience_ms
+
+    def __enter__(self) -> bool:
+        self._connection.execute(SQL("SET lock_timeout = {}").format(Literal(self._patience_ms)))
+        self._connection.execute("SELECT pg_advisory_lock(%s, %s)", (STEP_LOCK_CLASS, self._target.shard))
+        version = read_versions(self._connection, [self._target.schema]).get(self._target.schema)
+        if version not in (self._step.before, self._step.after):
+            self.__exit__()
+            raise VersionChangedError(
+                f"shard {self._target.shard} is at {', '.join(version or ()) or 'base'}, not at "
+                f"{', '.join(self._step.before) or 'base'}: somebody else migrated it in between"
+            )
+        return version == self._step.after
+
+    def __exit__(self, *_error: object) -> None:
+        if not self._connection.closed:
+            try:
+                self._connection.execute("SELECT pg_advisory_unlock(%s, %s)", (STEP_LOCK_CLASS, self._target.shard))
+                self._connection.execute("RESET search_path; RESET lock_timeout")
+            except psycopg.OperationalError:
+                self._connection.close()
+
+
+def _progress(connection: Connection, target: Target, step: Step) -> tuple[int, bool]:
+    row = connection.execute(
+        SQL("SELECT part, begun FROM {} WHERE revision = %s").format(Identifier(target.schema, PROGRESS_TABLE)),
+        (step.revision,),
+    ).fetchone()
+    return (row[0], row[1]) if row else (0, False)
+
+
+def _note(connection: Connection, target: Target, step: Step, *, part: int, begun: bool) -> None:
+    connection.execute(
+        SQL(
+            "INSERT INTO {} VALUES (%s, %s, %s) ON CONFLICT (revision) "
+            "DO UPDATE SET part = excluded.part, begun = excluded.begun"
+        ).format(Identifier(target.schema, PROGRESS_TABLE)),
+        (step.revision, part, begun),
+    )
+
+
+def _stand_alone(
+    connection: Connection, target: Target, statement: str, *, again: bool, lock_timeout_ms: int, patience_ms: int
+) -> None:
+    """One statement outside any transaction. *again*: a killed run had begun it, and nobody knows how it ended."""
+    created, dropped = _CREATE.match(statement), _DROP.match(statement)
+    name = _unquoted((created or dropped)[1]) if created or dropped else None  # type: ignore[index]
+    # Building or dropping an index this way lets writers through while it waits, so it may wait longer.
+    wait_ms = patience_ms if name else lock_timeout_ms
+    connection.execute(SQL("SET lock_timeout = {}").format(Literal(wait_ms)))
+    valid = _index_valid(connection, target, name) if name else None
+    if created and valid is False:
+        _drop_index(connection, target, name)
+    elif again and name and ((created and valid) or (dropped and valid is None)):
+        return
+    try:
+        connection.execute(program_sql([statement]))
+    except psycopg.Error:
+        if created and not connection.closed and _index_valid(connection, target, name) is False:
+            _drop_index(connection, target, name)
+        raise
+    if created and not _index_valid(connection, target, name):
+        raise MigrationError(f"index {name} of shard {target.shard} is not there or not valid after it was created")
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
+
+
+def _index_valid(connection: Connection, target: Target, name: str | None) -> bool | None:
+    """Whether the index is usable; None if it is not there."""
+    row = connection.execute(
+        "SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
+        (target.schema, name),
+    ).fetchone()
+    return None if row is None else bool(row[0])
+
+
+def _drop_index(connection: Connection, target: Target, name: str | None) -> None:
+    connection.execute(SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(Identifier(target.schema, str(name))))

@@ -1,0 +1,268 @@
+"""Writes every shard's answer to one query into a file; a run that was stopped goes on with the shard it was at.
+
+What is done is noted beside the file: the shards, and the length of the file after the last of them. A shard that was being
+written when the program was stopped is cut off and written again.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, get_args
+from uuid import UUID
+
+from shardkit.catalog.router import Router
+from shardkit.core.outcome import FENCE
+from shardkit.core.shardmap import ShardMap
+from shardkit.db.reading import Row, reading
+from shardkit.db.scatter import DriverError, ScatterConnection, connect_scatter
+from shardkit.errors import FanOutError, SettingsError, ShardKitError, ShardMovedError
+from shardkit.settings import Settings
+
+Format = Literal["csv", "jsonl", "parquet"]
+BATCH = 5000
+Progress = Callable[[int, int], None]
+
+
+def export(
+    settings: Settings,
+    query: str,
+    target: Path,
+    *,
+    format: Format,
+    progress: Progress = lambda _shards, _rows: None,  # noqa: A002
+) -> int:
+    """Write the rows of *query* from every shard to *target*, one shard after the other; gives how many rows there are.
+
+    csv and jsonl make one file; parquet makes a directory with one file for each shard, and needs pyarrow. *progress* hears how
+    many shards and rows are done. Raises FanOutError with what the shard said; what was written stays, for the next run.
+    """
+    if format not in get_args(Format):
+        raise SettingsError(f"format is one of {', '.join(get_args(Format))}, not {format!r}")
+    router = Router(settings, follow=False)
+    try:
+        with ExitStack() as stack:
+            writer: _Lines | _Parts = (_Parts if format == "parquet" else _Lines)(target, query, format)
+            stack.callback(writer.close)
+            connections: dict[str, ScatterConnection] = {}
+            stack.callback(lambda: [connection.close() for connection in connections.values()])
+            wanted = sorted(router.map.placements)
+            for shard in wanted:
+                if shard not in writer.done:
+                    _one(router, settings, connections, shard, query, writer)
+                progress(len(writer.done), writer.rows)
+            writer.finish()
+            return writer.rows
+    finally:
+        router.close()
+
+
+def _one(
+    router: Router, settings: Settings, connections: dict[str, ScatterConnection], shard: int, query: str, writer: Any
+) -> None:
+    """Write one shard; where it has just moved, from where it went."""
+    for attempt in (1, 2):
+        route = router.map.route(shard)
+        try:
+            connection = connections.get(route.server)
+            if connection is None or connection.closed:
+                server = router.map.server(route.server)
+                connection = connections[route.server] = connect_scatter(server, settings, cluster_id=router.cluster_id)
+            with reading(connection, route.schema, query, batch=BATCH) as (columns, batches):
+                writer.begin(shard, columns)
+                for rows in batches:
+                    writer.write(rows)
+            writer.end(shard)
+            return
+        except DriverError as exc:
+            if attempt == 1 and exc.sqlstate in FENCE and _moved(router, shard, route.epoch):
+                continue
+            raise FanOutError(f"shard {shard} said: {str(exc).strip()}", failures={shard: exc}) from exc
+        except ShardKitError as exc:
+            raise FanOutError(f"shard {shard} said: {exc.args[0]}", failures={shard: exc}) from exc
+    raise FanOutError(f"shard {shard} moved again and again", failures={shard: ShardMovedError()})
+
+
+def _moved(router: Router, shard: int, epoch: int) -> bool:
+    def newer(found: ShardMap) -> bool:
+        return found.placement(shard).epoch != epoch
+
+    return router.watch.wait_for(newer, timeout_s=1.0) is not None
+
+
+class _Notes:
+    """Which shards are done, beside the file, replaced as a whole after each shard."""
+
+    def __init__(self, target: Path, query: str, kind: str) -> None:
+        self._path = target.with_name(target.name + ".progress")
+        self._same = hashlib.sha256(f"{kind}\0{query}".encode()).hexdigest()
+        self.done: dict[int, int] = {}
+        self.rows, self.columns = 0, []  # type: int, list[str]
+        if self._path.exists():
+            known = json.loads(self._path.read_text("utf-8"))
+            if known["query"] != self._same:
+                raise SettingsError(
+                    f"{target} was begun with another query or format; nothing was changed. Finish that, or remove {self._path}"
+                )
+            self.done = {int(shard): size for shard, size in known["done"].items()}
+            self.rows, self.columns = known["rows"], known["columns"]
+        elif target.exists():
+            raise SettingsError(f"{target} exists already; nothing was changed. Name another file, or remove it")
+
+    def keep(self) -> None:
+        new = self._path.with_name(self._path.name + ".new")
+        with new.open("w", encoding="utf-8") as file:
+            json.dump({"query": self._same, "done": self.done, "rows": self.rows, "columns": self.columns}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._path)
+
+    def forget(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def check(self, shard: int, columns: list[str]) -> None:
+        if self.columns and columns != self.columns:
+            raise FanOutError(f"shard {shard} has the columns {', '.join(columns)}, others have {', '.join(self.columns)}")
+        self.columns = columns
+
+
+class _Lines:
+    """One file of lines."""
+
+    def __init__(self, target: Path, query: str, kind: str) -> None:
+        self._notes, self._csv = _Notes(target, query, kind), kind == "csv"
+        self._notes.keep()
+        self._file = target.open("r+b" if target.exists() else "w+b")
+        self._file.truncate(max(self._notes.done.values(), default=0))
+        self._file.seek(0, io.SEEK_END)
+        self._fresh = 0
+
+    @property
+    def done(self) -> dict[int, int]:
+        return self._notes.done
+
+    @property
+    def rows(self) -> int:
+        return self._notes.rows
+
+    def begin(self, shard: int, columns: list[str]) -> None:
+        first = not self._notes.columns
+        self._notes.check(shard, columns)
+        self._file.seek(max(self.done.values(), default=0))
+        self._file.truncate()
+        self._fresh = 0
+        if self._csv and (first or self._file.tell() == 0):
+            self._write_csv([columns])
+
+    def write(self, rows: Sequence[Row]) -> None:
+        self._fresh += len(rows)
+        if self._csv:
+            self._write_csv(rows)
+        else:
+            lines = (json.dumps(dict(zip(self._notes.columns, row, strict=True)), default=_plain) for row in rows)
+            self._file.write("".join(f"{line}\n" for line in lines).encode())
+
+    def end(self, shard: int) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._notes.done[shard] = self._file.tell()
+        self._notes.rows += self._fresh
+        self._notes.keep()
+
+    def finish(self) -> None:
+        self._notes.forget()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write_csv(self, rows: Sequence[Sequence[Any]]) -> None:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([[_cell(value) for value in row] for row in rows])
+        self._file.write(text.getvalue().encode())
+
+
+class _Parts:
+    """A directory with one Parquet file for each shard."""
+
+    def __init__(self, target: Path, query: str, kind: str) -> None:
+        try:
+            import pyarrow as pa
+            from pyarrow import parquet
+        except ImportError as exc:
+            raise SettingsError('Parquet files need pyarrow: pip install "shardkit[parquet]"; nothing was written') from exc
+        self._pa: Any = pa
+        self._parquet: Any = parquet
+        self._notes, self._target = _Notes(target, query, kind), target
+        self._notes.keep()
+        target.mkdir(exist_ok=True)
+        self._batches: list[Any] = []
+
+    @property
+    def done(self) -> dict[int, int]:
+        return self._notes.done
+
+    @property
+    def rows(self) -> int:
+        return self._notes.rows
+
+    def begin(self, shard: int, columns: list[str]) -> None:
+        self._notes.check(shard, columns)
+        self._batches = []
+
+    def write(self, rows: Sequence[Row]) -> None:
+        named = [dict(zip(self._notes.columns, map(_arrow, row), strict=True)) for row in rows]
+        self._batches.append(self._pa.Table.from_pylist(named))
+
+    def end(self, shard: int) -> None:
+        rows = sum(batch.num_rows for batch in self._batches)
+        if rows:
+            table = self._pa.concat_tables(self._batches, promote_options="permissive")
+            part = self._target / f"shard-{shard:04d}.parquet"
+            self._parquet.write_table(table, part.with_suffix(".new"))
+            part.with_suffix(".new").replace(part)
+        self._notes.done[shard] = rows
+        self._notes.rows += rows
+        self._notes.keep()
+
+    def finish(self) -> None:
+        self._notes.forget()
+
+    def close(self) -> None:
+        self._batches = []
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value, default=_plain) if isinstance(value, dict | list) else _plain(value)
+
+
+def _arrow(value: Any) -> Any:
+    return (
+        json.dumps(value, default=_plain)
+        if isinstance(value, dict | list)
+        else str(value)
+        if isinstance(value, UUID)
+        else value
+    )
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case datetime() | date():
+            return value.isoformat()
+        case Decimal() | UUID():
+            return str(value)
+        case bytes() | memoryview():
+            return f"\\x{bytes(value).hex()}"
+        case None | int() | float() | str():
+            return value
+    return str(value)

@@ -1,0 +1,100 @@
+"""Copies rows as they were at a slot's snapshot: binary COPY piped from one server to the other, with no step per row but
+libpq's.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+from psycopg import pq, sql
+
+from shardkit.errors import MoveRefusedError
+from shardkit.move.ends import End, wait_for_answer
+from shardkit.move.structure import Table
+
+BLOCK: Final = 128 * 1024
+Copied = Callable[[int], None]
+"""Hears how many more bytes were copied."""
+
+
+@contextmanager
+def slot_with_snapshot(end: End, slot: str, *, timeout_s: float) -> Iterator[str]:
+    """Make *slot*; inside the block its snapshot can be used. Raises MoveRefusedError when old transactions stay open too
+    long.
+    """
+    with end.connect(replication="database") as connection:
+        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export')").format(sql.Identifier(slot))
+        results = wait_for_answer(connection, command, timeout_s=timeout_s)
+        if results is None:
+            raise MoveRefusedError(
+                f"server {end.name!r} has write transactions that have been open for {timeout_s:g} s, and a replication "
+                "slot has to wait "
+                "for all of them: end them (see pg_stat_activity, oldest xact_start), then resume"
+            )
+        name = results[0].get_value(0, 2)
+        assert name is not None
+        yield name.decode()
+
+
+def copy_tables(source: End, target: End, schema: str, tables: Sequence[Table], *, snapshot: str, copied: Copied) -> None:
+    """Copy all rows of *tables*, as *snapshot* sees them."""
+    reader, writer = source.on("copy"), target.on("copy")
+    with reader.transaction():
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        reader.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+        with writer.transaction():
+            for table in tables:
+                columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
+                out = sql.SQL("COPY (SELECT {} FROM ONLY {}) TO STDOUT (FORMAT binary)").format(columns, table.within(schema))
+                into = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(table.within(schema), columns)
+                if table.columns:
+                    _pipe(reader, out, writer, into, copied)
+    source.close("copy")
+    target.close("copy")
+
+
+def _pipe(
+    reader: psycopg.Connection[Any], out: sql.Composed, writer: psycopg.Connection[Any], into: sql.Composed, copied: Copied
+) -> None:
+    source, target = reader.pgconn, writer.pgconn
+    _begin(source, out.as_bytes(reader), pq.ExecStatus.COPY_OUT)
+    _begin(target, into.as_bytes(writer), pq.ExecStatus.COPY_IN)
+    block = bytearray()
+    while True:
+        count, data = source.get_copy_data(1)
+        if count > 0:
+            block += data
+            if len(block) < BLOCK:
+                continue
+        elif count == 0:
+            if not select.select([source.socket], [], [], 1.0)[0]:
+                continue
+            source.consume_input()
+            continue
+        if block:
+            target.put_copy_data(bytes(block))
+            copied(len(block))
+            block.clear()
+        if count < 0:
+            break
+    _check(source.get_result())
+    target.put_copy_end()
+    _check(target.get_result())
+    for wire in (source, target):
+        while wire.get_result():
+            pass
+
+
+def _begin(wire: Any, command: bytes, expected: pq.ExecStatus) -> None:
+    result = wire.exec_(command)
+    if result.status != expected:
+        raise psycopg.errors.error_from_result(result)
+
+
+def _check(result: Any) -> None:
+    if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+        raise psycopg.errors.error_from_result(result)

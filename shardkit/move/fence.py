@@ -1,0 +1,150 @@
+"""The fence: a short transaction on the source that holds writers off, and ends with the rename that closes the shard there.
+
+Everything has the budget's rest as its limit, on the server too: should this process stop in the middle, PostgreSQL ends the
+transaction by itself and lets the writers go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from psycopg import errors, sql
+
+from shardkit.core.moving import Busy, LostContact
+from shardkit.core.names import GUARD_TRIGGER
+from shardkit.move.ends import SQL, End
+from shardkit.move.structure import Table, stamp
+
+OLD_MS: Final = 50.0
+"""A transaction open for longer is waited for before writers are held off at all; but not for ever, hence the next line."""
+EVEN_SO: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """A transaction that the fence has to wait for, open for *age_ms*."""
+
+    pid: int
+    age_ms: float
+    state: str
+    user: str
+    application: str
+
+
+@dataclass(slots=True)
+class Fence:
+    """The fence of *schema* on the source, tried again and again; ``stamp`` is what its structure was when it was compared."""
+
+    source: End
+    schema: str
+    next_schema: str
+    tables: Sequence[Table]
+    stamp: str
+    budget_ms: int
+    began: float = 0.0
+    deadline: float = 0.0
+    waited_ms: float = 0.0
+
+    def warm_up(self) -> None:
+        """Do on the fence's connection what will be done under the lock, so that nothing is done there for the first time."""
+        self._stamp()
+        self.blockers()
+
+    def _stamp(self) -> tuple[str, int]:
+        return stamp(self.source.on("fence"), self.schema, self.tables)
+
+    def blockers(self) -> list[Blocker]:
+        """Transactions that hold a lock on the shard's tables, the oldest first."""
+        rows = self.source.on().execute(SQL["blockers"], {"tables": [table.oid for table in self.tables]})
+        return [Blocker(*row) for row in rows]
+
+    def lock(self, wait_ms: int, *, attempt: int) -> None:
+        """Hold writers off. Raises Busy, with no writer held off, while old transactions are open (but not in every
+        EVEN_SO-th try).
+        """
+        if attempt % EVEN_SO and any(blocker.age_ms > OLD_MS for blocker in self.blockers()):
+            raise Busy
+        connection = self.source.on("fence")
+        self.began = time.monotonic()
+        self.deadline = self.began + self.budget_ms / 1000
+        commands = [
+            sql.SQL("BEGIN"),
+            sql.SQL("SET LOCAL lock_timeout = {}").format(wait_ms),
+            sql.SQL("SET LOCAL idle_in_transaction_session_timeout = {}").format(self.budget_ms),
+            sql.SQL("SET LOCAL statement_timeout = {}").format(self.budget_ms),
+        ]
+        if self.tables:
+            names = sql.SQL(", ").join(table.within(self.schema) for table in self.tables)
+            commands.append(sql.SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(names))
+        try:
+            connection.execute(sql.SQL("; ").join(commands))
+        except (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled) as exc:
+            raise Busy from exc
+        self.waited_ms = (time.monotonic() - self.began) * 1000
+        now, making = self._stamp()
+        if making:
+            raise Busy  # somebody is making something in the schema, and has not committed
+        if now != self.stamp:
+            raise StructureChanged
+
+    def commit(self) -> None:
+        """Close the shard: refuse writes to its tables, give it the name of the next epoch, commit. Raises LostContact if
+        unsure.
+        """
+        guards = [guard(self.schema, table) for table in self.tables]
+        rename = sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(self.schema), sql.Identifier(self.next_schema))
+        strong = sql.SQL(
+            "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN "
+            "('off', 'local')"
+        )
+        if time.monotonic() > self.deadline:
+            raise Busy
+        try:
+            self.source.on("fence").execute(sql.SQL("; ").join([*guards, strong, rename, sql.SQL("COMMIT")]))
+        except psycopg.Error as exc:
+            raise LostContact(str(exc)) from exc
+
+    def unlock(self) -> None:
+        """Let writers go on."""
+        with contextlib.suppress(psycopg.Error):
+            self.source.on("fence").execute("ROLLBACK")
+        connection = self.source.on("fence")
+        if connection.info.transaction_status:
+            self.source.close("fence")
+
+
+class StructureChanged(Exception):  # noqa: N818  the runner says what changed
+    """Somebody changed the shard's structure since it was compared."""
+
+
+def guard(schema: str, table: Table) -> sql.Composed:
+    """The trigger that refuses writes to a copy; a subscription passes it."""
+    return sql.SQL(
+        "CREATE OR REPLACE TRIGGER {} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {} "
+        "FOR EACH STATEMENT EXECUTE FUNCTION shardkit.refuse_writes()"
+    ).format(sql.Identifier(GUARD_TRIGGER), table.within(schema))
+
+
+def unguard(schema: str, table: Table) -> sql.Composed:
+    """Take it away."""
+    return sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(sql.Identifier(GUARD_TRIGGER), table.within(schema))
+
+
+def open_schema(end: End, schema: str, next_schema: str, tables: Sequence[Table], *, timeout_ms: int) -> None:
+    """Take the guards off and give the copy the next epoch's name, in one message."""
+    connection: psycopg.Connection[Any] = end.on()
+    rename = sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(schema), sql.Identifier(next_schema))
+    begin = sql.SQL("BEGIN; SET LOCAL lock_timeout = {}").format(sql.Literal(timeout_ms))
+    try:
+        connection.execute(
+            sql.SQL("; ").join([begin, *(unguard(schema, table) for table in tables), rename, sql.SQL("COMMIT")])
+        )
+    except psycopg.Error:
+        with contextlib.suppress(psycopg.Error):
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,50 @@
+"""What an operator may say about a move, and what a move says while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shardkit.core.moving import FencePolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveOptions:
+    """``budget_ms``: the longest that writers are held off at a time. ``soak``: keep the old place as a follower, for a
+    rollback.
+    """
+
+    budget_ms: int = 250
+    kill_blockers_after_s: float | None = None
+    """End transactions that keep the fence waiting once they are open for so long; None: wait for them."""
+    give_up_after_s: float = 600.0
+    """How long the fence is tried for before the move stops (it can be resumed)."""
+    slot_timeout_s: float = 60.0
+    """How long open write transactions may keep a slot from being made."""
+    wal_limit: int = 16 << 30
+    """Bytes of WAL the move may hold back on the source before it is aborted."""
+    soak: bool = True
+    lag_ms: float = 50.0
+    """How quickly a mark has to arrive before the fence is tried."""
+    throttle: Callable[[Progress], float] | None = None
+    """Asked after every block that is copied: seconds to pause, by whatever the source's load is."""
+
+    @property
+    def policy(self) -> FencePolicy:
+        """The fence's tries."""
+        return FencePolicy(budget_ms=self.budget_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a move is: the journal's step, bytes or rows of it done, and how far the target is behind, in milliseconds."""
+
+    move_id: int
+    step: str
+    done: int = 0
+    total: int = 0
+    lag_ms: float | None = None
+    note: str = ""
+
+
+Report = Callable[[Progress], None]

@@ -1,0 +1,119 @@
+"""Many moves after one plan: which shards should go where, and carrying them there a few at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Literal
+
+from shardkit.catalog.changes import set_server_state
+from shardkit.catalog.journal import Move, busy_shards
+from shardkit.catalog.rows import load_map
+from shardkit.core.names import schema_name
+from shardkit.core.placement import Plan, PlannedMove, plan
+from shardkit.core.shardmap import ServerState, ShardMap
+from shardkit.db.connect import connect_admin, server_url
+from shardkit.errors import ShardKitError
+from shardkit.move.options import MoveOptions, Report
+from shardkit.move.run import begin, go_on, silent
+from shardkit.settings import Settings
+from shardkit.sql import statements
+
+By = Literal["count", "bytes"]
+Done = Callable[[PlannedMove, "Move | ShardKitError"], None]
+
+
+def make_plan(settings: Settings, *, by: By = "count", without: str | None = None) -> Plan:
+    """The moves that would make servers even, by number of shards or by bytes; *without*: that empty the server so named."""
+    with connect_admin(settings.catalog_url, settings) as catalog:
+        shardmap = load_map(catalog)
+        busy = busy_shards(catalog)
+    weights = {
+        name: server.weight
+        for name, server in shardmap.servers.items()
+        if server.state is ServerState.ACTIVE and name != without
+    }
+    current: dict[int, str | None] = {
+        shard: place.server
+        for shard, place in shardmap.placements.items()
+        if shard not in busy and shardmap.server(place.server).state is not ServerState.DOWN
+    }
+    if without is not None:
+        shardmap.server(without)
+    return plan(current, weights, loads=sizes(settings, shardmap) if by == "bytes" else None)
+
+
+def sizes(settings: Settings, shardmap: ShardMap) -> dict[int, float]:
+    """Bytes of each shard, asked of its server."""
+    found: dict[int, float] = {}
+    for name, server in shardmap.servers.items():
+        if server.state is ServerState.DOWN:
+            continue
+        names = {schema_name(s, shardmap.placement(s).epoch): s for s in shardmap.shards_on(name)}
+        with connect_admin(server_url(server, settings), settings, name=f"server {name!r}") as connection:
+            for schema, size in connection.execute(statements("server")["shard_schemas"]):
+                if schema in names:
+                    found[names[schema]] = float(size)
+    return found
+
+
+def drain(settings: Settings, server: str) -> None:
+    """Let *server* get no more shards; moving its shards away is a rebalance after that."""
+    with connect_admin(settings.catalog_url, settings) as catalog:
+        load_map(catalog).server(server)
+        set_server_state(catalog, server, ServerState.DRAINING)
+
+
+def carry_out(
+    settings: Settings,
+    moves: tuple[PlannedMove, ...],
+    *,
+    parallel: int = 1,
+    options: MoveOptions | None = None,
+    report: Report = silent,
+    done: Done = lambda _planned, _outcome: None,
+) -> tuple[int, list[ShardKitError]]:
+    """Move what was planned, *parallel* at a time, no server in two copies at once where that can be helped.
+
+    A move that fails does not stop the others. Gives how many were done, and the errors.
+    """
+    options = options or MoveOptions(soak=False)
+    left, failed, finished = list(moves), [], 0
+    busy: Counter[str] = Counter()
+    with ThreadPoolExecutor(parallel) as pool:
+        running: dict[Future[Move], PlannedMove] = {}
+        try:
+            while left or running:
+                for planned in _next(left, busy, room=parallel - len(running)):
+                    left.remove(planned)
+                    busy.update(_servers(planned))
+                    running[pool.submit(_one, settings, planned, options, report)] = planned
+                ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    planned = running.pop(future)
+                    busy.subtract(_servers(planned))
+                    try:
+                        done(planned, future.result())
+                        finished += 1
+                    except ShardKitError as exc:
+                        failed.append(exc)
+                        done(planned, exc)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return finished, failed
+
+
+def _one(settings: Settings, planned: PlannedMove, options: MoveOptions, report: Report) -> Move:
+    move = begin(settings, planned.shard, planned.target, options=options)
+    return go_on(settings, move.id, options=options, report=report)
+
+
+def _next(left: list[PlannedMove], busy: Mapping[str, int], *, room: int) -> Iterator[PlannedMove]:
+    """Up to *room* moves, those between idle servers first."""
+    yield from sorted(left, key=lambda planned: sum(busy[name] for name in _servers(planned)))[:room]
+
+
+def _servers(planned: PlannedMove) -> list[str]:
+    return [name for name in (planned.source, planned.target) if name is not None]

@@ -1,0 +1,259 @@
+"""The effects that switch over: compare, fence, open, flip, follow."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import psycopg
+from psycopg import errors
+
+from shardkit.catalog.journal import Journal
+from shardkit.core import moving as m
+from shardkit.core.names import ID_ORIGIN_SEQUENCE, ID_SEQUENCE
+from shardkit.db.connect import connect_admin
+from shardkit.errors import FenceTimeoutError, MoveInterruptedError, ShardKitError
+from shardkit.move import objects
+from shardkit.move.ends import SQL
+from shardkit.move.fence import Blocker, Fence, StructureChanged, open_schema
+from shardkit.move.probe import Probe
+from shardkit.move.stream import ChangeStream
+from shardkit.move.structure import stamp, tables_of
+from shardkit.move.verify import Verifier
+from shardkit.move.work import Work
+
+FEW_PENDING: Final = 100
+ROUNDS: Final = 6
+FLIP_TIMEOUT_S: Final = 120.0
+
+
+class Switching:
+    """Comparison, fence and flip; ``close`` leaves no thread and no open fence behind."""
+
+    def __init__(self, work: Work) -> None:
+        self.w = work
+        self._verifier: Verifier | None = None
+        self._fence: Fence | None = None
+        self._probe: Probe | None = None
+        self._marks = (0, 0)
+        self._applied_on: Any = None
+        self._fencing_since = 0.0
+        self._attempt = 1
+        self._pool = ThreadPoolExecutor(1)
+        self.effects: dict[type[m.Effect], Callable[[Any], Any]] = {
+            m.CatchUp: self._catch_up, m.Verify: self._verify, m.AskFence: self._ask_fence, m.Lock: self._lock,
+            m.Mark: self._mark, m.AwaitMark: self._await_mark, m.VerifyChanged: self._verify_changed,
+            m.CarrySequences: self._carry_sequences, m.CommitFence: self._commit_fence, m.Unlock: self._unlock,
+            m.LetThrough: self._let_through, m.Open: self._open, m.Flip: self._flip, m.Follow: self._follow,
+        }  # fmt: skip
+
+    def close(self) -> None:
+        """End threads and the fence's transaction."""
+        if self._probe is not None:
+            self._probe.finish(flipped=False)
+            self._probe = None
+        self.w.source.close("fence")
+        if self._verifier is not None:
+            self._verifier.close()
+            self._verifier = None
+        self._applied_on = None
+
+    def _catch_up(self, _: m.CatchUp) -> None:
+        while (lag_ms := self.w.mark_and_wait()) > self.w.options.lag_ms:
+            self.w.tell("stream", lag_ms=lag_ms)
+            self.w.watch_wal()
+
+    def _verify(self, _: m.Verify) -> None:
+        tables = tables_of(self.w.source.on(), self.w.schema)
+        mark = stamp(self.w.source.on(), self.w.schema, tables)[0]
+        self.w.same_structure()
+        self.w.journal.register(self.w.source.name, "schema", self.w.next_schema)
+        self._fence = Fence(self.w.source, self.w.schema, self.w.next_schema, tables, mark, self.w.options.budget_ms)
+        if self._verifier is not None:
+            self._verifier.close()
+        timeout_s = self.w.options.slot_timeout_s
+        changes = ChangeStream(
+            self.w.source, slot=f"{self.w.out}_v", publication=self.w.out, tables=tables, timeout_s=timeout_s
+        )
+        watch = ChangeStream(
+            self.w.target, slot=f"{self.w.back}_v", publication=self.w.back, tables=tables, timeout_s=timeout_s
+        )
+        self._verifier = Verifier(self.w.source, self.w.target, self.w.schema, tables, changes, watch)
+        began, total = time.monotonic(), sum(table.rows for table in tables)
+        verifier = self._verifier
+        verifier.everything(lambda _more: self.w.tell("verify", done=verifier.rows, total=max(total, verifier.rows)))
+        self._fence.warm_up()
+        self.w.target.one("last_mark", lane=self.w.back, on="marks")
+        self._carry_sequences(m.CarrySequences(m.ID_MARGIN))  # the same, for the first time
+        predicted = self._settle(verifier)
+        self.w.facts |= {
+            "rows": verifier.rows,
+            "verify_s": round(time.monotonic() - began, 3),
+            "predicted_ms": round(predicted, 1),
+        }
+        self._fencing_since = time.monotonic()
+        if tables and self._probe is None:
+            self._probe = Probe(
+                self.w.source, self.w.target, schema=self.w.schema, next_schema=self.w.next_schema, table=tables[0].name
+            )
+
+    def _settle(self, verifier: Verifier) -> float:
+        """Compare what is pending until little is; milliseconds of the last round, which is what the fence will do too."""
+        for _ in range(ROUNDS):
+            began = time.monotonic()
+            pending = verifier.again(mark=self.w.mark_and_wait)
+            took = (time.monotonic() - began) * 1000
+            if pending <= FEW_PENDING:
+                break
+        return took + 3.0
+
+    def _ask_fence(self, _: m.AskFence) -> bool:
+        return bool(self.w.source.one("schema_exists", schema=self.w.next_schema))
+
+    def _lock(self, effect: m.Lock) -> None:
+        if self._verifier is None or self._fence is None:  # contact was lost meanwhile
+            self._verify(m.Verify())
+        assert self._fence is not None
+        self.w.facts["tries"] = self.w.facts.get("tries", 0) + 1
+        try:
+            self._fence.lock(effect.wait_ms, attempt=self._attempt)
+        except StructureChanged:
+            self._fence.unlock()
+            self.w.same_structure()
+            if self._verifier is not None:
+                self._verifier.close()
+            self._verifier = None
+            raise m.Busy from None  # an index came and the target has it too? then it is compared again
+
+    def _mark(self, _: m.Mark) -> None:
+        there = self._pool.submit(self.w.target.one, "write_mark", lane=self.w.back, on="marks")
+        self._marks = (self.w.source.one("write_mark", lane=self.w.out), there.result())
+
+    def _await_mark(self, _: m.AwaitMark) -> None:
+        assert self._fence is not None
+        while (self.w.target.one("last_mark", lane=self.w.out) or 0) < self._marks[0]:
+            if time.monotonic() > self._fence.deadline:
+                raise m.Busy
+        self._applied_on = self.w.target.on()
+
+    def _verify_changed(self, _: m.VerifyChanged) -> None:
+        assert self._fence is not None
+        assert self._verifier is not None
+        deadline = self._fence.deadline
+        self._verifier.changes.wait_for_mark(self._marks[0], deadline=deadline)
+        self._verifier.watch.wait_for_mark(self._marks[1], deadline=deadline)
+        self._verifier.finally_equal(deadline=deadline)
+
+    def _carry_sequences(self, effect: m.CarrySequences) -> None:
+        given = {
+            "schema": self.w.schema,
+            "ids": ID_SEQUENCE,
+            "origin": ID_ORIGIN_SEQUENCE,
+            "id_margin": effect.margin,
+            "margin": m.SEQUENCE_MARGIN,
+        }
+        rows = self.w.source.on().execute(SQL["sequences"], given, prepare=True).fetchall()
+        if rows:
+            names, values = zip(*rows, strict=True)
+            self.w.target.on().execute(
+                SQL["set_sequences"], {"schema": self.w.schema, "names": list(names), "values": list(values)}, prepare=True
+            )
+
+    def _commit_fence(self, _: m.CommitFence) -> None:
+        assert self._fence is not None
+        self._fence.commit()
+
+    def _unlock(self, _: m.Unlock) -> None:
+        if self._fence is not None:
+            self._fence.unlock()
+
+    def _let_through(self, effect: m.LetThrough) -> None:
+        self._attempt = effect.attempt
+        blockers = self._fence.blockers() if self._fence is not None else []
+        if time.monotonic() - self._fencing_since > self.w.options.give_up_after_s:
+            raise FenceTimeoutError(
+                f"the fence could not be had within {self.w.options.budget_ms} ms in {effect.attempt - 1} tries. The "
+                "source goes on serving, "
+                f"and the target follows it. In the way: {_shown(blockers)}. Resume later, or with --kill-blockers-after"
+            )
+        self.w.tell("fence", note=f"try {effect.attempt}; in the way: {_shown(blockers)}")
+        limit = self.w.options.kill_blockers_after_s
+        for blocker in blockers:
+            if limit is not None and blocker.age_ms > limit * 1000:
+                self.w.source.one("end_session", pid=blocker.pid)
+        time.sleep(effect.pause_ms / 1000)
+        if self._verifier is not None:
+            self._settle(self._verifier)
+
+    def _open(self, _: m.Open) -> None:
+        began = time.monotonic()
+        if self._applied_on is not self.w.target.on():  # the target may have crashed since, and what it had applied been lost
+            self._await_applied(began)
+        if self.w.target.version < 160_000 and self.w.target.one("schema_exists", schema=self.w.schema):
+            self.w.target.one("advance_slot", name=self.w.back)
+        tables = self._fence.tables if self._fence is not None else tables_of(self.w.target.on(), self.w.schema)
+        while True:
+            try:
+                return open_schema(self.w.target, self.w.schema, self.w.next_schema, tables, timeout_ms=200)
+            except (errors.InvalidSchemaName, errors.UndefinedTable):
+                return None  # it is open
+            except (errors.LockNotAvailable, errors.DeadlockDetected):
+                if time.monotonic() - began > FLIP_TIMEOUT_S:
+                    raise
+
+    def _await_applied(self, began: float) -> None:
+        wanted = self.w.source.one("last_mark", lane=self.w.out) or 0
+        while (self.w.target.one("last_mark", lane=self.w.out) or 0) < wanted:
+            if time.monotonic() - began > FLIP_TIMEOUT_S:
+                raise MoveInterruptedError(
+                    "the target does not apply the last changes: look at its log, then resume; the shard is closed till then"
+                )
+            time.sleep(0.001)
+
+    def _flip(self, _: m.Flip) -> None:
+        began = time.monotonic()
+        while True:
+            try:
+                self.w.journal.flip()
+                break
+            except psycopg.OperationalError:
+                if time.monotonic() - began > FLIP_TIMEOUT_S:
+                    raise
+                self.w.tell("flip", note="the catalog does not answer; trying again")
+                time.sleep(0.2)
+                with contextlib.suppress(ShardKitError, psycopg.OperationalError):
+                    self.w.journal = Journal(
+                        connect_admin(self.w.settings.catalog_url, self.w.settings), self.w.journal.move.id
+                    )
+        if self._fence is not None and self._fence.began:
+            self.w.facts |= {
+                "held_ms": round((time.monotonic() - self._fence.began) * 1000, 1),
+                "lock_ms": round(self._fence.waited_ms, 1),
+            }
+        if self._probe is not None:
+            self.w.facts["stall_ms"] = round(self._probe.finish(flipped=True), 1)
+            self._probe = None
+        self.w.tell("follow")
+
+    def _follow(self, _: m.Follow) -> None:
+        if self._verifier is not None:
+            self._verifier.close()
+            self._verifier = None
+        objects.drop(self.w.target, "subscription", self.w.out)
+        objects.drop(self.w.source, "slot", self.w.out)
+        for found in self.w.journal.objects():
+            if found.name == self.w.out and found.kind in ("subscription", "slot"):
+                self.w.journal.gone(found)
+        self.w.subscription(self.w.source, self.w.back, publisher=self.w.target)
+        self.w.journal.note(self.w.facts)
+
+
+def _shown(blockers: Sequence[Blocker]) -> str:
+    if not blockers:
+        return "nobody now"
+    return "; ".join(
+        f"pid {b.pid} ({b.user}, {b.application or 'no name'}, {b.state}, {b.age_ms / 1000:.1f} s)" for b in blockers[:3]
+    )

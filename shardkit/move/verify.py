@@ -1,0 +1,223 @@
+"""Compares the rows of both sides by content: all of them by ranges of keys while writes go on, then only what changed since.
+
+A row's content is one 64-bit hash of its text; a range's is their sum, which no order of rows can change. What is unequal while
+writes go on may just be under way, so it becomes *pending*, like every key that changes after its range was compared. Under the
+fence nothing is under way: then every pending key has to be equal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, LiteralString, cast
+
+from psycopg import sql
+
+from shardkit.core.moving import Busy
+from shardkit.errors import NotEqualError
+from shardkit.move.ends import End
+from shardkit.move.pgoutput import Key
+from shardkit.move.stream import ChangeStream
+from shardkit.move.structure import Table
+
+RANGE_ROWS: Final = 20_000
+KEYS_AT_ONCE: Final = 5_000
+
+_RANGE: Final = sql.SQL(
+    "WITH part AS (SELECT {keys}, hashtextextended(t::text, 0) AS h FROM ONLY {table} t WHERE {lower} ORDER BY {keys} {limit}) "
+    "SELECT count(*), coalesce(sum(h::numeric), 0)::text, (SELECT ARRAY[{texts}] FROM part ORDER BY {descending} LIMIT "
+    "1) FROM part"
+)
+_ROWS: Final = sql.SQL("SELECT ARRAY[{texts}], hashtextextended(t::text, 0) FROM ONLY {table} t WHERE {lower}")
+_KEYS: Final = sql.SQL(
+    "SELECT ARRAY[{texts}], hashtextextended(t::text, 0) FROM ONLY {table} t JOIN unnest({arrays}) AS w ({names}) ON {join}"
+)
+
+
+@dataclass(slots=True)
+class Verifier:
+    """Verifies *tables* of *schema*; *changes* follows the source, *watch* the target, where only the stream may write."""
+
+    source: End
+    target: End
+    schema: str
+    tables: Sequence[Table]
+    changes: ChangeStream
+    watch: ChangeStream
+    pending: dict[str, dict[Key, int]] = field(default_factory=dict)
+    rows: int = 0
+    _doubted: dict[str, dict[Key, int]] = field(default_factory=dict)
+    _emptied: set[str] = field(default_factory=set)
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
+
+    def everything(self, compared: Callable[[int], object] = lambda _rows: None) -> None:
+        """Compare all ranges of all tables; what is unequal becomes pending. *compared* hears the number of rows."""
+        for table in self.tables:
+            self._table(table, compared)
+
+    def again(self, *, mark: Callable[[], object]) -> int:
+        """Compare what is pending; *mark* returns when all that was written before it is applied. How many keys stay pending.
+
+        Raises NotEqualError for a key that stays unequal and was not written to in between: nothing will make it equal.
+        """
+        for name in self._emptied | self.changes.take_emptied():
+            self._table(next(table for table in self.tables if table.name == name), lambda _rows: None)
+        self._emptied = set()
+        self._take()
+        before = {name: dict(keys) for name, keys in self.pending.items()}
+        mark()
+        self._compare()
+        self.nobody_else()
+        self._take()
+        for name, keys in self.pending.items():
+            for key, number in keys.items():
+                if before.get(name, {}).get(key) == number:
+                    if self._doubted.get(name, {}).get(key) == number:
+                        raise self._unequal(name, key)
+                    self._doubted.setdefault(name, {})[key] = number
+        return sum(map(len, self.pending.values()))
+
+    def finally_equal(self, *, deadline: float) -> None:
+        """Under the fence, with every change streamed: all pending keys are equal, or NotEqualError. Busy if it takes too
+        long.
+        """
+        if self._emptied or (emptied := self.changes.take_emptied()):
+            self._emptied |= emptied
+            raise Busy
+        self._take()
+        self._compare(deadline=deadline)
+        self.nobody_else()
+        for name, keys in self.pending.items():
+            for key in keys:
+                raise self._unequal(name, key)
+
+    def nobody_else(self) -> None:
+        """Raise NotEqualError if anybody but the stream wrote to the target."""
+        for name, key in self.watch.foreign.items():
+            raise NotEqualError(
+                f"somebody wrote to table {name} of the copy on {self.target.name!r} (key {_shown(key)}) while it was "
+                "being made: the "
+                "source goes on serving. Find out who, then `shardkit moves abort` and move again"
+            )
+
+    def close(self) -> None:
+        """Stop following."""
+        self.changes.close()
+        self.watch.close()
+        self._pool.shutdown()
+
+    def _take(self) -> None:
+        for name, keys in self.changes.take_changed().items():
+            self.pending.setdefault(name, {}).update(keys)
+
+    def _compare(self, *, deadline: float | None = None) -> None:
+        """Drop from ``pending`` what is equal on both sides."""
+        for table in self.tables:
+            keys = self.pending.get(table.name, {})
+            todo = list(keys)
+            for start in range(0, len(todo), KEYS_AT_ONCE):
+                if deadline is not None and time.monotonic() > deadline:
+                    raise Busy
+                part = todo[start : start + KEYS_AT_ONCE]
+                theirs = self._pool.submit(self._by_key, self.target, table, part)
+                ours = self._by_key(self.source, table, part)
+                there = theirs.result()
+                for key in part:
+                    if ours.get(key) == there.get(key):
+                        del keys[key]
+            if not keys:
+                self.pending.pop(table.name, None)
+
+    def _by_key(self, end: End, table: Table, keys: Sequence[Key]) -> dict[Key, int]:
+        names = [sql.Identifier(f"k{n}") for n in range(len(table.key))]
+        query = _KEYS.format(
+            texts=_texts(table),
+            table=table.within(self.schema),
+            names=sql.SQL(", ").join(names),
+            arrays=sql.SQL(", ").join(sql.SQL("%s::text[]::{}").format(_type(f"{kind}[]")) for kind in table.key_types),
+            join=sql.SQL(" AND ").join(
+                sql.SQL("t.{} = w.{}").format(sql.Identifier(column), name)
+                for column, name in zip(table.key, names, strict=True)
+            ),
+        )
+        columns = [[key[n] for key in keys] for n in range(len(table.key))]
+        return {tuple(key): h for key, h in end.on("verify").execute(query, columns, prepare=True)}
+
+    def _table(self, table: Table, compared: Callable[[int], object]) -> None:
+        lower: Key | None = None
+        ahead = None
+        while True:
+            count, total, last = self._range(self.source, table, lower, None)
+            upper = tuple(last) if last and count == RANGE_ROWS else None
+            if ahead is not None:
+                self._judge(table, *ahead)
+            ahead = (lower, upper, count, total, self._pool.submit(self._range, self.target, table, lower, upper))
+            compared(count)
+            self.rows += count
+            if upper is None:
+                self._judge(table, *ahead)
+                return
+            lower = upper
+
+    def _judge(self, table: Table, lower: Key | None, upper: Key | None, count: int, total: str, theirs: Any) -> None:
+        if theirs.result()[:2] == (count, total):
+            return
+        rows = _ROWS.format(texts=_texts(table), table=table.within(self.schema), lower=_within(table, lower, upper))
+        ours, there = ({tuple(key): h for key, h in end.on("verify").execute(rows)} for end in (self.source, self.target))
+        unequal = {key: 0 for key in ours.keys() | there.keys() if ours.get(key) != there.get(key)}
+        self.pending.setdefault(table.name, {}).update(
+            {k: v for k, v in unequal.items() if k not in self.pending.get(table.name, {})}
+        )
+
+    def _range(self, end: End, table: Table, lower: Key | None, upper: Key | None) -> tuple[int, str, list[str] | None]:
+        keys = [sql.Identifier(column) for column in table.key]
+        query = _RANGE.format(
+            keys=sql.SQL(", ").join(keys),
+            table=table.within(self.schema),
+            lower=_within(table, lower, upper),
+            limit=sql.SQL("LIMIT {}").format(RANGE_ROWS) if upper is None else sql.SQL(""),
+            texts=sql.SQL(", ").join(sql.SQL("{}::text").format(key) for key in keys),
+            descending=sql.SQL(", ").join(sql.SQL("{} DESC").format(key) for key in keys),
+        )
+        row = end.on("verify").execute(query).fetchone()
+        assert row is not None
+        return row[0], row[1], row[2]
+
+    def _unequal(self, name: str, key: Key) -> NotEqualError:
+        return NotEqualError(
+            f"table {name}: the row with key {_shown(key)} is not the same on {self.source.name!r} and "
+            f"{self.target.name!r}: the source "
+            "goes on serving, nothing was switched over. `shardkit moves abort` drops the copy"
+        )
+
+
+def _texts(table: Table) -> sql.Composed:
+    return sql.SQL(", ").join(sql.SQL("t.{}::text").format(sql.Identifier(column)) for column in table.key)
+
+
+def _within(table: Table, lower: Key | None, upper: Key | None) -> sql.Composable:
+    keys = sql.SQL(", ").join(sql.Identifier("t", column) for column in table.key)
+    bounds = [(sql.SQL(">"), lower), (sql.SQL("<="), upper)]
+    parts = [
+        sql.SQL("({}) {} ({})").format(keys, sign, _values(table.key_types, bound))
+        for sign, bound in bounds
+        if bound is not None
+    ]
+    return sql.SQL(" AND ").join(parts) if parts else sql.SQL("true")
+
+
+def _values(types: Iterable[str], values: Key) -> sql.Composed:
+    return sql.SQL(", ").join(
+        sql.SQL("CAST({} AS {})").format(sql.Literal(value), _type(kind)) for value, kind in zip(values, types, strict=True)
+    )
+
+
+def _type(name: str) -> sql.SQL:
+    """A type's name as PostgreSQL's format_type wrote it."""
+    return sql.SQL(cast("LiteralString", name))  # type: ignore[redundant-cast]  # mypy takes it for str
+
+
+def _shown(key: Key) -> str:
+    return ", ".join(str(part) for part in key) or "unknown"

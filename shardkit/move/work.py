@@ -1,0 +1,127 @@
+"""What every effect of a move works with: the two servers, the names, the journal, and the way to say how it goes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from psycopg import sql
+
+from shardkit.catalog.journal import Journal
+from shardkit.core.names import MARKS_TABLE, SERVER_SCHEMA, schema_name, session_name, stream_name
+from shardkit.core.shardmap import ShardMap
+from shardkit.db.connect import server_url
+from shardkit.errors import MoveError, NotEqualError
+from shardkit.move import checks
+from shardkit.move.ends import SQL, End
+from shardkit.move.options import MoveOptions, Progress, Report
+from shardkit.move.structure import differences, structure_of, tables_of
+from shardkit.settings import Settings
+
+STUCK_S: Final = 30.0
+
+
+class Work:
+    """One session's work on one move. ``out`` names the stream that carries it, ``back`` the one for the way back."""
+
+    def __init__(self, settings: Settings, journal: Journal, shardmap: ShardMap, options: MoveOptions, report: Report) -> None:
+        self.settings, self.journal, self.map = settings, journal, shardmap
+        self.options, self._report = options, report
+        move = journal.move
+        self.schema, self.next_schema = schema_name(move.shard, move.epoch), schema_name(move.shard, move.epoch + 1)
+        cluster, streams = shardmap.cluster_id, move.of_move or move.id
+        self.out, self.back = (
+            stream_name(cluster, streams, way) for way in (("back", "out") if move.of_move else ("out", "back"))
+        )
+        session = session_name(cluster, move.id)
+        self.ends = {
+            name: End(name, server_url(shardmap.server(name), settings), settings, session=session)
+            for name in (move.source, move.target)
+        }
+        self.source, self.target = self.ends[move.source], self.ends[move.target]
+        self.facts: dict[str, Any] = {}
+
+    def tell(self, step: str, **known: Any) -> Progress:
+        """Report progress."""
+        progress = Progress(self.journal.move.id, step, **known)
+        self._report(progress)
+        return progress
+
+    def site(self) -> checks.Site:
+        """What is to be moved, as it is now."""
+        move = self.journal.move
+        return checks.site_of(self.source, self.target, move.shard, move.epoch, self.options)
+
+    def publication(self, end: End, name: str) -> None:
+        """Make the publication *name* of the shard on *end*, unless it is there."""
+        self.journal.register(end.name, "publication", name)
+        if end.one("publication_exists", name=name):
+            return
+        tables = [table.within(self.schema) for table in tables_of(end.on(), self.schema)]
+        marks = sql.SQL("{} WHERE (lane = {})").format(sql.Identifier(SERVER_SCHEMA, MARKS_TABLE), sql.Literal(name))
+        end.on().execute(
+            sql.SQL("CREATE PUBLICATION {} FOR TABLE {}").format(sql.Identifier(name), sql.SQL(", ").join([*tables, marks]))
+        )
+
+    def subscription(self, end: End, name: str, *, publisher: End) -> None:
+        """Let *end* apply what *publisher* sends through the stream *name*, unless it does already."""
+        self.journal.register(end.name, "subscription", name)
+        if end.one("subscription_exists", name=name):
+            return
+        origin = sql.SQL(", origin = none") if min(end.version, publisher.version) >= 160_000 else sql.SQL("")
+        end.on().execute(
+            sql.SQL(
+                "CREATE SUBSCRIPTION {0} CONNECTION {1} PUBLICATION {0} WITH (copy_data = false, create_slot = false, "
+                "slot_name = {0}{2})"
+            ).format(sql.Identifier(name), sql.Literal(str(publisher.conninfo_of_subscription())), origin)
+        )
+
+    def mark_and_wait(self) -> float:
+        """Milliseconds that a mark takes to the target."""
+        began = time.monotonic()
+        n = self.source.one("write_mark", lane=self.out)
+        stuck = began + STUCK_S
+        while (self.target.one("last_mark", lane=self.out) or 0) < n:
+            if time.monotonic() > stuck:
+                self.watch_wal()
+                self._why_stuck()
+                stuck = time.monotonic() + STUCK_S
+            waited = time.monotonic() - began
+            if waited > 0.5:
+                self.tell("stream", lag_ms=waited * 1000)
+            time.sleep(0.0005 if waited < 0.05 else 0.02)
+        return (time.monotonic() - began) * 1000
+
+    def _why_stuck(self) -> None:
+        """Raise if the apply worker fails again and again."""
+        row = self.target.on().execute(SQL["subscription_lag"], {"name": self.out}).fetchone()
+        if row is not None and (row[2] or 0) > 0:
+            self.same_structure()
+            raise MoveError(
+                f"the target cannot apply the source's changes ({row[2]} errors; its log says why): the source goes on "
+                "serving. Correct it "
+                "and resume, or abort"
+            )
+
+    def watch_wal(self) -> None:
+        """Raise MoveError where the stream is broken, or holds back more WAL on the source than allowed."""
+        row = self.source.on().execute(SQL["slot"], {"name": self.out}).fetchone()
+        if row is None or row[2] == "lost":
+            raise MoveError(
+                f"the slot {self.out} is gone from the source: abort the move and begin again; the source goes on serving"
+            )
+        if (row[1] or 0) > self.options.wal_limit:
+            raise MoveError(
+                f"the move holds back {row[1] >> 20} MB of WAL on the source, more than its limit: the target is too "
+                "slow. The source goes on "
+                "serving; `shardkit moves abort` frees the WAL"
+            )
+
+    def same_structure(self) -> None:
+        """Raise NotEqualError unless both sides are made alike."""
+        found = differences(structure_of(self.source.on(), self.schema), structure_of(self.target.on(), self.schema))
+        if found:
+            raise NotEqualError(
+                "the structure of the shard changed while it was moving: the source goes on serving. Abort, and move "
+                "again:\n  - " + "\n  - ".join(found) + "\n"
+            )

@@ -1,0 +1,259 @@
+"""Which statements shards may answer each for itself: whatever the merge could get wrong is refused, with the reason.
+
+A tenant lives in one shard, so what stays inside a tenant stays inside a shard. A statement is let through if each of its
+scoped tables is tied to the others by equality of tenant or along a foreign key, and every function in it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from sqlalchemy import Table
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    BooleanClauseList,
+    ColumnClause,
+    Grouping,
+    Over,
+    TextClause,
+    WithinGroup,
+)
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import (
+    CTE,
+    Alias,
+    CompoundSelect,
+    Join,
+    ScalarSelect,
+    Select,
+    SelectBase,
+    Subquery,
+    TableSample,
+    TextualSelect,
+)
+
+from shardkit.db.classify import PURE_FUNCTIONS
+from shardkit.db.scatter import SHARD_MARK
+from shardkit.errors import FanOutRefusedError
+
+AGGREGATES: Final = frozenset({"count", "sum", "min", "max", "avg", "bool_and", "bool_or", "every"})
+_OTHER_AGGREGATES: Final = frozenset({"array_agg", "string_agg", "json_agg", "jsonb_agg", "any_value"})
+
+
+def refuse(reason: str) -> FanOutRefusedError:
+    """The error for a statement that is not sent because of *reason*."""
+    return FanOutRefusedError(f"{reason}: it was not sent to any shard")
+
+
+def walk(element: Any, *, into_selects: bool = True) -> Iterator[Any]:
+    """*element* and all its parts; those of nested selects too, if asked for."""
+    yield element
+    for child in element.get_children():
+        if into_selects or not isinstance(child, SelectBase | ScalarSelect | Subquery):
+            yield from walk(child, into_selects=into_selects)
+
+
+def check(statement: Any) -> None:
+    """Raise FanOutRefusedError if shards could not answer the resolved Core select *statement* each for itself."""
+    for part in walk(statement):
+        _check_reads(part)
+        _check_merges(part)
+    _Ties(statement).check()
+
+
+def check_reads(statement: Any) -> None:
+    """Raise FanOutRefusedError if the resolved Core select *statement* does anything else than read a shard."""
+    for part in walk(statement):
+        _check_reads(part)
+
+
+def _check_reads(part: Any) -> None:
+    match part:
+        case TextClause() | TextualSelect():
+            raise refuse("SQL text cannot be looked into, so nobody knows how its answers would have to be merged")
+        case UpdateBase():
+            raise refuse("a fan-out only reads; write with kit.begin(tenant), or kit.transaction(...) for several tenants")
+        case Select() if part._for_update_arg is not None:
+            raise refuse("a fan-out only reads: rows of several shards cannot be locked together")
+        case FunctionElement() if str(getattr(part, "name", "")).lower() not in PURE_FUNCTIONS:
+            name = str(getattr(part, "name", "")) or type(part).__name__
+            raise refuse(f"whether {name}() only reads, and one row or many, is not known")
+        case ColumnClause(is_literal=True) if part.name not in ("*", SHARD_MARK) and not part.name.isdigit():
+            raise refuse("SQL text cannot be looked into, so nobody knows how its answers would have to be merged")
+        case Table() if part.schema is not None:
+            raise refuse(f"table {part.fullname} is not in the shards")
+
+
+def _check_merges(part: Any) -> None:
+    match part:
+        case Over() | WithinGroup() | aggregate_order_by():
+            raise refuse("window functions and ordered aggregates look at all rows, which no shard has")
+        case CompoundSelect():
+            raise refuse("UNION and its like are not merged: fan out each part")
+        case CTE(recursive=True):
+            raise refuse("a recursive query is not merged")
+        case TableSample():
+            raise refuse("TABLESAMPLE is not merged")
+        case Select() if part._fetch_clause is not None:
+            raise refuse("FETCH FIRST is not merged: use limit()")
+        case FunctionElement() if part.name.lower() in _OTHER_AGGREGATES:
+            raise refuse(f"{part.name.lower()}() of all rows is not made from those of the shards")
+
+
+def has_aggregate(element: Any) -> bool:
+    """Whether *element*, nested selects left out, computes something over many rows."""
+    parts = walk(element, into_selects=False)
+    return any(isinstance(part, FunctionElement) and part.name.lower() in AGGREGATES for part in parts)
+
+
+class _Ties:
+    """Which scoped tables of a statement are bound to the same tenant (union-find over its FROM elements).
+
+    A scope says which FROM element a table's name means inside a select: a subquery over a table of its outer query has rows
+    of its own.
+    """
+
+    def __init__(self, statement: Any) -> None:
+        self._statement = statement
+        self._parent: dict[Any, Any] = {}
+        self._visit(statement, {})
+
+    def check(self) -> None:
+        """Refuse a statement whose tables fall apart."""
+        if len({self._root(leaf) for leaf in self._parent}) > 1:
+            raise refuse(
+                "it combines rows of different tenants, which may live in different shards: join along foreign keys, "
+                "or on tenant_id as well"
+            )
+
+    def _visit(self, element: Any, scope: _Scope) -> None:
+        if isinstance(element, Select):
+            scope = self._read(element, scope)
+        elif isinstance(element, Subquery) and not element._is_lateral:
+            scope = {}
+        for child in element.get_children():
+            self._visit(child, scope)
+
+    def _read(self, select: Select[Any], around: _Scope) -> _Scope:
+        scope, own, conditions = _scope_of(select, around)
+        for leaf in own:
+            self._root(leaf)
+        pairs = [(_leaf(one, scope), _leaf(other, scope)) for c in conditions for one, other in _equalities(c)]
+        for part in [*select._where_criteria, *select._raw_columns, *conditions]:
+            for one, inner in _memberships(part):
+                (column,) = inner.selected_columns
+                pairs.append((_leaf(one, scope), _leaf(column, _scope_of(inner, scope)[0])))
+        ties = [(one[0], other[0]) for one, other in pairs if one and other and _binds(one, other)]
+        for one, other in ties:
+            self._parent[self._root(one)] = self._root(other)
+        tied = any((one in own) != (other in own) for one, other in ties)
+        if select is not self._statement and own and not tied and _looks_at_many(select):
+            raise refuse(
+                "a subquery that counts, groups, limits or removes duplicates would do so for each shard alone: tie it to "
+                "the outer row by a foreign key or tenant_id"
+            )
+        return scope
+
+    def _root(self, leaf: Any) -> Any:
+        parent = self._parent.setdefault(leaf, leaf)
+        return leaf if parent is leaf else self._root(parent)
+
+
+_Scope = dict[Any, Any]
+
+
+def _scope_of(select: Select[Any], around: _Scope) -> tuple[_Scope, set[Any], list[Any]]:
+    """What tables' names mean inside *select*, the scoped ones among its own FROM elements, and what must hold for its rows."""
+    sources: list[Any] = []
+    conditions: list[Any] = list(select._where_criteria)
+    waiting = list(select.get_final_froms())
+    while waiting:
+        source = waiting.pop()
+        if isinstance(source, Join):
+            waiting += [source.left, source.right]
+            conditions.append(source.onclause)
+        else:
+            sources.append(source)
+    outside = [source for source in sources if source in around]
+    if select._correlate_except is not None:
+        correlated = [source for source in outside if source not in select._correlate_except]
+    elif select._correlate:
+        correlated = [source for source in outside if source in select._correlate]
+    else:  # SQLAlchemy by itself correlates no select all of whose tables are outside: such a one has rows of its own
+        correlated = outside if len(outside) < len(sources) else []
+    mine = {source: (source, id(select)) for source in sources if source not in correlated}
+    return {**around, **mine}, {leaf for source, leaf in mine.items() if _is_scoped(source)}, conditions
+
+
+def _is_scoped(source: Any) -> bool:
+    if isinstance(source, Alias):
+        source = source.element
+    return isinstance(source, Table) and bool(source.info.get("shardkit_scoped"))
+
+
+def _looks_at_many(select: Select[Any]) -> bool:
+    return bool(
+        select._limit_clause is not None
+        or select._offset_clause is not None
+        or select._distinct
+        or select._group_by_clauses
+        or select._having_criteria
+        or any(has_aggregate(column) for column in select._raw_columns)
+    )
+
+
+def _equalities(condition: Any) -> Iterator[tuple[Any, Any]]:
+    """Pairs of columns that *condition* makes equal in every row: ``a = b AND ...``."""
+    match condition:
+        case Grouping():
+            yield from _equalities(condition.element)
+        case BooleanClauseList() if condition.operator is operators.and_:
+            for part in condition.clauses:
+                yield from _equalities(part)
+        case BinaryExpression() if condition.operator is operators.eq:
+            yield condition.left, condition.right
+
+
+def _memberships(element: Any) -> Iterator[tuple[Any, Select[Any]]]:
+    """``a IN (SELECT b ...)``, wherever it stands: rows are compared by a and b and by nothing else."""
+    for part in walk(element, into_selects=False):
+        if isinstance(part, BinaryExpression) and part.operator in (operators.in_op, operators.not_in_op):
+            inner = next((p for p in walk(part.right) if isinstance(p, Select)), None)
+            if inner is not None and len(inner.selected_columns) == 1:
+                yield part.left, inner
+
+
+def _leaf(column: Any, scope: _Scope) -> tuple[Any, Any] | None:
+    """FROM element and table column that *column* is, through subqueries; None for anything else than a scoped one's."""
+    source = getattr(column, "table", None)
+    match source:
+        case Table():
+            found = source.c.get(column.key, column)
+        case Subquery() | CTE():
+            inner = source.element
+            if not isinstance(inner, Select) or column.key not in inner.selected_columns:
+                return None
+            return _leaf(inner.selected_columns[column.key], _scope_of(inner, {})[0])
+        case Alias(element=Table() as table):
+            found = table.c.get(column.key, column)
+        case _:
+            return None
+    return (scope[source], found) if _is_scoped(source) and source in scope else None
+
+
+def _binds(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
+    """Whether equality of these columns makes their rows one tenant's."""
+    (leaf1, column1), (leaf2, column2) = one, other
+    if leaf1 == leaf2:
+        return False
+    return column1.name == column2.name == "tenant_id" or bool(_referred(column1) & _referred(column2))
+
+
+def _referred(column: Any) -> frozenset[Any]:
+    """*column* if it is a key, and the columns it refers to."""
+    own = {column} if column.primary_key and len(column.table.primary_key.columns) == 1 else set()
+    return frozenset(own | {key.column for key in column.foreign_keys})

@@ -1,0 +1,134 @@
+"""Takes every shard to a revision and says who is not there: one runner, canaries first, waves after, killed and run again."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from shardkit.catalog.ledger import Ledger, begin, hold_shards, last_runs, moving_shards, read_ledger
+from shardkit.catalog.rows import load_map
+from shardkit.core.fleet import Options, Step, Version, Why, in_phase, plan, why_behind
+from shardkit.db.connect import connect_admin, server_url
+from shardkit.db.steps import Target, stamp
+from shardkit.schema.lanes import Shared
+from shardkit.schema.run import Progress, Report, Run, schema_of
+from shardkit.schema.tree import Direction, Tree
+from shardkit.schema.trees import upgrade_catalog
+from shardkit.schema.workers import Workers
+from shardkit.settings import Settings
+
+
+class Fleet:
+    """All shards of a cluster, through an Alembic tree."""
+
+    def __init__(self, settings: Settings, tree: Path) -> None:
+        self.settings = settings
+        self._directory = tree
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The tree, read when it is first asked for."""
+        return Tree(self._directory)
+
+    def migrate(
+        self,
+        target: str = "head",
+        *,
+        direction: Direction = "up",
+        options: Options | None = None,
+        phase: str | None = None,
+        dry_run: bool = False,
+        progress: Progress = lambda _done, _total, _failed: None,
+    ) -> Report:
+        """Take every shard to *target*. Raises FleetBusyError, UnknownRevisionError, NoDowngradeError before anything is done.
+
+        *phase* ``pre`` stops before the first revision marked ``deploy = "post"``. A dry run looks, and changes nothing.
+        """
+        began = time.monotonic()
+        options = options or Options()
+        with ExitStack() as stack:
+            catalog = stack.enter_context(connect_admin(self.settings.catalog_url, self.settings))
+            run = stack.enter_context(self._run(catalog, options, direction, progress))
+            wanted = self.tree.resolve(target)
+            run.tree, run.ways = self.tree, self._ways(wanted, direction, phase)
+            run.ledger = ledger = None if dry_run else self._begin(catalog, direction, target if wanted is None else wanted)
+            if ledger is not None:
+                stack.enter_context(ledger.lease())
+            first = run.look()
+            if dry_run:
+                return Report(wanted, direction, first.current, behind=first.behind, online=run.online(), planned=first)
+            assert ledger is not None
+            report = run.all(first)
+            ledger.end(done=len(report.done), behind=sum(one.why is not Why.LEFT_OUT for one in report.behind))
+            return replace(
+                report, target=wanted, run=ledger.run, seconds=time.monotonic() - began, online=run.online(), planned=first
+            )
+
+    def status(self, target: str = "head", *, phase: str | None = None) -> Report:
+        """Who is behind, and why, by what the shards say now; the reasons come from the ledger."""
+        with (
+            connect_admin(self.settings.catalog_url, self.settings) as catalog,
+            self._run(catalog, Options(), "up", lambda *_: None) as run,
+        ):
+            wanted = self.tree.resolve(target)
+            ways = self._ways(wanted, "up", phase)
+            found, known = run.find(), read_ledger(catalog)
+        seen = plan(found, ways, Options())
+        behind = [*seen.behind, *(why_behind(one, seen.steps[one.shard], known) for one in found if one.shard in seen.steps)]
+        return Report(wanted, "up", seen.current, behind=tuple(sorted(behind, key=lambda one: one.shard)))
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The newest runs, newest first."""
+        with connect_admin(self.settings.catalog_url, self.settings) as catalog:
+            return last_runs(catalog)
+
+    def stamp(self, revision: str, *, only: frozenset[int] | None = None) -> int:
+        """Say that shards (all, or *only* these) are at *revision*, and run nothing; gives how many."""
+        wanted = self.tree.resolve(revision)
+        with connect_admin(self.settings.catalog_url, self.settings) as catalog:
+            ledger = self._begin(catalog, "up", wanted or "base")
+            with ledger.lease():
+                shard_map = load_map(catalog)
+                shards = sorted(shard for shard in shard_map.placements if only is None or shard in only)
+                held = hold_shards(catalog, shards) - moving_shards(catalog, shards)
+                for name in sorted({shard_map.placement(shard).server for shard in held}):
+                    url = server_url(shard_map.server(name), self.settings)
+                    with connect_admin(url, self.settings, name=f"server {name!r}") as connection:
+                        mine = [s for s in sorted(held) if shard_map.placement(s).server == name]
+                        stamp(connection, [Target(s, schema_of(shard_map, s)) for s in mine], (wanted,) if wanted else ())
+                ledger.end(done=len(held), behind=len(shards) - len(held))
+        return len(held)
+
+    @contextmanager
+    def _run(self, catalog: Any, options: Options, direction: Direction, progress: Progress) -> Iterator[Run]:
+        """A run whose lanes have begun to read, so that the tree is read at the same time."""
+        with Workers(self.settings, self._directory, direction) as workers:
+            run = Run(self.settings, catalog, Shared(self.settings, options, workers), direction, progress)
+            try:
+                yield run
+            finally:
+                run.close()
+
+    def _ways(
+        self, wanted: str | None, direction: Direction, phase: str | None
+    ) -> Callable[[Version], tuple[Step, ...] | None]:
+        post = self.tree.post()
+
+        def way(version: Version) -> tuple[Step, ...] | None:
+            steps = self.tree.path(version, wanted, direction)
+            return steps if steps is None or direction == "down" else in_phase(steps, post, phase)
+
+        return way
+
+    def _begin(self, catalog: Any, direction: Direction, target: str) -> Ledger:
+        runner = f"{platform.node()}, process {os.getpid()}"
+        if not catalog.execute("SELECT to_regclass('shardkit_catalog.fleet_ledger') IS NOT NULL").fetchone()[0]:
+            upgrade_catalog(self.settings)
+        return begin(catalog, direction=direction, target=target, runner=runner)

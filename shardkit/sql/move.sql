@@ -1,0 +1,83 @@
+-- furniture --
+-- What moves need on a server: where marks are written, and what refuses writes to a copy.
+CREATE TABLE IF NOT EXISTS shardkit.move_marks (lane text, n bigint, PRIMARY KEY (lane, n));
+CREATE OR REPLACE FUNCTION shardkit.refuse_writes() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '%.% is the copy of a shard that is moving: it takes no writes', TG_TABLE_SCHEMA, TG_TABLE_NAME USING ERRCODE = '25006';
+END $$
+
+-- write_mark --
+-- A mark behind everything that is committed here.
+INSERT INTO shardkit.move_marks (lane, n)
+SELECT %(lane)s, coalesce(max(n), 0) + 1 FROM shardkit.move_marks WHERE lane = %(lane)s RETURNING n
+
+-- last_mark --
+-- The newest mark of a lane.
+SELECT max(n) FROM shardkit.move_marks WHERE lane = %(lane)s
+
+-- drop_marks --
+-- Marks of a lane that is over.
+DELETE FROM shardkit.move_marks WHERE lane = %(lane)s
+
+-- expel --
+-- End the sessions of a move, and wait until they are gone.
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = %(session)s AND pid <> pg_backend_pid()
+
+-- schema_exists --
+-- Whether there is such a schema.
+SELECT to_regnamespace(%(schema)s) IS NOT NULL
+
+-- publication_exists --
+-- Whether there is such a publication in this database.
+SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = %(name)s)
+
+-- subscription_exists --
+-- Whether there is such a subscription in this database.
+SELECT EXISTS (SELECT FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database() WHERE subname = %(name)s)
+
+-- slot --
+-- A slot: whose it is, and how much WAL it holds back.
+SELECT active_pid, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint, wal_status FROM pg_replication_slots WHERE slot_name = %(name)s
+
+-- create_slot --
+-- A slot from here on.
+SELECT pg_create_logical_replication_slot(%(name)s, 'pgoutput')
+
+-- drop_slot --
+-- Drop a slot if it is there.
+SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %(name)s
+
+-- advance_slot --
+-- Skip what a slot has held back so far.
+SELECT pg_replication_slot_advance(%(name)s, pg_current_wal_flush_lsn())
+
+-- end_session --
+-- End one session, and wait for it.
+SELECT pg_terminate_backend(%(pid)s, 10000)
+
+-- subscription_lag --
+-- How far a subscription's worker is, and the errors it has met.
+SELECT s.pid, s.latest_end_lsn::text, t.apply_error_count FROM pg_stat_subscription s
+LEFT JOIN pg_stat_subscription_stats t USING (subid) WHERE s.subname = %(name)s AND s.relid IS NULL
+
+-- sequences --
+-- Sequences of a schema with the value to go on from, a margin past the one given last.
+SELECT c.relname, CASE
+    WHEN c.relname = %(origin)s THEN coalesce(pg_sequence_last_value(c.oid), s.seqmin)
+    WHEN s.seqincrement > 0 THEN least(s.seqmax::numeric, coalesce(pg_sequence_last_value(c.oid), s.seqstart)::numeric
+         + s.seqincrement::numeric * CASE WHEN c.relname = %(ids)s THEN %(id_margin)s ELSE %(margin)s END)::bigint
+    ELSE greatest(s.seqmin::numeric, coalesce(pg_sequence_last_value(c.oid), s.seqstart)::numeric + s.seqincrement::numeric * %(margin)s)::bigint END
+FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
+
+-- set_sequences --
+-- Set sequences of a schema.
+SELECT setval(c.oid, v.value) FROM unnest(%(names)s::text[], %(values)s::bigint[]) AS v (name, value)
+JOIN pg_class c ON c.relname = v.name JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
+
+-- blockers --
+-- Transactions that hold a lock the fence has to wait for, and for how long they have been open.
+SELECT a.pid, (extract(epoch FROM clock_timestamp() - a.xact_start) * 1000)::float, a.state, coalesce(a.usename, ''), coalesce(a.application_name, '')
+FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY (%(tables)s::oid[]) AND l.mode <> 'AccessShareLock'
+  AND l.pid <> pg_backend_pid() AND a.backend_type = 'client backend' AND a.xact_start IS NOT NULL
+GROUP BY 1, 2, 3, 4, 5 ORDER BY 2 DESC

@@ -1,0 +1,144 @@
+"""A migration of the fleet that is killed: run again, only what is behind is done, and no shard is half."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+
+import psycopg
+import pytest
+
+from shardkit.core.fleet import Why
+from tests.integration.fleetlab import FleetLab
+
+SHARDS = 32
+LEFT = "SELECT to_regclass('shardkit_progress')::text"
+STATE = """
+SELECT coalesce((SELECT string_agg(version_num, ',') FROM alembic_version), '') || ' ' || coalesce((
+    SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute
+    WHERE attrelid = to_regclass('orders') AND attnum > 0 AND NOT attisdropped), '') || ' ' || coalesce((
+    SELECT string_agg(relname || CASE WHEN indisvalid THEN '' ELSE '!' END, ',' ORDER BY relname)
+    FROM pg_index JOIN pg_class ON oid = indexrelid WHERE indrelid = to_regclass('orders')), '')"""
+
+
+@pytest.fixture
+def lab(shardkit_databases, tmp_path):
+    lab = FleetLab(shardkit_databases(2), tmp_path / "tree", shards=SHARDS)
+    lab.orders()
+    lab.migrate()
+    return lab
+
+
+def done_rows(lab) -> int:
+    return sum(state == "done" for state in lab.ledger().values())
+
+
+def kill_once(lab, eventually, *, after: int) -> bool:
+    """Start a run and kill it when *after* more ledger rows are done; False if it came to its end before."""
+    before = done_rows(lab)
+    with lab.started("upgrade", "--yes", "--wave", "8", "--parallel", "2", "--batch", "4") as process:
+        eventually(lambda: process.poll() is not None or done_rows(lab) >= before + after)
+        ended = process.poll() is not None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return not ended
+
+
+def test_killed_three_times_and_run_again(lab, eventually):
+    lab.revise("b", "op.add_column('orders', sa.Column('extra', sa.Text))\nop.execute('SELECT pg_sleep(0.02)')")
+    lab.revise("c", "op.create_index('orders_extra', 'orders', ['extra'])\nop.execute('SELECT pg_sleep(0.02)')")
+    whole = {"a id,note orders_pkey", "b id,note,extra orders_pkey", "c id,note,extra orders_extra,orders_pkey"}
+    draw = random.Random(7)
+    killed = [kill_once(lab, eventually, after=draw.randrange(1, 12)) for _ in range(3)]
+    assert all(killed), "the run was over before it could be killed: nothing was tested"
+    assert lab.everywhere(STATE) <= whole, "a shard is half done"
+    assert lab.fleet.status().behind
+    report = lab.migrate()
+    assert report.complete
+    assert 0 < len(report.done) < SHARDS, "what was done was done again, or nothing was left"
+    assert lab.everywhere(STATE) == {"c id,note,extra orders_extra,orders_pkey"}
+    assert set(lab.ledger().values()) == {"done"}
+    with lab.catalog() as connection:
+        states = [row[0] for row in connection.execute("SELECT state FROM shardkit_catalog.fleet_runs ORDER BY run")]
+    assert states == ["done", "killed", "killed", "killed", "done"]
+
+
+def test_killed_while_indexes_are_built_concurrently(lab, eventually):
+    lab.revise(
+        "b",
+        "op.add_column('orders', sa.Column('extra', sa.Text))\n"
+        "with op.get_context().autocommit_block():\n"
+        "    op.create_index('orders_extra', 'orders', ['extra'], postgresql_concurrently=True)\n"
+        "    op.execute('SELECT pg_sleep(0.02)')\n"
+        "op.add_column('orders', sa.Column('more', sa.Text))",
+    )
+    with lab.shard(5) as reader:  # an old transaction, for which the build in this shard's database must wait
+        reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        with lab.started("upgrade", "--yes", "--only", "5") as process:
+            building = "SELECT count(*) FROM pg_index WHERE NOT indisvalid AND indrelid = 'orders'::regclass"
+            eventually(lambda: process.poll() is not None or lab.ask(5, building) == 1)
+            assert process.poll() is None
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        orphan = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'CREATE INDEX CONC%'"
+        eventually(lambda: lab.ask(5, orphan) == 0)
+        assert lab.ask(5, building) == 1, "nothing to clean up: nothing was tested"
+        reader.execute("COMMIT")
+    killed = kill_once(lab, eventually, after=5)
+    assert killed
+    assert lab.migrate().complete
+    assert lab.everywhere(STATE) == {"b id,note,extra,more orders_extra,orders_pkey"}
+    assert lab.everywhere(LEFT) == {None}
+
+
+def test_planted_half_shard_is_seen(lab):
+    with lab.shard(3) as connection:
+        connection.execute("ALTER TABLE orders ADD COLUMN extra text")
+    assert not lab.everywhere(STATE) <= {"a id,note orders_pkey"}
+
+
+def test_broken_connections_are_made_again(lab, eventually):
+    lab.revise("b", "op.add_column('orders', sa.Column('extra', sa.Text))\nop.execute('SELECT pg_sleep(0.05)')")
+    reports = []
+    run = threading.Thread(target=lambda: reports.append(lab.migrate(parallel=2, batch=1)))
+    run.start()
+    try:
+        with psycopg.connect(lab.databases.servers["pg1"], autocommit=True) as connection:
+            cut = (
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND pid <> pg_backend_pid() AND query LIKE %s AND state = 'active'"
+            )
+            eventually(lambda: connection.execute(cut, ("%pg_sleep(0.05)%",)).fetchone()[0])
+    finally:
+        run.join()
+    assert reports[0].complete
+    assert lab.everywhere(STATE) == {"b id,note,extra orders_pkey"}
+
+
+def test_server_that_goes_away_in_the_middle_is_named_and_the_rest_is_done(lab, eventually, local_cluster):
+    """Its database is gone for new connections, and the old ones are cut."""
+    lab.revise("b", "op.add_column('orders', sa.Column('extra', sa.Text))\nop.execute('SELECT pg_sleep(0.05)')")
+    name = lab.databases.servers["pg2"].rpartition("/")[2].partition("?")[0]
+    reports = []
+    run = threading.Thread(target=lambda: reports.append(lab.migrate(parallel=1, batch=1)))
+    with psycopg.connect(local_cluster.servers[1].url_of("postgres"), autocommit=True) as connection:
+        allow = psycopg.sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+        run.start()
+        try:
+            eventually(
+                lambda: (
+                    "done" in [s for (shard, r), s in lab.ledger().items() if r == "b" and shard in lab.map.shards_on("pg2")]
+                )
+            )
+            connection.execute(allow.format(psycopg.sql.Identifier(name), psycopg.sql.SQL("false")))
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+            run.join()
+        finally:
+            connection.execute(allow.format(psycopg.sql.Identifier(name), psycopg.sql.SQL("true")))
+            run.join()
+    report = reports[0]
+    assert {one.why for one in report.behind} == {Why.DOWN}
+    assert {one.server for one in report.behind} == {"pg2"}
+    assert set(lab.map.shards_on("pg1")) <= set(report.done)
+    assert lab.migrate().complete

@@ -1,0 +1,474 @@
+"""Moves on real servers, ill-treated at every step: whatever happens, nothing is lost, doubled or left behind."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+
+import psycopg
+import pytest
+
+from shardkit.core import moving as m
+from shardkit.core.names import schema_name
+from shardkit.errors import (
+    FenceTimeoutError,
+    MoveBusyError,
+    MoveError,
+    MoveInterruptedError,
+    MoveRefusedError,
+    NotEqualError,
+    PastNoReturnError,
+    ShardKitError,
+    UnknownMoveError,
+)
+from shardkit.local.databases import fresh_databases
+from shardkit.move import run
+from tests.faults.movelab import Lab, Load
+
+EFFECTS = 27  # of a whole move, with its clean-up
+FAULTS = ("kill before", "kill after", "error", "hang")
+CASES = list(itertools.product(range(EFFECTS), FAULTS))
+SHORT = random.Random(int(os.environ.get("SHARDKIT_SEED", "7"))).sample(CASES, 10) + [
+    (n, "kill after") for n in (15, 20, 21, 22)
+]
+
+
+@pytest.fixture(scope="module")
+def lab(local_cluster):
+    with fresh_databases(local_cluster.servers, 2) as databases:
+        made = Lab(databases)
+        yield made
+        made.close()
+
+
+@pytest.fixture(autouse=True)
+def _tidy(lab):
+    """Each test leaves the shard as whole and the servers as tidy as it found them."""
+    yield
+    for move in run_moves(lab):
+        for action in ("abort", "resume", "finish"):
+            try:
+                lab.go_on(move, action, take_over=True)
+            except ShardKitError:
+                continue
+    assert lab.complaints() == []
+
+
+def run_moves(lab):
+    from shardkit.catalog import journal
+    from shardkit.db.connect import connect_admin
+
+    with connect_admin(lab.settings.catalog_url, lab.settings) as catalog:
+        return journal.moves(catalog)
+
+
+class Killed(BaseException):
+    """As if the process had ended here."""
+
+
+class Hit:
+    """Does effects, and ill-treats the one with number *at*."""
+
+    def __init__(self, at, fault):
+        self.at, self.fault, self.count, self.hit = at, fault, 0, None
+        self.hanging, self.woken = threading.Event(), threading.Event()
+
+    def __call__(self, effect, do):
+        self.count += 1
+        if self.count != self.at + 1:
+            return do(effect)
+        self.hit = effect
+        if self.fault == "kill before":
+            raise Killed
+        if self.fault == "error":
+            raise m.LostContact("planted")
+        if self.fault == "hang":
+            self.hanging.set()
+            assert self.woken.wait(60)
+            return do(effect)
+        do(effect)
+        raise Killed
+
+
+def ill_treat(lab, at, fault, *, then):
+    """One move that is hit, and then gone on with, or aborted where that is possible."""
+    move, hit = lab.begin(soak=True), Hit(at, fault)
+    before = lab.place
+    if fault == "hang":
+        outcome = []
+        first = threading.Thread(target=lambda: outcome.append(catch(lambda: lab.go_on(move, around=hit))), daemon=True)
+        first.start()
+        while not hit.hanging.wait(0.01) and first.is_alive():
+            pass
+        if hit.hanging.is_set():
+            with pytest.raises(MoveBusyError, match="take-over"):
+                lab.go_on(move)
+            after(lab, move, then, take_over=True)
+            hit.woken.set()
+            first.join(60)
+            assert isinstance(outcome[0], ShardKitError | m.LostContact | psycopg.Error), (
+                f"the first operator was not stopped: {outcome[0]!r}"
+            )
+        first.join(60)
+    else:
+        catch(lambda: lab.go_on(move, around=hit))
+    after(lab, move, then)
+    ended = lab.find(move)
+    assert ended.step.ended, f"{ended.step} after {fault} at {hit.hit}"
+    if ended.step is m.Step.ABORTED:
+        assert lab.place == before
+    return ended
+
+
+def after(lab, move, then, **more):
+    try:
+        lab.go_on(move, then, **more)
+    except PastNoReturnError:
+        lab.go_on(move, **more)
+    except (MoveInterruptedError, UnknownMoveError):
+        lab.go_on(move, **more)
+    if lab.find(move).step in (m.Step.SOAK, m.Step.FINISH):
+        lab.go_on(move, "finish")
+
+
+def catch(call):
+    try:
+        return call()
+    except (Exception, Killed) as exc:
+        return exc
+
+
+@pytest.mark.parametrize(("at", "fault"), SHORT)
+def test_a_move_that_is_hit_can_be_gone_on_with_or_aborted(lab, at, fault):
+    with Load(lab) as load:
+        load.wait_for(5)
+        ill_treat(lab, at, fault, then=("resume", "abort")[at % 2])
+        load.wait_for(5)
+    assert lab.complaints(load) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("then", ["resume", "abort"])
+@pytest.mark.parametrize(("at", "fault"), CASES)
+def test_every_effect_is_hit_in_every_way(lab, at, fault, then):
+    with Load(lab) as load:
+        ill_treat(lab, at, fault, then=then)
+        load.wait_for(2)
+    assert lab.complaints(load) == []
+
+
+def test_a_move_back_and_forth_with_rollback(lab):
+    with Load(lab) as load:
+        load.wait_for(20)
+        first = lab.place
+        move = lab.go_on(lab.begin())
+        assert move.step is m.Step.SOAK
+        load.wait_for(20)
+        back = lab.go_on(run.begin_rollback(lab.settings, move.id))
+        assert back.step is m.Step.FINISHED
+        load.wait_for(20)
+    assert lab.place == (first.server, first.epoch + 2, None)
+    assert lab.find(move).step is m.Step.FINISHED
+    assert lab.complaints(load) == []
+
+
+def test_a_killed_mover_process(lab):
+    """SIGKILL, really: between the copy and the fence, and again after the fence."""
+    with Load(lab) as load:
+        for at in (10, 22):
+            move = lab.begin(soak=False)
+            command = [sys.executable, "-c", MOVER, lab.settings.catalog_url, str(move.id), str(at)]
+            done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+            assert done.returncode == -signal.SIGKILL, done.stderr
+            assert lab.go_on(move).step is m.Step.FINISHED
+            load.wait_for(5)
+    assert lab.complaints(load) == []
+
+
+MOVER = """
+import os, signal, sys
+from shardkit import Settings
+from shardkit.move import run
+left = int(sys.argv[3])
+def around(effect, do):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return do(effect)
+run.go_on(Settings(catalog_url=sys.argv[1]), int(sys.argv[2]), around=around)
+"""
+
+STOPPED = """
+import sys, psycopg
+connection = psycopg.connect(sys.argv[1], autocommit=True)
+connection.execute("SET search_path TO " + sys.argv[2])
+for _ in range(2):
+    connection.execute("SELECT count(*) FROM tokens WHERE what = %s", ("x",), prepare=True)
+connection.execute("BEGIN ISOLATION LEVEL " + sys.argv[3])
+connection.execute("SELECT pg_current_xact_id(), pg_current_snapshot()")
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    connection.execute("INSERT INTO tokens (what) VALUES (%s)", ("stale",))
+    connection.execute("COMMIT")
+    print("committed", flush=True)
+except psycopg.Error as exc:
+    print(exc.sqlstate, flush=True)
+"""
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_a_stopped_client_that_wakes_after_the_drop_never_commits(lab, isolation):
+    """It had its snapshot before the fence, but no lock (and no xid: a slot would wait for it)."""
+    place = lab.place
+    script = STOPPED.replace("pg_current_xact_id(), ", "")
+    command = [sys.executable, "-c", script, lab.servers[place.server], schema_name(0, place.epoch), isolation]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout.readline() == "ready\n"
+        os.kill(client.pid, signal.SIGSTOP)
+        assert lab.move().step is m.Step.FINISHED
+        os.kill(client.pid, signal.SIGCONT)
+        said, _ = client.communicate("go\n", timeout=30)
+    assert said.strip() in {"42P01", "3F000"}
+    assert lab.rows("SELECT count(*) FROM tokens WHERE what = 'stale'") == [(0,)]
+
+
+def test_an_idle_transaction_holds_up_the_fence_but_no_writer(lab):
+    with Load(lab) as load, psycopg.connect(lab.servers[lab.place.server]) as idle:
+        load.wait_for(5)
+        move = lab.begin(soak=False)
+        blocked = threading.Event()
+
+        def around(effect, do):
+            if isinstance(effect, m.Enter) and effect.step is m.Step.FENCE:
+                idle.execute(f"LOCK TABLE {schema_name(0, lab.place.epoch)}.accounts IN ROW EXCLUSIVE MODE")
+            if isinstance(effect, m.LetThrough):
+                blocked.set()
+                load.wait_for(2)  # writers go on between tries
+                if effect.attempt == 4:
+                    idle.rollback()
+            return do(effect)
+
+        ended = lab.go_on(move, around=around)
+        assert blocked.is_set()
+        assert ended.step is m.Step.FINISHED
+        assert ended.facts["tries"] >= 4
+    assert lab.complaints(load) == []
+
+
+def test_a_blocker_that_stays_is_named_and_the_move_can_be_resumed(lab):
+    with psycopg.connect(lab.servers[lab.place.server], application_name="night report") as idle:
+        move = lab.begin(soak=False)
+
+        def around(effect, do):
+            if isinstance(effect, m.Enter) and effect.step is m.Step.FENCE:
+                idle.execute(f"LOCK TABLE {schema_name(0, lab.place.epoch)}.accounts IN ROW EXCLUSIVE MODE")
+            return do(effect)
+
+        with pytest.raises(FenceTimeoutError, match="night report"):
+            lab.go_on(move, around=around, options=run.MoveOptions(give_up_after_s=0.5))
+        ended = lab.go_on(move, options=run.MoveOptions(kill_blockers_after_s=0.1))
+        assert ended.step is m.Step.FINISHED
+        with pytest.raises(psycopg.OperationalError):
+            idle.execute("SELECT 1")
+
+
+def test_a_row_changed_behind_the_movers_back_is_found(lab):
+    move = lab.begin()
+
+    def around(effect, do):
+        if isinstance(effect, m.Verify):
+            with lab.on(move.target) as connection:
+                connection.execute("SET session_replication_role = replica")
+                connection.execute(f"UPDATE {schema_name(0, move.epoch)}.tokens SET what = 'forged' WHERE id = 7")
+        return do(effect)
+
+    with pytest.raises(NotEqualError, match="tokens: the row with key 7"):
+        lab.go_on(move, around=around)
+    assert lab.go_on(move, "abort").step is m.Step.ABORTED
+
+
+@pytest.mark.parametrize(
+    "change", ["INSERT INTO tokens (what) VALUES ('forged')", "DELETE FROM tokens WHERE id = 9", "TRUNCATE tokens"]
+)
+def test_a_foreign_writer_under_the_fence_is_found(lab, change):
+    move = lab.begin()
+
+    def around(effect, do):
+        if isinstance(effect, m.Mark):
+            with lab.on(move.target) as connection:
+                connection.execute(f"SET session_replication_role = replica; SET search_path TO {schema_name(0, move.epoch)}")
+                connection.execute(change)
+        return do(effect)
+
+    with pytest.raises(NotEqualError, match="somebody wrote to table tokens"):
+        lab.go_on(move, around=around)
+    assert lab.go_on(move, "abort").step is m.Step.ABORTED
+
+
+def test_the_copy_refuses_writes_of_its_own(lab):
+    move = lab.begin()
+
+    def around(effect, do):
+        if isinstance(effect, m.Verify):
+            with lab.on(move.target) as connection, pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="is the copy"):
+                connection.execute(f"INSERT INTO {schema_name(0, move.epoch)}.tokens (what) VALUES ('x')")
+        return do(effect)
+
+    assert lab.go_on(move, around=around).step is m.Step.SOAK
+    with lab.on(move.source) as connection, pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        connection.execute(f"DELETE FROM {schema_name(0, move.epoch + 1)}.tokens")
+    lab.go_on(move, "finish")
+
+
+@pytest.mark.parametrize(
+    ("moment", "ddl"),
+    [
+        (m.CatchUp, "ALTER TABLE tokens ADD COLUMN more int"),
+        (m.Lock, "ALTER TABLE tokens ALTER COLUMN what SET DEFAULT 'y'"),
+        (m.Lock, "CREATE TABLE late (id int PRIMARY KEY)"),
+        (m.Lock, "CREATE FUNCTION late() RETURNS int LANGUAGE sql RETURN 1"),
+        (m.Verify, "CREATE INDEX late_idx ON tokens (what)"),
+    ],
+)
+def test_ddl_during_the_move_is_found_before_the_flip(lab, moment, ddl):
+    move = lab.begin()
+    schema = schema_name(0, move.epoch)
+    done = []
+
+    def around(effect, do):
+        if isinstance(effect, moment) and not done:
+            done.append(1)
+            with lab.on(move.source) as connection:
+                connection.execute(f"SET search_path TO {schema}")
+                connection.execute(ddl)
+        return do(effect)
+
+    with pytest.raises(NotEqualError, match="structure"):
+        lab.go_on(move, around=around)
+    assert lab.go_on(move, "abort").step is m.Step.ABORTED
+    with lab.on(move.source) as connection:
+        connection.execute(f"SET search_path TO {schema}")
+        connection.execute(
+            "ALTER TABLE tokens DROP COLUMN IF EXISTS more; ALTER TABLE tokens ALTER COLUMN what DROP DEFAULT; "
+            "DROP TABLE IF EXISTS late; DROP FUNCTION IF EXISTS late(); DROP INDEX IF EXISTS late_idx"
+        )
+
+
+@pytest.mark.parametrize(
+    ("ddl", "undo", "said"),
+    [
+        ("CREATE TABLE keyless (a int)", "DROP TABLE keyless", "no key"),
+        ("CREATE UNLOGGED TABLE quick (a int PRIMARY KEY)", "DROP TABLE quick", "unlogged"),
+        ("CREATE TABLE parts (a int PRIMARY KEY) PARTITION BY RANGE (a)", "DROP TABLE parts", "not carried over"),
+        (
+            "CREATE FUNCTION f() RETURNS bigint LANGUAGE sql AS $$SELECT count(*) FROM {schema}.tokens$$",
+            "DROP FUNCTION f()",
+            "names the schema",
+        ),
+        ("CREATE VIEW public.outside AS SELECT * FROM tokens", "DROP VIEW public.outside", "lies outside"),
+        ("CREATE TABLE x (a int PRIMARY KEY, CHECK (public.only_here(a)))", "DROP TABLE x", "cannot be made on the target"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_anything_is_copied(lab, ddl, undo, said):
+    schema = schema_name(0, lab.place.epoch)
+    with lab.on(lab.place.server) as connection:
+        connection.execute(f"SET search_path TO {schema}")
+        connection.execute("CREATE OR REPLACE FUNCTION public.only_here(int) RETURNS bool LANGUAGE sql IMMUTABLE RETURN true")
+        connection.execute(ddl.replace("{schema}", schema))
+        move = lab.begin()
+        with pytest.raises(MoveRefusedError, match=said):
+            lab.go_on(move)
+        connection.execute(undo)
+        connection.execute("DROP FUNCTION public.only_here(int)")
+    assert lab.go_on(move, "abort").step is m.Step.ABORTED
+
+
+def test_a_second_move_of_the_same_shard_is_refused(lab):
+    move = lab.begin()
+    with pytest.raises(MoveBusyError):
+        lab.begin()
+    with pytest.raises(UnknownMoveError):
+        run.begin_rollback(lab.settings, move.id)
+    lab.go_on(move, "abort")
+
+
+def test_bad_targets_are_refused(lab):
+    with pytest.raises(MoveRefusedError, match="already"):
+        run.begin(lab.settings, 0, lab.place.server)
+    with pytest.raises(ShardKitError, match="not in the map"):
+        run.begin(lab.settings, 77, lab.other)
+    with pytest.raises(ShardKitError, match="not in the map"):
+        run.begin(lab.settings, 0, "nowhere")
+
+
+def test_a_stray_schema_on_the_target_is_not_touched(lab):
+    place, move = lab.place, lab.begin()
+    with lab.on(move.target) as connection:
+        connection.execute(f"CREATE SCHEMA {schema_name(0, place.epoch)}; CREATE TABLE {schema_name(0, place.epoch)}.mine ()")
+        with pytest.raises(MoveRefusedError, match="no move of the journal made"):
+            lab.go_on(move)
+        lab.go_on(move, "abort")
+        connection.execute(f"DROP TABLE {schema_name(0, place.epoch)}.mine; DROP SCHEMA {schema_name(0, place.epoch)}")
+
+
+def test_a_catalog_that_lost_the_move_is_not_overwritten(lab):
+    """The catalog was put back to another map in between: the flip compares, and refuses."""
+    move = lab.begin()
+    with psycopg.connect(lab.settings.catalog_url, autocommit=True) as catalog:
+
+        def around(effect, do):
+            if isinstance(effect, m.Flip):
+                catalog.execute("UPDATE shardkit_catalog.placements SET epoch = epoch + 40")
+            return do(effect)
+
+        with pytest.raises(ShardKitError, match="older backup"):
+            lab.go_on(move, around=around)
+        with pytest.raises(PastNoReturnError):
+            lab.go_on(move, "abort")
+        catalog.execute("UPDATE shardkit_catalog.placements SET epoch = epoch - 40")
+    assert lab.go_on(move).step is m.Step.SOAK
+    lab.go_on(move, "finish")
+
+
+def test_a_target_that_dies_in_the_middle_of_the_copy(lab, local_cluster):
+    victim = next(
+        s.name
+        for s in local_cluster.servers
+        if f":{s.port}/" in lab.servers[lab.other] or f"port={s.port}" in lab.servers[lab.other]
+    )
+    if victim == local_cluster.servers[0].name:
+        lab.move()  # so that the catalog's server is not the one to die
+        victim = local_cluster.servers[1].name
+    move = lab.begin(soak=False)
+
+    def around(effect, do):
+        if isinstance(effect, m.Complete):
+            local_cluster.kill_server(victim)
+        return do(effect)
+
+    with pytest.raises((MoveInterruptedError, MoveError, ShardKitError)):
+        lab.go_on(move, around=around)
+    assert lab.rows("SELECT count(*) FROM accounts") == [(8,)]
+    local_cluster.start_server(victim)
+    assert lab.go_on(move).step is m.Step.FINISHED
+
+
+def test_the_checkers_see_what_is_planted(lab):
+    with Load(lab) as load:
+        load.wait_for(3)
+    writer, n = load.acked[0]
+    rows = lab.rows("SELECT writer, n, id FROM entries")
+    assert load.complaints([row for row in rows if row[:2] != (writer, n)])
+    assert load.complaints([*rows, rows[0]])
+    with lab.on(lab.other) as connection:
+        connection.execute("CREATE SCHEMA s0000_e1; CREATE PUBLICATION forgotten")
+        assert len(lab.complaints()) == 2
+        connection.execute("DROP SCHEMA s0000_e1; DROP PUBLICATION forgotten")

@@ -1,0 +1,273 @@
+"""A fan-out gives the whole answer, or says what each shard said; nothing in between is taken for it."""
+
+from __future__ import annotations
+
+import pytest
+from fleet import Clerk, Line, Order, Person
+from psycopg import sql
+from sqlalchemy import exc, func, select, text
+from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.orm import selectinload
+
+from shardkit.errors import (
+    DeadlineError,
+    FanOutError,
+    FanOutRefusedError,
+    NoTenantError,
+    ReadOnlyError,
+    ResultTooLargeError,
+    SettingsError,
+    UnknownShardError,
+)
+
+
+async def filled(kit, mark, *, tenants=20):
+    """Three orders for each of *tenants* tenants, told apart from other tests' by *mark*."""
+    names = [f"{mark}-{number}" for number in range(tenants)]
+    for number, name in enumerate(names):
+        async with kit.begin(name) as s:
+            s.add_all([Order(note=f"{mark} {n}", amount=number * 10 + n, lines=[Line(what="x")]) for n in range(3)])
+    return names
+
+
+def mine(mark):
+    return Order.note.startswith(f"{mark} ")
+
+
+async def test_rows_carry_their_shard_and_objects_are_bound_to_it(kit, tenant):
+    await filled(kit, tenant)
+    found = await kit.fan_out(select(Order).where(mine(tenant)).order_by(Order.amount.desc()).limit(7))
+    assert [order.amount for order in found.scalars()] == [192, 191, 190, 182, 181, 180, 172]
+    assert found.shards == [kit.locate(order.tenant_id).shard for order in found.scalars()]
+    assert not found.partial
+    assert len(found) == 7
+    assert found[0][0] is found.scalars()[0]
+
+
+async def test_related_objects_are_loaded_with_the_rows(kit, tenant):
+    await filled(kit, tenant, tenants=3)
+    found = await kit.fan_out(select(Order).where(mine(tenant)).options(selectinload(Order.lines)))
+    assert [[line.what for line in order.lines] for order in found.scalars()] == [["x"]] * 9
+
+
+async def test_objects_of_a_hierarchy_come_back_as_what_they_are(kit, tenant):
+    async with kit.begin(tenant) as s:
+        s.add_all([Person(), Clerk(desk=tenant)])
+    found = (await kit.fan_out(select(Person), tenants=[tenant])).scalars()
+    assert sorted((type(person).__name__, person.tenant_id) for person in found) == [("Clerk", tenant), ("Person", tenant)]
+
+
+async def test_bound_objects_cannot_be_written(kit, tenant):
+    await filled(kit, tenant, tenants=1)
+    order = (await kit.fan_out(select(Order).where(mine(tenant)).limit(1))).scalars()[0]
+    order.amount = 1_000_000
+    with pytest.raises(ReadOnlyError):
+        order._sa_instance_state.session.flush()
+
+
+async def test_tenants_are_filtered_and_only_their_shards_asked(kit, tenant):
+    names = await filled(kit, tenant)
+    found = await kit.fan_out(select(Order.tenant_id, func.count()).group_by(Order.tenant_id), tenants=names[:2])
+    assert sorted(map(tuple, found)) == [(names[0], 3), (names[1], 3)]
+    having_lines = select(func.count(Order.id)).where(Order.lines.any(Line.what == "x"))
+    assert await kit.fan_out_scalar(having_lines, tenants=names[:2]) == 6
+    assert await kit.fan_out_scalar(select(func.count(Line.id)).join(Line.order), tenants=names[:3]) == 9
+    with pytest.raises(FanOutRefusedError, match="without its model"):
+        await kit.fan_out(select(Order.__table__.c.id), tenants=names[:2])
+
+
+async def test_chosen_shards_are_asked(kit, tenant):
+    names = await filled(kit, tenant)
+    shard = kit.locate(names[0]).shard
+    expected = 3 * sum(kit.locate(name).shard == shard for name in names)
+    assert await kit.fan_out_scalar(select(func.count(Order.id)).where(mine(tenant)), shards=[shard]) == expected
+    assert len(await kit.fan_out(select(Order.id).where(mine(tenant)), shards=[])) == 0
+    assert await kit.fan_out_scalar(select(func.count(Order.id)), shards=[]) == 0
+    with pytest.raises(UnknownShardError):
+        await kit.fan_out(select(Order.id), shards=[4711])
+
+
+async def test_scalars_are_merged_or_reduced(kit, tenant):
+    await filled(kit, tenant, tenants=5)
+    count = select(func.count()).select_from(Order).where(mine(tenant))
+    assert await kit.fan_out_scalar(count) == 15
+    assert await kit.fan_out_scalar(count, reduce=sum) == 15
+    assert sum(await kit.fan_out_scalar(count, reduce=list)) == 15
+    largest = select(func.string_agg(Order.note, ",")).where(mine(tenant))
+    assert sum(part.count(",") + 1 for part in await kit.fan_out_scalar(largest, reduce=list)) == 15
+
+
+async def test_parameters_are_those_of_the_call_not_of_the_first_one(kit, tenant):
+    await filled(kit, tenant, tenants=4)
+    for least in (10, 20, 30):
+        total = select(func.coalesce(func.sum(Order.amount), -least)).where(mine(tenant), Order.amount >= least)
+        assert await kit.fan_out_scalar(total) == sum(a * 10 + n for a in range(4) for n in range(3) if a * 10 + n >= least)
+        nothing = select(func.coalesce(func.sum(Order.amount), -least)).where(Order.note == f"no {least}")
+        assert await kit.fan_out_scalar(nothing) == -least
+    some = select(func.count(Order.id)).where(mine(tenant), Order.amount.in_([0, 1, 10]))
+    assert await kit.fan_out_scalar(some) == 3
+    assert await kit.fan_out_scalar(select(func.count(Order.id)).where(mine(tenant), Order.amount.in_([0]))) == 1
+
+
+async def test_a_moved_shard_is_asked_where_it_went(fleet, open_kit, tenant):
+    kit = open_kit()
+    names = await filled(kit, tenant)
+    count = select(func.count(Order.id)).where(mine(tenant))
+    assert await kit.fan_out_scalar(count) == 60
+    for name, elsewhere in zip(names[:2], (True, False), strict=True):
+        fleet.move(fleet.map.route(kit.locate(name).shard)._replace(**kit.locate(name)._asdict()), elsewhere=elsewhere)
+        assert await kit.fan_out_scalar(count) == 60
+
+
+async def test_a_shard_nobody_can_find_is_an_error_and_a_part_has_to_be_asked_for(fleet, open_kit, tenant):
+    kit = open_kit(move_wait_s=0.2)
+    names = await filled(kit, tenant)
+    route = kit.locate(names[0])
+    lost = 3 * sum(kit.locate(name).shard == route.shard for name in names)
+    fleet.close_epoch(route, epoch=route.epoch + 1)
+    try:
+        with pytest.raises(FanOutError) as caught:
+            await kit.fan_out(select(Order.id).where(mine(tenant)))
+        assert set(caught.value.failures) == {route.shard}
+        found = await kit.fan_out(select(Order.id).where(mine(tenant)), on_error="partial")
+        assert (found.partial, set(found.failures), len(found)) == (True, {route.shard}, 60 - lost)
+    finally:
+        fleet.flip(route)
+
+
+async def test_what_one_shard_says_names_that_shard(fleet, kit, tenant):
+    names = await filled(kit, tenant)
+    route = kit.locate(names[5])
+    async with kit.begin(names[5]) as s:
+        s.add(Order(note=f"{tenant} zero", amount=-77))
+    with pytest.raises(FanOutError, match="division by zero") as caught:
+        await kit.fan_out(select(1 / (Order.amount + 77)).where(mine(tenant)))
+    assert set(caught.value.failures) == {route.shard}
+
+
+async def test_shards_at_different_revisions_are_not_merged(fleet, open_kit, tenant):
+    kit = open_kit()
+    names = await filled(kit, tenant)
+    route = kit.locate(names[0])
+    table = sql.Identifier(route.schema, "orders")
+    with fleet.admin(route.server) as connection:
+        connection.execute(sql.SQL("ALTER TABLE {} ALTER amount DROP DEFAULT, ALTER amount TYPE text").format(table))
+        try:
+            with pytest.raises(FanOutError, match="another revision"):
+                await kit.fan_out(select(Order.amount).where(mine(tenant)))
+            connection.execute(sql.SQL("ALTER TABLE {} RENAME amount TO amounts").format(table))
+            with pytest.raises(FanOutError, match="does not exist") as caught:
+                await kit.fan_out(select(Order.amount).where(mine(tenant)))
+            assert set(caught.value.failures) == {route.shard}
+            connection.execute(sql.SQL("ALTER TABLE {} RENAME amounts TO amount").format(table))
+        finally:
+            change = "ALTER TABLE {} ALTER amount TYPE integer USING amount::integer, ALTER amount SET DEFAULT 0"
+            connection.execute(sql.SQL(change).format(table))
+    assert len(await kit.fan_out(select(Order.amount).where(mine(tenant)))) == 60
+
+
+async def test_a_result_too_large_is_an_error(kit, tenant):
+    await filled(kit, tenant)
+    query = select(Order.id).where(mine(tenant))
+    with pytest.raises(ResultTooLargeError):
+        await kit.fan_out(query, max_rows=59)
+    assert len(await kit.fan_out(query, max_rows=60)) == 60
+    with pytest.raises(ResultTooLargeError):
+        await kit.fan_out(select(Order.note, func.count()).where(mine(tenant)).group_by(Order.note, Order.id), max_rows=59)
+
+
+async def test_a_stream_gives_the_same_rows_in_small_batches(kit, tenant):
+    await filled(kit, tenant)
+    for query in (
+        select(Order.amount, Order.note).where(mine(tenant)).order_by(Order.amount.desc(), Order.note),
+        select(Order.amount).where(mine(tenant)).order_by(Order.amount).limit(17).offset(5),
+        select(Order.amount).where(mine(tenant)).order_by(Order.amount).offset(59),
+        select(Order.amount).where(Order.note == "none"),
+        select(Order.amount).where(mine(tenant)).limit(0),
+    ):
+        expected = list(await kit.fan_out(query))
+        for batch in (1, 7, 1000):
+            async with kit.fan_out_stream(query, batch=batch) as rows:
+                assert [row async for row in rows] == expected
+    async with kit.fan_out_stream(select(Order).where(mine(tenant)), batch=10) as rows:
+        assert len({order.id async for (order,) in rows}) == 60
+    async with kit.fan_out_stream(select(Order.id).where(mine(tenant))) as rows:
+        async for _ in rows:
+            break
+    with pytest.raises(FanOutRefusedError):
+        kit.fan_out_stream(select(Order.note).distinct())
+
+
+async def test_the_deadline_ends_a_fan_out_that_waits(fleet, open_kit, tenant):
+    kit = open_kit()
+    names = await filled(kit, tenant)
+    route = kit.locate(names[0])
+    with fleet.admin(route.server) as connection, connection.transaction():
+        connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(route.schema, "orders")))
+        with pytest.raises(FanOutError) as caught:
+            await kit.fan_out(select(Order.id), deadline_s=0.5)
+        assert {type(error) for error in caught.value.failures.values()} == {DeadlineError}
+    assert len(await kit.fan_out(select(Order.id).where(mine(tenant)))) == 60
+
+
+async def test_a_connection_that_died_while_idle_is_replaced(fleet, open_kit, tenant):
+    kit = open_kit(application_name=f"shardkit {tenant}")
+    await filled(kit, tenant)
+    query = select(func.count(Order.id)).where(mine(tenant))
+    assert await kit.fan_out_scalar(query) == 60
+    for server in fleet.servers:
+        with fleet.admin(server) as connection:
+            kill = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = %s"
+            connection.execute(kill, (f"shardkit {tenant}",))
+    assert await kit.fan_out_scalar(query) == 60
+
+
+async def test_a_server_that_is_down_fails_its_shards(fleet, open_kit, tenant):
+    dead = "postgresql://postgres@127.0.0.1:9/none"
+    kit = open_kit(servers={"pg2": dead})
+    with pytest.raises(FanOutError, match="'pg2' does not answer") as caught:
+        await kit.fan_out(select(Order.id))
+    assert set(caught.value.failures) == set(kit.map.shards_on("pg2"))
+    found = await kit.fan_out(select(func.count(Order.id)), on_error="partial")
+    assert set(found.failures) == set(kit.map.shards_on("pg2"))
+    with pytest.raises(SettingsError):
+        await kit.fan_out(select(Order.id), on_error="ignore")
+
+
+async def test_outside_a_fan_out_a_query_needs_a_tenant(kit):
+    with pytest.raises(NoTenantError):
+        kit.session()
+    async with kit.global_session() as s:
+        with pytest.raises(exc.ProgrammingError):
+            await s.execute(select(Order))
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        (lambda: text("SELECT 1"), "takes a select"),
+        (lambda: select(text("1")).select_from(Order), "SQL text"),
+        (lambda: select(Order).with_for_update(), "locked together"),
+        (lambda: select(func.row_number().over(order_by=Order.id)), "window functions"),
+        (lambda: select(func.count(Order.amount.distinct())), "DISTINCT"),
+        (lambda: select(func.string_agg(Order.note, ",")), "string_agg"),
+        (lambda: select(func.nextval("x")).select_from(Order), "not known"),
+        (lambda: select(func.sum(Order.amount) / func.count()), "expression over aggregates"),
+        (lambda: select(Order.note, func.count()), "neither in GROUP BY"),
+        (lambda: select(Order.note).group_by(Order.note).having(func.count() > 1), "HAVING"),
+        (lambda: select(Order.note).ext(distinct_on(Order.note)), "DISTINCT ON"),
+        (lambda: select(Order.note).prefix_with("ALL"), "before or after"),
+        (lambda: select(Order.note).distinct().order_by(Order.id), "has to be selected"),
+        (lambda: select(Order.id).order_by(Order.note.collate("de_DE")), "collation"),
+        (lambda: select(Order.id).fetch(5), "limit"),
+        (lambda: select(Order.id).union_all(select(Line.id)), "takes a select"),
+        (lambda: select(Order, Line).where(Order.amount == Line.id), "different tenants"),
+        (lambda: select(Order.id).where(Order.amount > select(func.avg(Order.amount)).scalar_subquery()), "each shard alone"),
+        (lambda: select(Order.id).where(Order.amount.in_(select(Line.id))), "different tenants"),
+        (lambda: select(select(Order.id).limit(3).subquery()), "each shard alone"),
+        (lambda: select(Order.__table__.insert().values(note="x").returning(Order.id).cte()), "only reads"),
+    ],
+)
+async def test_what_cannot_be_merged_rightly_is_refused_with_the_reason(kit, statement, reason):
+    with pytest.raises(FanOutRefusedError, match=reason):
+        await kit.fan_out(statement())

@@ -1,0 +1,288 @@
+# Generated from tests/integration/async_/test_replicas.py by tests/generate_sync.py: change that file instead.
+"""A replica serves a read only if it shows enough; whatever is wrong with it or with a token, nobody reads a wrong row."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+
+import pytest
+from fleet import Fleet, Order, fleet_on
+from sqlalchemy import exc, func, select, text
+from sqlalchemy.engine import make_url
+from standby import Standby, make_standby
+
+from shardkit.catalog.changes import set_replicas
+from shardkit.errors import ReadOnlyError, SessionError, TokenError
+from shardkit.local import run_local
+
+FAR_S = 3600.0
+
+
+@dataclass(frozen=True)
+class ReplicatedFleet(Fleet):
+    standby: Standby | None = None
+
+
+@pytest.fixture(scope="module")
+def fleet():
+    """The second server has a replica."""
+    with run_local(servers=2, redis=False, trust=True, fast=True) as cluster, fleet_on(cluster) as fleet:
+        standby = make_standby(cluster, of="pg2", name="pg2b")
+        with fleet.admin() as catalog:
+            set_replicas(catalog, "pg2", [standby.url_of(make_url(fleet.servers["pg2"]).database)])
+        yield ReplicatedFleet(fleet.catalog_url, fleet.servers, fleet.map, standby)
+
+
+@pytest.fixture
+def tenant(fleet, tenant):
+    """A tenant of the server that has a replica."""
+    return next(t for t in (f"{tenant}-{n}" for n in range(1000)) if fleet.map.locate(t).server == "pg2")
+
+
+@pytest.fixture
+def slow(fleet, eventually):
+    """The replica applies nothing new for an hour, inside the test."""
+    eventually(lambda: fleet.standby.caught_up_with(fleet.servers["pg2"]))
+    fleet.standby.apply_after("1h")
+    yield
+    fleet.standby.apply_after("0")
+
+
+@pytest.fixture
+def kit(open_kit):
+    return open_kit(replica_check_s=0.05, replica_max_lag_s=5.0)
+
+
+def write(kit, tenant, note):
+    with kit.begin(tenant) as s:
+        s.add(Order(note=note))
+
+
+def read(kit, tenant, **given):
+    """Notes, and whether a replica gave them."""
+    with kit.read(tenant, **{"replica": True, **given}) as s:
+        notes = sorted(s.scalars(select(Order.note)))
+        return notes, s.on_replica
+
+
+def read_until(kit, tenant, wanted, *, within_s=30.0, **given):
+    """The first notes for which *wanted(notes, on_replica)* holds."""
+    give_up, pause = time.monotonic() + within_s, threading.Event()
+    while not wanted(*(found := read(kit, tenant, **given))):
+        assert time.monotonic() < give_up, found
+        pause.wait(0.01)
+    return found[0]
+
+
+def from_replica(_notes, on_replica):
+    return on_replica
+
+
+def test_a_replica_that_is_new_enough_serves_reads(kit, tenant):
+    write(kit, tenant, "one")
+    assert read_until(kit, tenant, from_replica) == ["one"]
+    with kit.read(tenant, max_lag_s=5.0) as s:
+        order = (s.scalars(select(Order))).one()
+        assert (s.get(Order, order.id)) is order
+        assert (s.on_replica, s.route.server) == (True, "pg2")
+
+
+def test_without_asking_it_is_the_primary(kit, tenant):
+    write(kit, tenant, "one")
+    read_until(kit, tenant, from_replica)
+    assert read(kit, tenant, replica=None) == (["one"], False)
+    assert read(kit, tenant, replica=False) == (["one"], False)
+
+
+def test_the_setting_read_from_asks_for_it(open_kit, tenant):
+    kit = open_kit(replica_check_s=0.05, read_from="replica", replica_max_lag_s=5.0)
+    write(kit, tenant, "one")
+    assert read_until(kit, tenant, from_replica, replica=None) == ["one"]
+
+
+def test_a_replica_that_lags_for_ever_is_not_read_beyond_the_bound(kit, tenant, slow):
+    read_until(kit, tenant, from_replica, max_lag_s=FAR_S)
+    write(kit, tenant, "old")
+    committed_at = time.monotonic()
+    assert read(kit, tenant, max_lag_s=FAR_S) == ([], True)  # it does lag: who allows it reads the past
+    pause = threading.Event()
+    while time.monotonic() < committed_at + 0.5:
+        pause.wait(0.01)
+    for _ in range(20):
+        assert read(kit, tenant, max_lag_s=0.5) == (["old"], False)
+
+
+def test_a_block_sees_its_own_writes(kit, tenant, slow):
+    read_until(kit, tenant, from_replica, max_lag_s=FAR_S)
+    with kit.tenant(tenant):
+        for number in range(5):
+            with kit.begin() as s:
+                s.add(Order(note=f"note {number}"))
+            with kit.read(max_lag_s=FAR_S) as s:
+                assert len((s.scalars(select(Order))).all()) == number + 1
+        with kit.tenant(tenant):
+            assert len((read(kit, tenant, max_lag_s=FAR_S))[0]) == 5
+    assert read(kit, tenant, max_lag_s=FAR_S) == ([], True)  # outside the block nothing was promised
+
+
+def test_own_writes_are_waited_for_on_the_replica(open_kit, tenant):
+    kit = open_kit(replica_check_s=0.05, replica_max_lag_s=5.0, replica_wait_s=10.0)
+    with kit.tenant(tenant):
+        write(kit, tenant, "mine")
+        assert read_until(kit, tenant, from_replica) == ["mine"]
+
+
+def test_a_token_carries_own_writes_to_another_program(kit, open_kit, tenant, slow):
+    other = open_kit(replica_check_s=0.05)
+    read_until(other, tenant, from_replica, max_lag_s=FAR_S)
+    write(kit, tenant, "mine")
+    token = kit.token(tenant)
+    assert read(other, tenant, max_lag_s=FAR_S) == ([], True)
+    assert read(other, tenant, max_lag_s=FAR_S, after=token) == (["mine"], False)
+    with other.tenant(tenant, after=token):
+        assert read(other, tenant, max_lag_s=FAR_S) == (["mine"], False)
+
+
+def test_a_replica_that_has_what_the_token_says_serves_it(kit, tenant):
+    write(kit, tenant, "mine")
+    token = kit.token(tenant)
+    assert read_until(kit, tenant, from_replica, after=token) == ["mine"]
+
+
+def test_a_token_from_before_a_move_leads_to_the_primary(kit, open_kit, fleet, tenant, slow):
+    old_map = open_kit(replica_check_s=0.05)
+    read_until(old_map, tenant, from_replica, max_lag_s=FAR_S)
+    write(kit, tenant, "mine")
+    token = kit.token(tenant)
+    fleet.move(kit.locate(tenant), elsewhere=False)
+    assert read(old_map, tenant, max_lag_s=FAR_S, after=token) == (["mine"], False)
+    kit.refresh()
+    assert read(kit, tenant, max_lag_s=FAR_S, after=token) == (["mine"], False)
+
+
+def test_after_a_move_an_old_map_is_led_on_from_the_replica(kit, fleet, tenant):
+    write(kit, tenant, "mine")
+    read_until(kit, tenant, from_replica)
+    before = kit.locate(tenant)
+    kit._router.watch.close()
+    fleet.move(before, elsewhere=False)
+    assert read_until(kit, tenant, lambda notes, _: kit.locate(tenant).epoch > before.epoch, max_lag_s=FAR_S) == ["mine"]
+
+
+@pytest.mark.parametrize("token", ["", "x", "A" * 47, "é" * 47, "=" * 47, None], ids=repr)
+def test_a_malformed_or_forged_token_is_an_error(kit, tenant, token):
+    if token is None:
+        good = kit.token(tenant)
+        token = good[:10] + ("A" if good[10] != "A" else "B") + good[11:]
+    with pytest.raises(TokenError):
+        kit.read(tenant, after=token)
+    with pytest.raises(TokenError):
+        kit.tenant(tenant, after=token)
+
+
+def test_a_token_made_with_another_key_is_an_error(kit, open_kit, tenant):
+    signed = open_kit(token_key="a secret")
+    with pytest.raises(TokenError):
+        signed.read(tenant, after=kit.token(tenant))
+    assert signed.read(tenant, after=signed.token(tenant)) is not None
+
+
+def test_what_is_not_a_plain_select_goes_to_the_primary(kit, tenant):
+    write(kit, tenant, "one")
+    read_until(kit, tenant, from_replica)
+    with kit.read(tenant, replica=True) as s:
+        assert (s.scalars(select(Order.note))).all() == ["one"]
+        assert s.on_replica
+        assert s.scalar(text("SELECT pg_is_in_recovery()")) is False
+        assert not s.on_replica
+    with kit.read(tenant, replica=True) as s:
+        assert s.scalar(select(func.pg_is_in_recovery())) is False
+    with kit.read(tenant, replica=True) as s:
+        rows = s.scalars(select(Order.note).execution_options(yield_per=5))
+        assert [note for note in rows] == ["one"]
+        assert not s.on_replica
+    with kit.read(tenant, replica=True) as s:
+        s.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        assert (s.scalars(select(Order.note))).all() == ["one"]
+        assert (s.scalar(text("SHOW transaction_isolation")), s.on_replica) == ("repeatable read", False)
+    with pytest.raises(ReadOnlyError):
+        with kit.read(tenant, replica=True) as s:
+            s.execute(Order.__table__.insert().values(note="new"))
+
+
+def test_an_error_of_the_program_is_its_own(kit, tenant):
+    read_until(kit, tenant, from_replica)
+    with pytest.raises(exc.DataError, match="division"):
+        with kit.read(tenant, replica=True) as s:
+            s.execute(select(Order.id / 0).union(select(1 / func.length(""))))
+
+
+def test_a_replica_shows_no_other_tenants_rows(kit, neighbours, fleet, tenant):
+    names = [n for n in (f"{tenant}-n{i}" for i in range(5000)) if fleet.map.shard_of(n) == fleet.map.shard_of(tenant)]
+    other = names[0]
+    write(kit, tenant, "mine")
+    write(kit, other, "theirs")
+    for _ in range(10):
+        assert read_until(kit, tenant, from_replica) == ["mine"]
+        assert read_until(kit, other, from_replica) == ["theirs"]
+
+
+def test_a_bound_that_is_none_is_refused(kit, tenant):
+    for bound in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(SessionError):
+            kit.read(tenant, max_lag_s=bound)
+
+
+def test_a_replica_that_is_killed_is_replaced_by_the_primary(kit, fleet, tenant):
+    write(kit, tenant, "one")
+    read_until(kit, tenant, from_replica)
+    fleet.standby.end()
+    try:
+        for _ in range(20):  # its idle connections are dead, new ones are refused
+            assert read(kit, tenant) == (["one"], False)
+    finally:
+        fleet.standby.start()
+    assert read_until(kit, tenant, from_replica) == ["one"]
+
+
+def test_a_replica_that_is_frozen_costs_a_call_at_most(open_kit, fleet, tenant):
+    kit = open_kit(replica_check_s=0.05, replica_max_lag_s=FAR_S, call_timeout_s=1.0)
+    write(kit, tenant, "one")
+    read_until(kit, tenant, from_replica)
+    pids = [fleet.standby.pid]
+    with fleet.standby.admin() as connection:
+        pids += [pid for (pid,) in connection.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'")]
+        pids.remove(connection.info.backend_pid)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(5):
+            assert read(kit, tenant) == (["one"], False)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_read_session_that_stays_open_sees_later_writes_of_its_block_too(kit, tenant, slow):
+    read_until(kit, tenant, from_replica, max_lag_s=FAR_S)
+    with kit.tenant(tenant):
+        with kit.read(max_lag_s=FAR_S) as s:
+            assert (s.scalars(select(Order.note))).all() == []
+            assert s.on_replica
+            write(kit, tenant, "mine")
+            assert (s.scalars(select(Order.note))).all() == ["mine"]
+
+
+def test_a_read_session_that_stays_open_does_not_fall_behind_its_bound(kit, tenant, slow):
+    read_until(kit, tenant, from_replica, max_lag_s=1.0)
+    with kit.read(tenant, max_lag_s=1.0) as s:
+        assert (s.scalars(select(Order.note))).all() == []
+        write(kit, tenant, "later")
+        committed_at, pause = time.monotonic(), threading.Event()
+        while time.monotonic() < committed_at + 1.0:
+            pause.wait(0.01)
+        assert (s.scalars(select(Order.note))).all() == ["later"]

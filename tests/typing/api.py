@@ -1,0 +1,87 @@
+"""Never run: the type checker reads it. If a public annotation gets worse, this file no longer checks."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+from sqlalchemy import select
+from sqlalchemy.orm import Mapped, mapped_column
+
+from shardkit import (
+    AsyncRoutedSession,
+    AsyncShardKit,
+    Outcome,
+    Route,
+    RoutedSession,
+    Settings,
+    ShardedBase,
+    ShardKey,
+    ShardKit,
+    ShardKitError,
+    ShardMap,
+    TenantScoped,
+)
+
+
+class Order(TenantScoped, ShardedBase):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    note: Mapped[str]
+
+
+class Visit(TenantScoped, ShardedBase):
+    __tablename__ = "visits"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    tenant_id: Mapped[int]
+
+
+def place(session: RoutedSession, note: str, *, times: int) -> int:
+    session.add_all([Order(note=note) for _ in range(times)])
+    return times
+
+
+async def place_async(session: AsyncRoutedSession, note: str) -> str:
+    session.add(Order(note=note))
+    return note
+
+
+def sync(kit: ShardKit) -> None:
+    with kit.session("acme") as session:
+        assert_type(session, RoutedSession)
+        assert_type(session.get(Order, 1), Order | None)
+        assert_type(session.scalars(select(Order.note)).all(), "list[str]")  # type: ignore[assert-type]  # a Sequence
+        assert_type(session.route, Route)
+        assert_type(session.tenant, str | int | None)
+    with kit.begin(42) as session:
+        assert_type(session, RoutedSession)
+    with kit.tenant("acme", lock=True) as tenant, kit.read() as session:
+        assert_type(tenant, str | int)
+        assert_type(session, RoutedSession)
+    assert_type(kit.run("acme", place, "note", times=3), int)
+    kit.run("acme", place, "note", times="3")  # type: ignore[arg-type]  # found by ParamSpec
+    kit.run("acme", place_async, "note")  # type: ignore[arg-type, unused-coroutine]  # a coroutine function in the sync kit
+    assert_type(kit.locate("acme"), Route)
+    assert_type(kit.map, ShardMap)
+    kit.session(b"acme")  # type: ignore[arg-type]  # bytes are no tenant
+    with kit.shard(3).session() as session:
+        assert_type(session, RoutedSession)
+
+
+async def asynchronous(kit: AsyncShardKit) -> None:
+    async with kit.session("acme") as session:
+        assert_type(session, AsyncRoutedSession)
+        assert_type(await session.get(Order, 1), Order | None)
+    async with kit.begin("acme") as session:
+        assert_type(session, AsyncRoutedSession)
+    assert_type(await kit.run("acme", place_async, "note"), str)
+
+
+def errors(error: ShardKitError) -> None:
+    assert_type(error.outcome, Outcome)
+    assert_type(error.retryable, bool)
+    assert_type(error.code, str)
+
+
+def settings() -> Settings:
+    Settings(catalog_url="postgresql:///x", pool_size="3")  # type: ignore[arg-type]
+    return Settings(catalog_url="postgresql:///x", servers={"pg1": "postgresql:///y"})
