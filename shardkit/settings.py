@@ -208,14 +208,15 @@ def _check_redis(url: str, *, insecure: bool) -> None:
     scheme, _, kind = parts.scheme.partition("+")
     if scheme not in {"redis", "rediss", "unix"} or kind not in {"", "cluster", "sentinel"} or (scheme == "unix" and kind):
         raise SettingsError(
-            "redis_url is redis://, rediss:// or unix://, or with +cluster or +sentinel (redis+sentinel://a:26379,b:26379/name); "
+            "redis_url is redis://, rediss:// or unix://, or with +cluster or +sentinel "
+            "(redis+sentinel://a:26379,b:26379/name); "
             "its text is not shown, it may hold a password"
         )
     hosts = [part.rpartition(":")[0] or part for part in parts.netloc.rpartition("@")[2].split(",")]
     verified = scheme == "rediss" and "ssl_cert_reqs=none" not in parts.query.lower()
     if not (insecure or verified or scheme == "unix" or all(is_loopback(host.strip("[]")) for host in hosts)):
         raise SettingsError(
-            f"Redis host {', '.join(hosts)} is not on loopback and the transport is not rediss:// with its certificate checked: "
+            f"Redis host {', '.join(hosts)} is not on loopback and this is not rediss:// with its certificate checked: "
             "anybody in between could read or change everything. Use rediss://, or write out insecure_transport = true"
         )
 

@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha1
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from redis import exceptions as redis_errors
-from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.asyncio.connection import Connection as RedisConnection
+from redis.asyncio.connection import UnixDomainSocketConnection, parse_url
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.asyncio.retry import Retry
 from redis.crc import key_slot
 
 from shardkit._async import colour
@@ -151,14 +151,6 @@ class Node:
             await self._idle.pop().close()
 
 
-class Topology(Protocol):
-    """Which server has the keys of a tag."""
-
-    async def node(self, tag: str) -> Node: ...
-    async def nodes(self) -> list[Node]: ...
-    def changed(self) -> None: ...
-
-
 class _One:
     """One server, found anew for each connection where Sentinels say who it is."""
 
@@ -172,7 +164,7 @@ class _One:
         return [self._node]
 
     def changed(self) -> None:
-        """Connections find out by themselves."""
+        """They find out by themselves."""
 
 
 class _Cluster:
@@ -227,13 +219,14 @@ def _connection(options: dict[str, Any]) -> Any:
     return options.pop("connection_class", RedisConnection)(**options)
 
 
-def topology(url: str, *, timeout_s: float, limit: int) -> Topology:
+def topology(url: str, *, timeout_s: float, limit: int) -> _One | _Cluster:
     """From ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://`` or ``redis+sentinel://a:1,b:2/name[/db]``."""
+    parse: Any = parse_url
     scheme, _, rest = url.partition("://")
     plain, _, kind = scheme.partition("+")
+    times = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     common = {
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
+        **times,
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
         "protocol": 2,
@@ -242,21 +235,20 @@ def topology(url: str, *, timeout_s: float, limit: int) -> Topology:
         hosts, _, path = rest.partition("/")
         credentials, _, addresses = hosts.rpartition("@")
         service, _, db = path.partition("/")
-        parsed = parse_url(f"{plain}://{credentials + '@' if credentials else ''}localhost/{db or 0}")
+        parsed = parse(f"{plain}://{credentials + '@' if credentials else ''}localhost/{db or 0}")
         sentinels = [(h, int(p or 26379)) for h, _, p in (a.partition(":") for a in addresses.split(","))]
-        guard = Sentinel(sentinels, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+        guard: Any = Sentinel(sentinels, **times)  # type: ignore[no-untyped-call,unused-ignore]
 
         async def connect() -> Any:
             host, port = await guard.discover_master(service)
             return _connection({**parsed, **common, "host": host, "port": port})
 
         return _One(connect, limit=limit)
-    options = {**parse_url(f"{plain}://{rest}"), **common}
+    options = {**parse(f"{plain}://{rest}"), **common}
     if kind == "cluster":
         return _Cluster({"port": 6379, **options}, limit=limit)
     if options.get("connection_class") is UnixDomainSocketConnection:
         options.pop("socket_connect_timeout")
-    assert SSLConnection  # parse_url chooses it for rediss://
 
     async def connect_one() -> Any:
         return _connection(options)

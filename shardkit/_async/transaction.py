@@ -28,6 +28,7 @@ from shardkit.errors import (
     TwoPhaseDisabledError,
     TwoPhaseError,
 )
+from shardkit.orm.cachescope import inner_of
 from shardkit.orm.session import AsyncRoutedSession
 
 log = logging.getLogger("shardkit.transactions")
@@ -85,7 +86,8 @@ class AsyncTransaction:
         servers = sorted({session.route.server for session in wrote})
         drivers = [await colour.driver_of(session) for session in wrote]
         for session in wrote:
-            await colour.in_greenlet(getattr(session, "sync_session", session).mark_cached)  # before PREPARE, as before COMMIT
+            inner: Any = inner_of(session)
+            await colour.in_greenlet(inner.mark_cached)  # before PREPARE, as before COMMIT
         done: list[int] = []
         for part, driver in enumerate(drivers):
             reached(f"prepare {part}")

@@ -12,14 +12,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha1
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from redis import exceptions as redis_errors
-from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.connection import Connection as RedisConnection
+from redis.connection import UnixDomainSocketConnection, parse_url
+from redis.retry import Retry
 from redis.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.retry import Retry
 from redis.crc import key_slot
 
 from shardkit._sync import colour
@@ -152,14 +152,6 @@ class Node:
             self._idle.pop().close()
 
 
-class Topology(Protocol):
-    """Which server has the keys of a tag."""
-
-    def node(self, tag: str) -> Node: ...
-    def nodes(self) -> list[Node]: ...
-    def changed(self) -> None: ...
-
-
 class _One:
     """One server, found anew for each connection where Sentinels say who it is."""
 
@@ -173,7 +165,7 @@ class _One:
         return [self._node]
 
     def changed(self) -> None:
-        """Connections find out by themselves."""
+        """They find out by themselves."""
 
 
 class _Cluster:
@@ -228,13 +220,14 @@ def _connection(options: dict[str, Any]) -> Any:
     return options.pop("connection_class", RedisConnection)(**options)
 
 
-def topology(url: str, *, timeout_s: float, limit: int) -> Topology:
+def topology(url: str, *, timeout_s: float, limit: int) -> _One | _Cluster:
     """From ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://`` or ``redis+sentinel://a:1,b:2/name[/db]``."""
+    parse: Any = parse_url
     scheme, _, rest = url.partition("://")
     plain, _, kind = scheme.partition("+")
+    times = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     common = {
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
+        **times,
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
         "protocol": 2,
@@ -243,21 +236,20 @@ def topology(url: str, *, timeout_s: float, limit: int) -> Topology:
         hosts, _, path = rest.partition("/")
         credentials, _, addresses = hosts.rpartition("@")
         service, _, db = path.partition("/")
-        parsed = parse_url(f"{plain}://{credentials + '@' if credentials else ''}localhost/{db or 0}")
+        parsed = parse(f"{plain}://{credentials + '@' if credentials else ''}localhost/{db or 0}")
         sentinels = [(h, int(p or 26379)) for h, _, p in (a.partition(":") for a in addresses.split(","))]
-        guard = Sentinel(sentinels, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+        guard: Any = Sentinel(sentinels, **times)  # type: ignore[no-untyped-call,unused-ignore]
 
         def connect() -> Any:
             host, port = guard.discover_master(service)
             return _connection({**parsed, **common, "host": host, "port": port})
 
         return _One(connect, limit=limit)
-    options = {**parse_url(f"{plain}://{rest}"), **common}
+    options = {**parse(f"{plain}://{rest}"), **common}
     if kind == "cluster":
         return _Cluster({"port": 6379, **options}, limit=limit)
     if options.get("connection_class") is UnixDomainSocketConnection:
         options.pop("socket_connect_timeout")
-    assert SSLConnection  # parse_url chooses it for rediss://
 
     def connect_one() -> Any:
         return _connection(options)

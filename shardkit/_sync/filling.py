@@ -11,9 +11,10 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import count
 from random import uniform
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from shardkit._sync import colour
 from shardkit._sync.cache import Store, UnreachableError
@@ -35,42 +36,33 @@ WAIT_S: Final = 0.05
 """How long it waits for another process, unless loads are known to take longer; then it loads without filling."""
 
 
+@dataclass(slots=True)
 class Counts:
     """Counters of one kit's cache; plain ints, read as they are."""
 
-    __slots__ = (
-        "absent",
-        "busy",
-        "corrupt",
-        "down",
-        "fills",
-        "hits",
-        "loads",
-        "lost",
-        "misses",
-        "outbox",
-        "unsettled",
-        "waits",
-    )
-
-    def __init__(self) -> None:
-        for name in self.__slots__:
-            setattr(self, name, 0)
+    hits: int = 0
+    misses: int = 0
+    loads: int = 0
+    fills: int = 0
+    """Loads that were put into Redis."""
+    unsettled: int = 0
+    """Loads that were not, because a marked transaction was still open."""
+    lost: int = 0
+    """Leases that a writer, or somebody faster, took away."""
+    waits: int = 0
+    """Callers that waited for another one of this process."""
+    busy: int = 0
+    """Callers that did not wait longer for another process."""
+    corrupt: int = 0
+    """Stored values that were not ours, or of another schema."""
+    down: int = 0
+    """Calls that Redis did not answer."""
+    outbox: int = 0
+    """Transactions whose markers were left to the outbox."""
 
     def values(self) -> dict[str, int]:
         """By name."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-class Want(Protocol):
-    """One thing to be loaded: how its value is stored and how it is read."""
-
-    name: str
-    ttl_s: float
-    negative_ttl_s: float
-
-    def decode(self, raw: bytes) -> tuple[bool, Any]: ...
-    def encode(self, value: Any, /, *, xmin: int, load_ms: int) -> bytes | None: ...
+        return asdict(self)
 
 
 class Flight:
@@ -161,7 +153,7 @@ class Filler:
     def _timed(self, load: Load) -> tuple[Any, Loaded]:
         started = time.monotonic()
         self._counts.loads += 1
-        answer = load()
+        answer: tuple[Any, Loaded] = load()
         self._usual_s += (time.monotonic() - started - self._usual_s) * 0.1
         return answer
 

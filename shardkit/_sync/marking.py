@@ -17,7 +17,9 @@ from shardkit.errors import CacheUnavailableError
 from shardkit.settings import OnDown
 from shardkit.sql import statements
 
-
+MARKER_TTL_MS: Final = 3_600_000
+BARRIER_TTL_MS: Final = MARKER_TTL_MS // 2
+"""Shorter than a marker's: so a transaction that outlives its marker is older than the barrier, and stops every fill."""
 _XID: Final = "SELECT pg_current_xact_id()::text"
 _SQL: Final = statements("cache")
 
@@ -33,7 +35,8 @@ class Marking:
 
     def place(self, driver: Any, names: set[str]) -> None:
         """Mark *names* with the transaction open on *driver*."""
-        colour.run(self._place(driver, sorted(names)))
+        work: Any = self._place  # a coroutine function in one colour only
+        colour.run(work(driver, sorted(names)))
 
     def _place(self, driver: Any, names: Sequence[str]) -> None:
         xid = driver.commit_xid  # known, where it came back with the first write

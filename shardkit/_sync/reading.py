@@ -6,15 +6,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Text, cast, func, select
 from sqlalchemy.exc import DBAPIError
 
-from shardkit._sync import verifying
+from shardkit._sync import pastcache, verifying
 from shardkit._sync.cache import Store, UnreachableError
 from shardkit._sync.filling import Counts, Filler
-from shardkit._sync.marking import Marking
+from shardkit._sync.marking import BARRIER_TTL_MS, MARKER_TTL_MS, Marking
 from shardkit.catalog.router import Router
 from shardkit.core.cacheproto import ABSENT, VALUE, tag
 from shardkit.core.hashing import TenantKey
@@ -31,8 +31,8 @@ from shardkit.errors import (
 from shardkit.orm import cacheloads
 from shardkit.orm.cached import Entity, Key, Names, entity_of
 from shardkit.orm.cacheloads import Loaded
+from shardkit.orm.cachescope import by_names, bypasses, inner_of, key_values, knows, owner_of, parameters_of
 from shardkit.orm.cachevalues import ListValue, RowValue, may_replace
-from shardkit.orm.cachescope import bypasses, by_names, inner_of, key_values, knows, owner_of, parameters_of
 from shardkit.orm.changes import vouch
 from shardkit.orm.context import TenantContext
 from shardkit.orm.session import RoutedSession, RoutedSession
@@ -40,9 +40,6 @@ from shardkit.settings import Settings
 
 T = TypeVar("T")
 By = str | Sequence[str] | None
-MARKER_TTL_MS: Final = 3_600_000
-BARRIER_TTL_MS: Final = MARKER_TTL_MS // 2
-"""Shorter than a marker's: so a transaction that outlives its marker is older than the barrier, and stops every fill."""
 
 
 class Cache:
@@ -87,7 +84,7 @@ class Cache:
         found, how, values = self._parse(entity, key, by)
         inner = inner_of(session)
         if inner is not None and (with_for_update is not None or bypasses(inner) or knows(inner, found, how, values)):
-            return self._ask(session, found, how, values, with_for_update)
+            return pastcache.one(session, found, how, values, with_for_update)  # type: ignore[no-any-return]
         if with_for_update is not None:
             raise CacheKeyError("with_for_update locks rows for a transaction: give the session of it; nothing was read")
         tenant = self._tenant(tenant, inner)
@@ -137,7 +134,7 @@ class Cache:
         values = key_values(key)
         found.name_of(how, values, self._tenant(tenant, inner) if found.tenant is not None else None)
         if inner is not None and (bypasses(inner) or inner._new or inner._dirty_states or inner._deleted):
-            return self._ask_list(session, found, how, values)
+            return pastcache.newest(session, found, how, values)
         tenant = self._tenant(tenant, inner)
         name = found.name_of(how, values, tenant)
         want = ListValue(found, name)
@@ -150,7 +147,7 @@ class Cache:
         keys = self._through(want, self._route(tenant, inner), load)
         single = len(found.primary.columns) == 1
         rows = self._rows(found, [k[0] if single else tuple(k) for k in keys], tenant, session)
-        return self._built(found, [row for row in rows.values() if row is not None], tenant, session)
+        return self._built(found, [row for row in rows.values() if row is not None], tenant, session)  # type: ignore[no-any-return]
 
     def invalidate(
         self,
@@ -194,9 +191,8 @@ class Cache:
         return {"redis": True, "open": self._store.open, **self.counts.values(), **self._servers()}
 
     def _servers(self) -> dict[str, Any]:
-        assert self._store is not None
         try:
-            return verifying.servers(self._store)
+            return verifying.servers(self._store)  # type: ignore[arg-type]  # stats() looked
         except UnreachableError:
             return {"servers": [], "warnings": ["Redis does not answer: every read goes to PostgreSQL"]}
 
@@ -213,8 +209,6 @@ class Cache:
         """Close the connections to Redis."""
         if self._store is not None:
             self._store.close()
-
-    # -- how ------------------------------------------------------------------------------------------------------------
 
     def _row(
         self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: TenantKey, session: RoutedSession | None
@@ -306,11 +300,10 @@ class Cache:
         self.counts.loads += 1
         loaded = self._load(statement, parameters, entity.key_places[0], tenant, session)
         load_ms = round((time.monotonic() - started) * 1000)
-        single = len(entity.primary.columns) == 1
         rows: dict[Any, Any] = dict.fromkeys(wants)
         for row in loaded.rows:
             key = tuple(row[place] for place in entity.key_places)
-            rows[key[0] if single else key] = entity.codec.loaded(row)
+            rows[key if len(key) > 1 else key[0]] = entity.codec.loaded(row)
         taken = [
             (want, rows[key], answer[1:])
             for (key, want), answer in zip(wants.items(), answers, strict=True)
@@ -323,7 +316,6 @@ class Cache:
     def _load(
         self, statement: Any, parameters: dict[str, Any], key_at: int, tenant: TenantKey, session: RoutedSession | None
     ) -> Loaded:
-        own: Any
         inner = inner_of(session)
         here = inner is not None and inner.asks(self._router)  # a replica's row could be older than what is committed
         own = nullcontext(session) if here else self._session(tenant, read_only=True)
@@ -340,7 +332,7 @@ class Cache:
             session.commit()
             return xid
 
-    def _other_names(self, entity: Entity, keys: Iterable[Any], tenant: Any, session: Any) -> list[str]:
+    def _other_names(self, entity: Entity, keys: Iterable[Any], tenant: Any, session: Any) -> Sequence[str]:
         """Names of all keys that rows have at this moment, seen by *session* if there is one."""
         own = self._session(tenant, read_only=True) if session is None else nullcontext(session)
         statement = cacheloads.keys_statement(entity)
@@ -358,21 +350,6 @@ class Cache:
         if statement is None:
             statement = self._statements[(kind, *about)] = make(*about)
         return statement
-
-    def _ask(self, session: Any, entity: Entity, how: Key, values: tuple[Any, ...], with_for_update: Any) -> Any:
-        if how is entity.primary:
-            return session.get(entity.cls, values, with_for_update=with_for_update)
-        statement = select(entity.cls).where(*(c == v for c, v in zip(how.columns, values, strict=True)))
-        if with_for_update is not None and with_for_update is not False:
-            options = with_for_update if isinstance(with_for_update, dict) else {}
-            statement = statement.with_for_update(**options)
-        return (session.scalars(statement)).one_or_none()
-
-    def _ask_list(self, session: Any, entity: Entity, how: Key, values: tuple[Any, ...]) -> Sequence[Any]:
-        assert how.listing is not None
-        statement = select(entity.cls).where(*(c == v for c, v in zip(how.columns, values, strict=True)))
-        statement = statement.order_by(*(c.desc() for c in how.order)).limit(how.listing.limit)
-        return list((session.scalars(statement)).all())
 
     def _parse(self, cls: type[Any], key: Any, by: By) -> tuple[Entity, Key, tuple[Any, ...]]:
         entity = entity_of(cls)

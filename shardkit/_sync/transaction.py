@@ -29,6 +29,7 @@ from shardkit.errors import (
     TwoPhaseDisabledError,
     TwoPhaseError,
 )
+from shardkit.orm.cachescope import inner_of
 from shardkit.orm.session import RoutedSession
 
 log = logging.getLogger("shardkit.transactions")
@@ -86,7 +87,8 @@ class Transaction:
         servers = sorted({session.route.server for session in wrote})
         drivers = [colour.driver_of(session) for session in wrote]
         for session in wrote:
-            colour.in_greenlet(getattr(session, "sync_session", session).mark_cached)  # before PREPARE, as before COMMIT
+            inner: Any = inner_of(session)
+            colour.in_greenlet(inner.mark_cached)  # before PREPARE, as before COMMIT
         done: list[int] = []
         for part, driver in enumerate(drivers):
             reached(f"prepare {part}")

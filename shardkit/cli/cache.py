@@ -24,7 +24,7 @@ def cache() -> None:
 @cache.command()
 @config_option
 @json_option
-def stats(config: Path | None, as_json: bool) -> None:
+def stats(config: Path | None, as_json: bool) -> None:  # noqa: FBT001  # click's signature
     """Memory and eviction policy of the Redis servers; exit code 3 with a warning."""
     with ShardKit(settings=settings_from(config)) as kit:
         found = kit.cache.stats()
@@ -44,7 +44,7 @@ def stats(config: Path | None, as_json: bool) -> None:
 @json_option
 @click.option("--models", required=True, help="package.module:Base, the models with their Cached declarations.")
 @click.option("--sample", default=1000, show_default=True, help="Stored rows of each entity to compare.")
-def verify(config: Path | None, as_json: bool, models: str, sample: int) -> None:
+def verify(config: Path | None, as_json: bool, models: str, sample: int) -> None:  # noqa: FBT001  # click's signature
     """Compare stored rows with PostgreSQL's; exit code 1 if one of them is stale."""
     with ShardKit(settings=settings_from(config)) as kit:
         found = {cls.__name__: kit.cache.verify(cls, sample=sample) for cls in cached_classes(models_metadata(models))}

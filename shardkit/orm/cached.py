@@ -1,5 +1,6 @@
-"""Which entities are cached, and by which keys: ``__cached__ = Cached(unique=["email"], lists=[ListKey("user_id", limit=100)])``.
+"""Which entities are cached, and by which keys.
 
+``__cached__ = Cached(unique=["email"], lists=[ListKey("user_id", limit=100)])`` in a model says so.
 An entity is cached by its primary key, by declared unique keys (each holds the whole row) and by list keys (each holds the
 primary keys of the newest rows with that value). The key of a tenant's row carries the tenant.
 """
@@ -34,7 +35,7 @@ def _names(given: str | Iterable[str]) -> Names:
 
 
 class ListKey:
-    """The newest rows with one value of *columns*: at most *limit*, by *newest* (an attribute; the primary key if not given)."""
+    """The newest rows with one value of *columns*: at most *limit*, by *newest* (an attribute, else the primary key)."""
 
     def __init__(self, columns: str | Iterable[str], *, limit: int, newest: str | None = None) -> None:
         self.columns, self.limit, self.newest = _names(columns), limit, newest
@@ -120,7 +121,9 @@ class Entity:
     @cached_property
     def row_type(self) -> Any:
         """The named tuple of a row."""
-        return namedtuple(self.name, self.attributes, rename=True)._make  # noqa: PYI024  # its fields are data
+        make: Any = namedtuple  # noqa: PYI024  # its fields are data
+        made = make(self.name, self.attributes, rename=True)
+        return made._make
 
     @cached_property
     def key_attributes(self) -> dict[Column[Any], str]:
@@ -240,7 +243,7 @@ def _exactly(kind: type, text: Callable[[Any], str], *, zoned: bool | None = Non
     def convert(value: Any) -> str:
         if not isinstance(value, kind) or isinstance(value, never):
             raise CacheKeyError(f"this key takes {kind.__name__}, not {type(value).__name__}")
-        if zoned is not None and zoned is (value.tzinfo is None):
+        if zoned is not None and zoned is (getattr(value, "tzinfo", None) is None):
             raise CacheKeyError(f"this key takes a time {'with' if zoned else 'without'} a zone")
         return text(value)
 

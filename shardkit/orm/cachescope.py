@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from shardkit.core.hashing import TenantKey
 from shardkit.db.leg import driver_connection
-from shardkit.db.wire import BEGIN
 from shardkit.orm.cached import Entity, Key, Names
 from shardkit.orm.session import RoutedSession
 
+_READ_COMMITTED: Final = (b"BEGIN", b"BEGIN READ ONLY")
 By = str | Sequence[str] | None
 
 
@@ -27,7 +27,7 @@ def bypasses(session: RoutedSession) -> bool:
     if connection is None or connection.closed:
         return False
     driver = driver_connection(connection)
-    return bool(driver.unannounced) or driver.begin not in (BEGIN, b"BEGIN READ ONLY")
+    return bool(driver.unannounced) or driver.begin not in _READ_COMMITTED
 
 
 def knows(session: RoutedSession, entity: Entity, how: Key, values: tuple[Any, ...]) -> bool:
@@ -45,7 +45,7 @@ def key_values(key: Any) -> tuple[Any, ...]:
     return tuple(key) if isinstance(key, tuple | list) else (key,)
 
 
-def owner_of(entity: Entity, tenant: TenantKey) -> dict[str, Any]:
+def owner_of(entity: Entity, tenant: Any) -> dict[str, Any]:
     """The parameter of a statement that says whose row it is."""
     return {} if entity.tenant is None else {"owner": tenant}
 

@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Column, ForeignKeyConstraint, Table, select, tuple_
 from sqlalchemy.orm import Mapper, Session, UOWTransaction
 from sqlalchemy.orm.base import LoaderCallableStatus
-from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.dml import Delete, Insert, Update
+from sqlalchemy.sql.elements import ClauseElement
 
 from shardkit.errors import UnknownKeysError
 from shardkit.orm.cached import INFO, Entity
@@ -136,11 +136,11 @@ def gather(session: Session, context: UOWTransaction, changes: Changes) -> None:
     for state, (is_delete, list_only) in context.states.items():
         if list_only:
             continue
-        entity: Entity | None = state.mapper.local_table.info.get(INFO)  # type: ignore[attr-defined]
+        entity: Entity | None = state.mapper.local_table.info.get(INFO)
         if entity is not None:
             _gather_one(session, state, entity, changes, is_delete=is_delete)
         if is_delete and state not in session._deleted:
-            changes.unknown.update(fk.table.name for fk in dependents(state.mapper.local_table))  # type: ignore[arg-type]
+            changes.unknown.update(fk.table.name for fk in dependents(state.mapper.local_table))
 
 
 def _gather_one(session: Session, state: Any, entity: Entity, changes: Changes, *, is_delete: bool) -> None:

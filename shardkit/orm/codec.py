@@ -97,7 +97,8 @@ def _field(kind: Any) -> Field | None:
             return _decorated(kind)
         case types.Enum(enum_class=None):
             return Field(str)
-        case types.Enum(enum_class=members):
+        case types.Enum():
+            members: Any = kind.enum_class
             return Field(str, to_wire=lambda member: member.name, from_wire=members.__getitem__)
         case types.Float(asdecimal=False):
             return Field(float)
@@ -139,7 +140,7 @@ def _array(kind: types.ARRAY[Any]) -> Field | None:
     item = _field(kind.item_type)
     if item is None or item.to_wire or item.from_wire or item.zoned or kind.as_tuple:
         return None
-    annotation = item.annotation
+    annotation: Any = item.annotation
     for _ in range(kind.dimensions or 1):
         annotation = list[annotation | None] if annotation is not Any else list[Any]
     return Field(annotation)
@@ -157,7 +158,7 @@ class Codec:
         wanted = [f.annotation if f.annotation is Any else f.annotation | None for f in fields]
         if self._zoned:
             wanted.append(str | None)  # the zone in which PostgreSQL gave the times
-        self._decode = msgspec.msgpack.Decoder(tuple[*wanted]).decode  # type: ignore[arg-type,valid-type]
+        self._decode = msgspec.msgpack.Decoder(tuple[*wanted]).decode  # type: ignore[valid-type]
         self._plain, self._only_zoned = not (self._in or self._zoned), not self._in
         text = repr([(c.name, repr(c.type), str(f.annotation)) for c, f in zip(columns, fields, strict=True)])
         mark = int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big")
@@ -229,7 +230,7 @@ class KeyListCodec:
 
     def __init__(self, columns: Sequence[Column[Any]], *, owner: str, version: int) -> None:
         annotations = [field_of(column, owner=owner).annotation for column in columns]
-        self._decode = msgspec.msgpack.Decoder(list[tuple[*annotations]]).decode  # type: ignore[arg-type,valid-type]
+        self._decode = msgspec.msgpack.Decoder(list[tuple[*annotations]]).decode  # type: ignore[valid-type]
         text = repr([(c.name, repr(c.type)) for c in columns])
         self.prefix = _PREFIX.pack(
             b"V", _FORMAT, version, int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big")
@@ -245,6 +246,6 @@ class KeyListCodec:
         if raw[:8] != self.prefix:
             return None
         try:
-            return self._decode(raw[22:])  # type: ignore[no-any-return]
+            return self._decode(raw[22:])
         except msgspec.MsgspecError:
             return None

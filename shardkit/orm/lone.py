@@ -36,7 +36,7 @@ def is_lone_insert(session: Session) -> bool:
     mapper = state.mapper
     return (
         _is_simple(mapper)
-        and INFO not in mapper.local_table.info
+        and INFO not in getattr(mapper.local_table, "info", {})
         and not any(key in state.dict for key in _collections(mapper))
     )
 

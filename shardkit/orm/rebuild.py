@@ -107,10 +107,11 @@ def self_check() -> bool:
 def looks_loaded(build: Build) -> bool:
     """Try *build* on a model of our own, without a database."""
     with Session() as session:
-        one = build(session, (7, "as loaded"))
+        one: Any = build(session, (7, "as loaded"))
         state = inspect(one)
         clean = state.persistent and state.session is session and one not in session.dirty and not state.unloaded
-        same = build(session, (7, "again")) is one and session.get(_Probe, 7) is one and one.text == "as loaded"
+        got: Any = session.get(_Probe, 7)
+        same = got is one and build(session, (7, "again")) is one and one.text == "as loaded"
         one.text = "changed"
         noticed = one in session.dirty and state.attrs.text.history.deleted == ["as loaded"]
         session.rollback()

@@ -159,10 +159,11 @@ class RoutedSession(Session):
     def _bulk_save_mappings(self, mapper: Any, *arguments: Any, **keywords: Any) -> None:
         if self._cache is not None and INFO in mapper.local_table.info:
             raise UnknownKeysError(
-                f"bulk_save and bulk_..._mappings do not tell which rows of the cached table {mapper.local_table.name} they change: "
+                "bulk_save_objects and bulk_..._mappings do not tell which rows of the cached table "
+                f"{mapper.local_table.name} they change: "
                 "nothing was written. Use add_all(), or session.execute(insert(...), rows)"
             )
-        super()._bulk_save_mappings(mapper, *arguments, **keywords)  # type: ignore[misc]
+        super()._bulk_save_mappings(mapper, *arguments, **keywords)
 
     def flush(self, objects: Any = None) -> None:
         """As ever; a read-only session refuses to write."""

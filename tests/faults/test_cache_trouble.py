@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cachelab import Photo, cached_fleet_on
-from redislab import Relay, RedisServer
+from redislab import RedisServer, Relay
 
 from shardkit import AsyncShardKit, ShardKit
 from shardkit.errors import CacheUnavailableError, SettingsError

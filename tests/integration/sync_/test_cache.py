@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 from cachelab import Album, Note, Photo, cached_fleet_on
-from sqlalchemy import delete, inspect, insert, select, text, update
+from sqlalchemy import delete, insert, inspect, select, text, update
 
 from shardkit.core.cacheproto import tag
 from shardkit.errors import CacheDeclarationError, CacheKeyError, ReadOnlyError, TenantLockedError, UnknownKeysError
