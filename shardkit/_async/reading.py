@@ -317,7 +317,7 @@ class AsyncCache:
     ) -> Loaded:
         inner = inner_of(session)
         here = inner is not None and inner.asks(self._router)  # a replica's row could be older than what is committed
-        own = nullcontext(session) if here else self._session(tenant, read_only=True)
+        own: Any = nullcontext(session) if here else self._session(tenant, read_only=True)
         async with own as there:
             connection = await there.connection()
             result = await connection.execute(statement, parameters)
@@ -333,7 +333,7 @@ class AsyncCache:
 
     async def _other_names(self, entity: Entity, keys: Iterable[Any], tenant: Any, session: Any) -> Sequence[str]:
         """Names of all keys that rows have at this moment, seen by *session* if there is one."""
-        own = self._session(tenant, read_only=True) if session is None else nullcontext(session)
+        own: Any = self._session(tenant, read_only=True) if session is None else nullcontext(session)
         statement = cacheloads.keys_statement(entity)
         parameters = {
             "keys": [k if len(entity.primary.columns) > 1 else key_values(k)[0] for k in keys],

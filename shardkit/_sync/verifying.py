@@ -66,8 +66,8 @@ def servers(store: Store) -> dict[str, Any]:
                       "policy": policy, "evicted": info.get("evicted_keys")})  # fmt: skip
         if info.get("maxmemory", "0") != "0" and policy not in KEPT_BY:
             warnings.append(
-                f"maxmemory-policy {policy} may evict the marker of a running transaction; then a row "
-                "can be stale until its time to live ends: use allkeys-lfu"
+                f"maxmemory-policy {policy} may evict the marker of a running transaction; then a "
+                "row can be stale until its time to live ends: use allkeys-lfu"
             )
         elif policy == "noeviction" and info.get("maxmemory", "0") != "0":
             warnings.append("maxmemory-policy noeviction: when memory is full no marker can be placed; use allkeys-lfu")

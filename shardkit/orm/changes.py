@@ -236,9 +236,9 @@ def settle(driver: Any, changes: Changes, writer: Writer) -> None:
     unknown = (changes.unknown | driver.unannounced) - changes.vouched
     if unknown:
         raise UnknownKeysError(
-            f"this transaction changed the cached table {', '.join(sorted(unknown))} by a statement that does not tell which rows "
-            "(raw SQL, Core on the connection, a key column in a bulk UPDATE, RETURNING of your own, a cascade): it is rolled back. "
-            "Name them with kit.cache.invalidate(Entity, key, session=session) before COMMIT, or change objects instead"
+            f"this transaction changed the cached table {', '.join(sorted(unknown))} by a statement that does not tell which "
+            "rows (raw SQL, Core on the connection, a key column in a bulk UPDATE, RETURNING of your own, a cascade): it is "
+            "rolled back. Name them with kit.cache.invalidate(Entity, key, session=session) before COMMIT, or change objects"
         )
     if changes.names:
         writer.place(driver, changes.names)

@@ -1,9 +1,9 @@
 """Checks the history of reads and writes under faults: a read never returns less than anybody knew when it began.
 
-``python tests/faults/cache_history.py --reads 1000000`` runs it for long. Every row is a register whose ``version`` rises with each
-committed write. Writers and readers are processes; whoever learns of a version (a reader, an observer of PostgreSQL, a writer whose
-COMMIT was answered) notes it in memory that all share. Beside ours each reader asks a cache that deletes after COMMIT, on the same
-rows: a checker that finds nothing wrong there has no teeth.
+``python tests/faults/cache_history.py --reads 1000000`` runs it for long. Every row is a register whose ``version`` rises
+with each committed write. Writers and readers are processes; whoever learns of a version (a reader, an observer of
+PostgreSQL, a writer whose COMMIT was answered) notes it in memory that all share. Beside ours each reader asks a cache that
+deletes after COMMIT, on the same rows: a checker that finds nothing wrong there has no teeth.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Board:
 
     def __init__(self, path: str, slots: int) -> None:
         size = slots * SLOT * 8
-        with open(path, "r+b") as file:
+        with Path(path).open("r+b") as file:
             file.truncate(size)
             self._map = mmap.mmap(file.fileno(), size)
         self.slots = slots
