@@ -62,8 +62,8 @@ def servers(store: Store) -> dict[str, Any]:
     about, warnings = [], []
     for info in store.info():
         policy = info.get("maxmemory_policy", "unknown")
-        about.append({"version": info.get("valkey_version") or info.get("redis_version"), "memory": info.get("used_memory_human"),
-                      "policy": policy, "evicted": info.get("evicted_keys")})  # fmt: skip
+        version, memory = info.get("valkey_version") or info.get("redis_version"), info.get("used_memory_human")
+        about.append({"version": version, "memory": memory, "policy": policy, "evicted": info.get("evicted_keys")})
         if info.get("maxmemory", "0") != "0" and policy not in KEPT_BY:
             warnings.append(
                 f"maxmemory-policy {policy} may evict the marker of a running transaction; then a "
