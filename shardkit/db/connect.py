@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.lineage import Lineage
+from shardkit.db.pooler import Standing, check_standing, is_pooled, refused_options
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
 from shardkit.errors import (
     Outcome,
@@ -32,10 +33,9 @@ from shardkit.errors import (
     WrongServerError,
 )
 from shardkit.settings import Secret, Settings, is_loopback
+from shardkit.sql import statements
 
-_WHO: Final = """SELECT cluster_id, server_id,
-    CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
-    FROM shardkit.identity"""  # pg_control_checkpoint() still names the old timeline on a server that was just promoted
+_WHO: Final = statements("server")["look_around"]
 IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
 FAILOVER_CONNECT_S: Final = 2  # libpq takes less for two
 _LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
@@ -99,7 +99,7 @@ def replica_url(server: Server, dsn: str, settings: Settings) -> str:
 
 def app_conninfo(server: Server, settings: Settings, *, replica: str | None = None) -> Secret:
     """How application code connects: as the least role, and with an empty path, so that unrouted names fail."""
-    direct = settings.pooler == "none"
+    direct = not settings.pooled
     url = server_url(server, settings) if replica is None else replica_url(server, replica, settings)
     return conninfo(
         url,
@@ -143,7 +143,7 @@ def connect(
     try:
         connection = RoutedConnection.connect(info, autocommit=True, cursor_factory=RoutedCursor)
     except psycopg.OperationalError as exc:
-        raise down(server, exc) from exc
+        raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings, replica=replica)
         _check(connection, server, cluster_id, connection.execute(_WHO).fetchone(), replica=replica, lineage=lineage)
@@ -165,7 +165,7 @@ async def connect_async(
     try:
         connection = await AsyncRoutedConnection.connect(info, autocommit=True, cursor_factory=AsyncRoutedCursor)
     except psycopg.OperationalError as exc:
-        raise down(server, exc) from exc
+        raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings, replica=replica)
         row = await (await connection.execute(_WHO)).fetchone()
@@ -214,7 +214,8 @@ def connect_admin(
 ) -> psycopg.Connection[Any]:
     """A plain connection with the rights of *url*, for the catalog and for operators' work on a server."""
     try:
-        return psycopg.connect(conninfo(url, settings), autocommit=autocommit)
+        prepare = {"prepare_threshold": None} if settings.pooled else {}
+        return psycopg.connect(conninfo(url, settings), autocommit=autocommit, **prepare)
     except psycopg.OperationalError as exc:
         raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
 
@@ -259,8 +260,9 @@ def _tune(
 ) -> None:
     _held[server.server_id, replica].add(connection)
     connection.call_timeout_s = settings.call_timeout_s
-    connection.backend_pid = connection.pgconn.backend_pid
-    connection.prepare_threshold = 1 if settings.pooler == "none" else None
+    connection.pooled = settings.pooled
+    connection.backend_pid = 0 if settings.pooled else connection.pgconn.backend_pid  # a pooler makes one up
+    connection.prepare_threshold = None if settings.pooled else 1
     connection.prepared_max = settings.prepared_max
 
 
@@ -268,14 +270,16 @@ def _check(
     connection: RoutedConnection | AsyncRoutedConnection,
     server: Server,
     cluster_id: UUID,
-    row: tuple[UUID, UUID, str | None] | None,
+    row: tuple[Any, ...] | None,
     *,
     replica: str | None,
     lineage: Lineage,
 ) -> None:
     """Whether this is the server, and the living primary of it (or a standby, for a *replica*)."""
-    check_identity(server, cluster_id, row and row[:2])
-    connection.timeline = timeline = row[2] if row else None
+    check_identity(server, cluster_id, row and (row[0], row[1]))
+    assert row is not None
+    connection.timeline = timeline = row[2]
+    check_standing(server.name, connection, Standing(*row[3:]))
     if replica is not None:
         if timeline is not None:
             raise WrongServerError(f"a replica of server {server.name!r} takes writes: it is none (any more), and was not used")
@@ -334,7 +338,9 @@ def instead_of(constraints: Mapping[str, ShardKitError]) -> Iterator[None]:
 
 
 def listen(connection: psycopg.Connection[Any], channel: str) -> psycopg.Connection[Any]:
-    """*connection*, listening on *channel*."""
+    """*connection*, listening on *channel*. Behind a pooler nothing would come, so the map is only asked for."""
+    if is_pooled(connection):
+        return connection
     connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
     return connection
 

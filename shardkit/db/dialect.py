@@ -21,7 +21,7 @@ from shardkit.db.deadline import SHORTEST_S, left
 from shardkit.db.leg import Leg
 from shardkit.db.opening import BEGIN, READ_ONLY
 from shardkit.db.wire import RoutedCursor
-from shardkit.errors import ReadOnlyError, ShardMovedError
+from shardkit.errors import ReadOnlyError, SessionError, ShardMovedError
 
 Call = Callable[[Any, str, Any], None]
 
@@ -126,6 +126,10 @@ class _Routing:
         driver = self._driver(dbapi_connection)
         driver.pending = bool(driver.begin)
 
+    def do_begin_twophase(self, connection: Any, xid: Any) -> None:  # noqa: ARG002  # SQLAlchemy's signature
+        """Refused: nobody would end what a lost coordinator left prepared, and it would bar the shard's moves."""
+        raise SessionError("two-phase transactions are refused on a routed session; nothing was sent")
+
     def do_commit(self, dbapi_connection: Any) -> None:
         """COMMIT; an error is marked as one of this phase, where the outcome can be unknown."""
         try:
@@ -149,6 +153,13 @@ def _prepare(driver: Any, context: Any, statement: str) -> None:
     """Note on *driver* what has to be known about *statement* before it goes."""
     kind = kind_of(context.compiled, statement)
     driver.single, driver.writes = not kind.raw, not kind.plain
+    if not statement.startswith("INSERT"):  # a flush may have to look for the row it replaces first
+        driver.last = None
+    if kind.changes_session and driver.pooled:
+        raise SessionError(
+            "this statement may change the session itself, and behind a pooler another tenant would get that session: "
+            "it was not sent. Use SET LOCAL, SET TRANSACTION or a transaction-level lock"
+        )
     driver.dirty |= kind.changes_session
     if kind.cached and not _is_announced(context.execution_options):
         driver.unannounced |= kind.cached

@@ -18,7 +18,7 @@ from uuid import UUID
 import psycopg
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from shardkit.core.names import OPERATOR_ROLE
+from shardkit.core.names import OPERATOR_ROLE, REFERENCE_SCHEMA
 from shardkit.core.shardmap import Server
 from shardkit.db import connect
 from shardkit.settings import Settings
@@ -26,6 +26,7 @@ from shardkit.settings import Settings
 DIALECT: Final[Any] = PGDialect_psycopg(dbapi=psycopg, paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 DriverError: Final = psycopg.Error
 SCHEMA_MARK: Final = "__[SCHEMA__none]"
+REFERENCE_MARK: Final = f"__[SCHEMA_{REFERENCE_SCHEMA}]"
 SHARD_MARK: Final = "__[SHARD]"
 PREPARED_MAX: Final = 64
 """Statements kept prepared on one connection: one over 128 schemas holds about a megabyte in the backend."""

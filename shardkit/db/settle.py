@@ -34,7 +34,8 @@ def settle(error: CommitUnknownError, server: Server, settings: Settings) -> Out
                     return Outcome.UNKNOWN
                 if status[0] != "in progress":
                     return Outcome.DONE if status[0] == "committed" else Outcome.NOT_DONE
-                connection.execute("SELECT pg_terminate_backend(%s, 2000)", (error.backend_pid,))
+                if error.backend_pid:  # unknown behind a pooler, which ends what its client left open
+                    connection.execute("SELECT pg_terminate_backend(%s, 2000)", (error.backend_pid,))
         except (ServerError, psycopg.OperationalError):
             pass  # it may be coming up again
         time.sleep(PAUSE_S)

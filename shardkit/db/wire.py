@@ -95,6 +95,8 @@ class Routed:
     timeline: str | None = None
     """The server's timeline when this connection was made."""
     backend_pid: int = 0
+    pooled: bool = False
+    """A pooler stands between: what is set outside a transaction reaches whoever gets the server's connection next."""
     opening_prepared: bool = False
     vetted: bool = False  # the statement under way comes through the dialect, which has looked at it
     dirty: bool = False

@@ -1,6 +1,4 @@
-"""Copies rows as they were at a slot's snapshot: binary COPY piped from one server to the other, with no step per row but
-libpq's.
-"""
+"""Copies rows as they were at a snapshot: binary COPY piped from server to server, with no step per row but libpq's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a move would be like, before it is begun: what speaks against it, how much it carries, how long it and its stall
-would take.
-"""
+"""What a move would be like before it is begun: what speaks against it, its size, its time, its stall."""
 
 from __future__ import annotations
 

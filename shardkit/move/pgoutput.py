@@ -1,6 +1,4 @@
-"""Reads PostgreSQL's logical replication messages (pgoutput, protocol 1) as far as a move needs: whose, which table, which
-key.
-"""
+"""Reads PostgreSQL's replication messages (pgoutput, protocol 1) as far as a move needs: whose, which table, which key."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Follows a server's changes as they are committed: which keys to compare again, how far the marks are, who writes where
-nobody may.
-"""
+"""Follows a server's changes: which keys to compare again, how far the marks are, who writes where nobody may."""
 
 from __future__ import annotations
 

@@ -39,10 +39,13 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table: its ``columns`` that are copied, and the ``key`` columns, with their types, by which rows are told apart."""
+    """One table: the ``columns`` that are copied, those that are ``compared`` (generated ones too), and the ``key``, with its
+    types, by which rows are told apart.
+    """
 
     name: str
     columns: tuple[str, ...]
+    compared: tuple[str, ...]
     key: tuple[str, ...]
     key_types: tuple[str, ...]
     size: int
@@ -64,7 +67,10 @@ def structure_of(connection: psycopg.Connection[Any], schema: str) -> list[Part]
 def tables_of(connection: psycopg.Connection[Any], schema: str) -> list[Table]:
     """The tables of *schema*, by name."""
     rows = connection.execute(SQL["tables"], {"schema": schema})
-    return [Table(name, tuple(columns), tuple(key), tuple(types), *rest) for name, columns, key, types, *rest in rows]
+    return [
+        Table(name, tuple(columns), tuple(compared), tuple(key), tuple(types), *rest)
+        for name, columns, compared, key, types, *rest in rows
+    ]
 
 
 def differences(ours: Iterable[Part], theirs: Iterable[Part]) -> list[str]:
@@ -114,9 +120,13 @@ def _make_one_by_one(connection: psycopg.Connection[Any], todo: list[Part]) -> N
         todo = later
 
 
-def _script(ddl: Iterable[str]) -> sql.SQL:
+def _script(ddl: Iterable[str]) -> sql.Composed:
+    return sql.SQL(";\n").join(map(_written, ddl))
+
+
+def _written(ddl: str) -> sql.SQL:
     """DDL that PostgreSQL itself wrote, from its catalogs."""
-    return sql.SQL(cast("LiteralString", ";\n".join(ddl)))  # type: ignore[redundant-cast]  # mypy takes LiteralString for str
+    return sql.SQL(cast("LiteralString", ddl))  # type: ignore[redundant-cast]  # mypy takes LiteralString for str
 
 
 def _refused(what: str, exc: psycopg.Error) -> MoveRefusedError:

@@ -1,8 +1,8 @@
 """Compares the rows of both sides by content: all of them by ranges of keys while writes go on, then only what changed since.
 
-A row's content is one 64-bit hash of its text; a range's is their sum, which no order of rows can change. What is unequal while
-writes go on may just be under way, so it becomes *pending*, like every key that changes after its range was compared. Under the
-fence nothing is under way: then every pending key has to be equal.
+A row's content is one 64-bit hash of its columns' text; a range's is their sum, which no order of rows can change. What is
+unequal while writes go on may just be under way, so it becomes *pending*, like every key that changes after its range was
+compared. Under the fence nothing is under way: then every pending key has to be equal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, LiteralString, cast
+from typing import Final, LiteralString, cast
 
 from psycopg import sql
 
@@ -25,15 +25,10 @@ from shardkit.move.structure import Table
 RANGE_ROWS: Final = 20_000
 KEYS_AT_ONCE: Final = 5_000
 
-_RANGE: Final = sql.SQL(
-    "WITH part AS (SELECT {keys}, hashtextextended(t::text, 0) AS h FROM ONLY {table} t WHERE {lower} ORDER BY {keys} {limit}) "
-    "SELECT count(*), coalesce(sum(h::numeric), 0)::text, (SELECT ARRAY[{texts}] FROM part ORDER BY {descending} LIMIT "
-    "1) FROM part"
-)
-_ROWS: Final = sql.SQL("SELECT ARRAY[{texts}], hashtextextended(t::text, 0) FROM ONLY {table} t WHERE {lower}")
-_KEYS: Final = sql.SQL(
-    "SELECT ARRAY[{texts}], hashtextextended(t::text, 0) FROM ONLY {table} t JOIN unnest({arrays}) AS w ({names}) ON {join}"
-)
+_BOUND: Final = sql.SQL("SELECT ARRAY[{texts}] FROM ONLY {table} t WHERE {within} ORDER BY {keys} OFFSET {offset} LIMIT 1")
+_RANGE: Final = sql.SQL("SELECT count(*), coalesce(sum({hash}), 0)::text FROM ONLY {table} t WHERE {within}")
+_ROWS: Final = sql.SQL("SELECT ARRAY[{texts}], {hash} FROM ONLY {table} t WHERE {within}")
+_KEYS: Final = sql.SQL("SELECT ARRAY[{texts}], {hash} FROM ONLY {table} t JOIN unnest({arrays}) AS w ({names}) ON {join}")
 
 
 @dataclass(slots=True)
@@ -134,6 +129,7 @@ class Verifier:
         names = [sql.Identifier(f"k{n}") for n in range(len(table.key))]
         query = _KEYS.format(
             texts=_texts(table),
+            hash=_hash(table),
             table=table.within(self.schema),
             names=sql.SQL(", ").join(names),
             arrays=sql.SQL(", ").join(sql.SQL("%s::text[]::{}").format(_type(f"{kind}[]")) for kind in table.key_types),
@@ -147,43 +143,46 @@ class Verifier:
 
     def _table(self, table: Table, compared: Callable[[int], object]) -> None:
         lower: Key | None = None
-        ahead = None
         while True:
-            count, total, last = self._range(self.source, table, lower, None)
-            upper = tuple(last) if last and count == RANGE_ROWS else None
-            if ahead is not None:
-                self._judge(table, *ahead)
-            ahead = (lower, upper, count, total, self._pool.submit(self._range, self.target, table, lower, upper))
-            compared(count)
-            self.rows += count
+            upper = self._bound(table, lower)
+            theirs = self._pool.submit(self._range, self.target, table, lower, upper)
+            ours = self._range(self.source, table, lower, upper)
+            if theirs.result() != ours:
+                self._doubt(table, lower, upper)
+            self.rows += ours[0]
+            compared(ours[0])
             if upper is None:
-                self._judge(table, *ahead)
                 return
             lower = upper
 
-    def _judge(self, table: Table, lower: Key | None, upper: Key | None, count: int, total: str, theirs: Any) -> None:
-        if theirs.result()[:2] == (count, total):
-            return
-        rows = _ROWS.format(texts=_texts(table), table=table.within(self.schema), lower=_within(table, lower, upper))
-        ours, there = ({tuple(key): h for key, h in end.on("verify").execute(rows)} for end in (self.source, self.target))
-        unequal = {key: 0 for key in ours.keys() | there.keys() if ours.get(key) != there.get(key)}
-        self.pending.setdefault(table.name, {}).update(
-            {k: v for k, v in unequal.items() if k not in self.pending.get(table.name, {})}
-        )
-
-    def _range(self, end: End, table: Table, lower: Key | None, upper: Key | None) -> tuple[int, str, list[str] | None]:
-        keys = [sql.Identifier(column) for column in table.key]
-        query = _RANGE.format(
-            keys=sql.SQL(", ").join(keys),
+    def _bound(self, table: Table, lower: Key | None) -> Key | None:
+        """The key that ends the range after *lower*; None for the last one."""
+        query = _BOUND.format(
+            texts=_texts(table),
             table=table.within(self.schema),
-            lower=_within(table, lower, upper),
-            limit=sql.SQL("LIMIT {}").format(RANGE_ROWS) if upper is None else sql.SQL(""),
-            texts=sql.SQL(", ").join(sql.SQL("{}::text").format(key) for key in keys),
-            descending=sql.SQL(", ").join(sql.SQL("{} DESC").format(key) for key in keys),
+            within=_within(table, lower, None),
+            keys=sql.SQL(", ").join(sql.Identifier("t", column) for column in table.key),
+            offset=RANGE_ROWS - 1,
         )
+        row = self.source.on("verify").execute(query).fetchone()
+        return None if row is None else tuple(row[0])
+
+    def _range(self, end: End, table: Table, lower: Key | None, upper: Key | None) -> tuple[int, str]:
+        query = _RANGE.format(hash=_hash(table), table=table.within(self.schema), within=_within(table, lower, upper))
         row = end.on("verify").execute(query).fetchone()
         assert row is not None
-        return row[0], row[1], row[2]
+        return row[0], row[1]
+
+    def _doubt(self, table: Table, lower: Key | None, upper: Key | None) -> None:
+        """Make pending what is unequal in a range."""
+        query = _ROWS.format(
+            texts=_texts(table), hash=_hash(table), table=table.within(self.schema), within=_within(table, lower, upper)
+        )
+        ours, theirs = ({tuple(key): h for key, h in end.on("verify").execute(query)} for end in (self.source, self.target))
+        pending = self.pending.setdefault(table.name, {})
+        for key in ours.keys() | theirs.keys():
+            if ours.get(key) != theirs.get(key):
+                pending.setdefault(key, 0)
 
     def _unequal(self, name: str, key: Key) -> NotEqualError:
         return NotEqualError(
@@ -195,6 +194,15 @@ class Verifier:
 
 def _texts(table: Table) -> sql.Composed:
     return sql.SQL(", ").join(sql.SQL("t.{}::text").format(sql.Identifier(column)) for column in table.key)
+
+
+def _hash(table: Table) -> sql.Composed:
+    """One number for a row's content. Each column counts as its text, byte by byte, whatever its type thinks is equal.
+
+    Not the row's own text: its quoting costs four times as much as everything else (3.4 against 0.8 microseconds a row).
+    """
+    columns = sql.SQL(", ").join(sql.SQL('t.{}::text COLLATE "C"').format(sql.Identifier(c)) for c in table.compared)
+    return sql.SQL("hash_record_extended(ROW({}), 0)").format(columns)
 
 
 def _within(table: Table, lower: Key | None, upper: Key | None) -> sql.Composable:

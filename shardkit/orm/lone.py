@@ -45,7 +45,10 @@ def _is_simple(mapper: Mapper[Any]) -> bool:
     listeners = mapper.dispatch
     if any(column.info.get(GLOBAL_UNIQUE) for table in mapper.tables for column in table.columns):
         return False  # a claim is written before it
-    return len(mapper.tables) == 1 and not (listeners.before_insert or listeners.after_insert)
+    if len(mapper.tables) != 1 or listeners.before_insert or listeners.after_insert:
+        return False
+    # A version is looked at after the INSERT, and without RETURNING another statement fetches what the server filled in.
+    return mapper.version_id_col is None and bool(mapper.tables[0].implicit_returning)
 
 
 def _collections(mapper: Mapper[Any]) -> list[str]:

@@ -97,3 +97,7 @@ WITH ours AS (
     INSERT INTO shardkit_catalog.move_steps (move_id, step, lease) SELECT id, %(step)s, lease FROM ours
 )
 SELECT pg_notify('shardkit_map', map_version::text) FROM version
+
+-- hold_shard --
+-- Keep migrations away from a shard, until this connection ends; false while one is under way.
+SELECT pg_try_advisory_lock(%(lock_class)s, %(shard)s)

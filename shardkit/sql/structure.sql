@@ -198,10 +198,11 @@ WHERE d.classid NOT IN ('pg_class'::regclass, 'pg_type'::regclass, 'pg_proc'::re
    OR p.prokind IN ('a', 'w') OR t.typtype IN ('r', 'm', 'b') AND t.typelem = 0
 
 -- tables --
--- Tables of a schema: name, columns to copy, key columns with their types, bytes, estimated rows.
+-- Tables of a schema: name, columns to copy, all columns, key columns with their types, bytes, estimated rows.
 SELECT c.relname,
        ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
              AND a.attgenerated = '' ORDER BY a.attnum),
+       ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
        ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (n, pos) JOIN pg_attribute a
              ON a.attrelid = c.oid AND a.attnum = k.n WHERE k.pos <= i.indnkeyatts ORDER BY k.pos),
        ARRAY(SELECT format_type(a.atttypid, a.atttypmod) FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (n, pos) JOIN pg_attribute a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from dataclasses import dataclass, field
@@ -87,15 +88,21 @@ class Lab:
                 if schemas != ({live} if name == place.server else set()):
                     found.append(f"{name} has schemas {sorted(schemas)}, the live one is {live} on {place.server}")
                 left = connection.execute(
-                    "SELECT slot_name FROM pg_replication_slots WHERE database = current_database() UNION ALL SELECT pubname FROM "
-                    "pg_publication UNION ALL SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE "
-                    "d.datname = current_database() UNION ALL SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+                    "SELECT slot_name FROM pg_replication_slots WHERE database = current_database() UNION ALL SELECT "
+                    "pubname FROM "
+                    "pg_publication UNION ALL SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = "
+                    "s.subdbid WHERE "
+                    "d.datname = current_database() UNION ALL SELECT gid FROM pg_prepared_xacts WHERE database = "
+                    "current_database()"
                 ).fetchall()
                 marks = connection.execute("SELECT to_regclass('shardkit.move_marks')").fetchone()[0]
                 if marks and connection.execute("SELECT count(*) FROM shardkit.move_marks").fetchone()[0]:
                     left.append("marks")
                 if left:
                     found.append(f"left behind on {name}: {left}")
+        homes = [home for (home,) in self.rows("SELECT home FROM entries ORDER BY id")]
+        if (switches := sum(a != b for a, b in itertools.pairwise(homes))) > place.epoch - 1:
+            found.append(f"two servers took writes in turn: {switches} changes of server in {place.epoch - 1} moves")
         if (total := self.rows("SELECT sum(balance) FROM accounts")[0][0]) != ACCOUNTS * BALANCE:
             found.append(f"the accounts hold {total}")
         if load is not None:
@@ -139,6 +146,8 @@ class Load:
             try:
                 self.lab.kit.run(TENANT, unit, writer, n)
                 self.acked.append((writer, n))
+                if n % 5 == 0 and (total := self.lab.kit.run(TENANT, balance)) != ACCOUNTS * BALANCE:
+                    raise AssertionError(f"a reader saw {total} in the accounts")
             except Exception as exc:
                 self.errors.append(exc)
             self._stop.wait(0.002)
@@ -151,6 +160,10 @@ class Load:
         if self.errors:
             found.append(f"{len(self.errors)} errors through kit.run, the first: {self.errors[0]!r}")
         return found
+
+
+def balance(session):
+    return session.execute(text("SELECT sum(balance) FROM accounts")).scalar()
 
 
 def unit(session, writer, n):

@@ -13,8 +13,11 @@ import threading
 import psycopg
 import pytest
 
+from shardkit.catalog import journal
+from shardkit.catalog.ledger import hold_shards
 from shardkit.core import moving as m
 from shardkit.core.names import schema_name
+from shardkit.db.connect import connect_admin
 from shardkit.errors import (
     FenceTimeoutError,
     MoveBusyError,
@@ -60,9 +63,6 @@ def _tidy(lab):
 
 
 def run_moves(lab):
-    from shardkit.catalog import journal
-    from shardkit.db.connect import connect_admin
-
     with connect_admin(lab.settings.catalog_url, lab.settings) as catalog:
         return journal.moves(catalog)
 
@@ -397,6 +397,15 @@ def test_a_second_move_of_the_same_shard_is_refused(lab):
         lab.begin()
     with pytest.raises(UnknownMoveError):
         run.begin_rollback(lab.settings, move.id)
+    lab.go_on(move, "abort")
+
+
+def test_a_migration_under_way_keeps_the_move_away(lab):
+    move = lab.begin()
+    with connect_admin(lab.settings.catalog_url, lab.settings) as catalog:
+        assert hold_shards(catalog, [0]) == {0}
+        with pytest.raises(MoveBusyError, match="migration"):
+            lab.go_on(move)
     lab.go_on(move, "abort")
 
 

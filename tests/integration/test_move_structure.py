@@ -1,4 +1,5 @@
-"""Whatever a shard's schema holds is on the other server after a move, and nothing else. The list is of what others got wrong."""
+"""Whatever a shard's schema holds is on the other server after a move, and nothing else. The list is of what others got
+wrong."""
 
 from __future__ import annotations
 
@@ -20,11 +21,14 @@ CREATE TYPE pair AS (a int, b text COLLATE "C");
 CREATE SEQUENCE "Odd Seq" AS smallint INCREMENT 5 MINVALUE 5 MAXVALUE 500 START 10 CYCLE CACHE 3;
 CREATE SEQUENCE unused_by_models; CREATE SEQUENCE down INCREMENT -2 MINVALUE -1000 MAXVALUE 1000 START 900;
 CREATE FUNCTION two(x int DEFAULT 7) RETURNS int LANGUAGE sql IMMUTABLE RETURN x * 2;
-CREATE TABLE "Mixed" (id serial PRIMARY KEY, ident bigint GENERATED ALWAYS AS IDENTITY (START 100 INCREMENT 10), m mood DEFAULT 'ok',
+CREATE TABLE "Mixed" (id serial PRIMARY KEY, ident bigint GENERATED ALWAYS AS IDENTITY (START 100 INCREMENT 10), m mood
+  DEFAULT 'ok',
   p posint, pr pair, t text NOT NULL, g int GENERATED ALWAYS AS (id * 2) STORED, v int GENERATED ALWAYS AS (id * 3) VIRTUAL,
   w int, b bytea COMPRESSION pglz, h timestamptz DEFAULT now(), UNIQUE (t), CHECK (id > 0)) WITH (fillfactor = 80);
-ALTER TABLE "Mixed" ALTER b SET STORAGE EXTERNAL; ALTER TABLE "Mixed" ALTER t SET STATISTICS 500; ALTER TABLE "Mixed" DROP COLUMN w;
-CREATE TABLE child (a int, b int, c int CONSTRAINT "Foreign Key" REFERENCES "Mixed" (id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
+ALTER TABLE "Mixed" ALTER b SET STORAGE EXTERNAL; ALTER TABLE "Mixed" ALTER t SET STATISTICS 500;
+  ALTER TABLE "Mixed" DROP COLUMN w;
+CREATE TABLE child (a int, b int, c int CONSTRAINT "Foreign Key" REFERENCES "Mixed" (id) ON DELETE CASCADE DEFERRABLE
+  INITIALLY DEFERRED,
   PRIMARY KEY (b, a));
 CREATE TABLE grandchild (x uuid PRIMARY KEY DEFAULT gen_random_uuid(), a int, b int,
   FOREIGN KEY (b, a) REFERENCES child (b, a) ON UPDATE SET NULL);
@@ -51,8 +55,10 @@ REVOKE DELETE ON child FROM shardkit_app; REVOKE EXECUTE ON FUNCTION two FROM PU
 COMMENT ON TABLE "Mixed" IS 'it''s mixed'; COMMENT ON COLUMN "Mixed".t IS 'text'; COMMENT ON INDEX "Expr" IS 'i';
 COMMENT ON TRIGGER fires ON "Mixed" IS 't'; COMMENT ON TYPE mood IS 'm'; COMMENT ON CONSTRAINT "Foreign Key" ON child IS 'fk';
 COMMENT ON VIEW a_view IS 'v'; COMMENT ON POLICY pol ON "Mixed" IS 'p'; COMMENT ON FUNCTION two IS 'f';
-INSERT INTO "Mixed" (t, b, pr, m) SELECT 'zeile ' || n, decode(md5(n::text), 'hex'), ROW(n, 'x'::text)::pair, 'happy' FROM generate_series(1, 300) n;
-INSERT INTO child SELECT n, n, n FROM generate_series(1, 50) n; INSERT INTO grandchild (a, b) SELECT n, n FROM generate_series(1, 50) n;
+INSERT INTO "Mixed" (t, b, pr, m) SELECT 'zeile ' || n, decode(md5(n::text), 'hex'), ROW(n, 'x'::text)::pair, 'happy'
+  FROM generate_series(1, 300) n;
+INSERT INTO child SELECT n, n, n FROM generate_series(1, 50) n;
+  INSERT INTO grandchild (a, b) SELECT n, n FROM generate_series(1, 50) n;
 INSERT INTO by_index VALUES ('Ä', 'NaN'), ('ä', '-Infinity'), ('', 0.1); INSERT INTO many_to_many VALUES (1, 2);
 SELECT nextval('"Odd Seq"'), nextval('"Odd Seq"'), nextval('down'); REFRESH MATERIALIZED VIEW m; REFRESH MATERIALIZED VIEW a_m
 """

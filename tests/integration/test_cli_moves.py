@@ -1,0 +1,95 @@
+"""The commands that carry shards, as scripts use them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from shardkit import Settings
+from shardkit.catalog.overview import current_map
+from shardkit.cli import main
+from shardkit.local.databases import fresh_databases
+from shardkit.schema.blueprint import Blueprint
+from shardkit.schema.bootstrap import initialize
+
+TABLES = """
+CREATE TABLE things (id bigint DEFAULT next_id() PRIMARY KEY, name text);
+INSERT INTO things (name) SELECT 'x' FROM generate_series(1, 20)
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(local_cluster):
+    with fresh_databases(local_cluster.servers, 2) as databases:
+        made = Settings(catalog_url=databases.catalog_url)
+        initialize(made, servers=databases.servers, shard_count=4, blueprint=Blueprint(TABLES))
+        yield made
+
+
+@pytest.fixture
+def shardkit(settings):
+    def call(*arguments, code=0):
+        environment = {"SHARDKIT_CATALOG_URL": str(settings.catalog_url), "SHARDKIT_CONFIG": None}
+        result = CliRunner().invoke(main, [str(a) for a in arguments], env=environment)
+        assert result.exit_code == code, result.output + repr(result.exception)
+        return result
+
+    return call
+
+
+def where(settings, shard):
+    place = current_map(settings).placement(shard)
+    return place.server, place.epoch
+
+
+def other(settings, shard):
+    return {"pg1": "pg2", "pg2": "pg1"}[where(settings, shard)[0]]
+
+
+def test_a_dry_run_says_what_would_be_and_changes_nothing(settings, shardkit):
+    before = where(settings, 0)
+    found = json.loads(shardkit("move", 0, "--to", other(settings, 0), "--dry-run", "--json").stdout)
+    assert found["tables"] >= 1
+    assert found["stall_ms"] > 0
+    assert where(settings, 0) == before
+    assert json.loads(shardkit("moves", "list", "--json").stdout) == []
+
+
+def test_a_move_back_and_what_the_journal_says(settings, shardkit):
+    server, epoch = where(settings, 0)
+    lines = shardkit("move", 0, "--to", other(settings, 0), "--yes", "--json").stdout
+    assert {"copy", "verify", "fence", "follow"} <= {
+        json.loads(line)["step"] for line in lines.splitlines() if line.startswith('{"move"')
+    }
+    (listed,) = json.loads(shardkit("moves", "list", "--json").stdout)
+    assert listed["step"] == "soak"
+    assert listed["facts"]["rows"] >= 20
+    assert listed["facts"]["stall_ms"] > 0
+    assert "REFUSED" not in shardkit("moves", "show", listed["id"]).output
+    shardkit("move", 0, "--to", server, "--yes", code=1)  # it soaks
+    shardkit("moves", "abort", listed["id"], "--yes", code=1)  # and cannot be aborted any more
+    shardkit("moves", "rollback", listed["id"], "--yes")
+    assert where(settings, 0) == (server, epoch + 2)
+    assert json.loads(shardkit("moves", "list", "--json").stdout) == []
+    assert len(json.loads(shardkit("moves", "list", "--all", "--json").stdout)) == 2
+
+
+def test_a_shard_is_asked_about_before_it_moves(settings, shardkit):
+    shardkit("move", 1, "--to", other(settings, 1), code=2)
+    shardkit("move", 1, "--to", "nowhere", "--yes", code=1)
+    shardkit("move", 99, "--to", "pg1", "--yes", code=1)
+    shardkit("move", 1, "--to", where(settings, 1)[0], "--yes", code=1)
+    shardkit("moves", "resume", 12345, code=1)
+    shardkit("move", 1, "--to", "pg1", "--max-stall", "soon", code=2)
+
+
+def test_drain_and_rebalance(settings, shardkit):
+    planned = json.loads(shardkit("plan", "--without", "pg2", "--json").stdout)
+    assert planned["after"] == {"pg1": 4.0, "pg2": 0.0}
+    shardkit("drain", "pg2", "--yes", "--parallel", 2)
+    shardmap = current_map(settings)
+    assert shardmap.shards_on("pg2") == []
+    assert shardmap.servers["pg2"].state.value == "draining"
+    assert "is draining" in shardkit("move", 0, "--to", "pg2", "--yes", code=1).output
