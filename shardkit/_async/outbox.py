@@ -29,8 +29,8 @@ Handler = Callable[[AsyncRoutedSession, Effect], Awaitable[None]]
 class AsyncOutbox:
     """``kit.outbox``: send inside a tenant's transaction; deliver in a worker."""
 
-    def __init__(self, router: Router, fan_out: AsyncFanOut) -> None:
-        self._router, self._fan_out = router, fan_out
+    def __init__(self, router: Router, fan_out: AsyncFanOut, session: Callable[..., AsyncRoutedSession]) -> None:
+        self._router, self._fan_out, self._session = router, fan_out, session
 
     async def send(self, session: AsyncRoutedSession, *, to: TenantKey, kind: str, payload: Any = None) -> int:
         """Record an effect on *to* in the open transaction of *session*; gives its id. Nothing is sent before COMMIT.
@@ -99,7 +99,7 @@ class AsyncOutbox:
         """The effect and the note that it was applied, in one transaction of the receiver."""
         if effect.kind not in handlers:
             raise SettingsError(f"no handler for effects of the kind {effect.kind!r}")
-        async with AsyncRoutedSession(guide=self._router, tenant=effect.to_tenant) as session:
+        async with self._session(effect.to_tenant) as session:
             given = {"shard": shard, "from": str(effect.from_tenant), "to": str(effect.to_tenant), "id": effect.id}
             if (await session.execute(ADVANCE, given)).first() is not None:
                 await handlers[effect.kind](session, effect)

@@ -30,8 +30,8 @@ Handler = Callable[[RoutedSession, Effect], None]
 class Outbox:
     """``kit.outbox``: send inside a tenant's transaction; deliver in a worker."""
 
-    def __init__(self, router: Router, fan_out: FanOut) -> None:
-        self._router, self._fan_out = router, fan_out
+    def __init__(self, router: Router, fan_out: FanOut, session: Callable[..., RoutedSession]) -> None:
+        self._router, self._fan_out, self._session = router, fan_out, session
 
     def send(self, session: RoutedSession, *, to: TenantKey, kind: str, payload: Any = None) -> int:
         """Record an effect on *to* in the open transaction of *session*; gives its id. Nothing is sent before COMMIT.
@@ -100,7 +100,7 @@ class Outbox:
         """The effect and the note that it was applied, in one transaction of the receiver."""
         if effect.kind not in handlers:
             raise SettingsError(f"no handler for effects of the kind {effect.kind!r}")
-        with RoutedSession(guide=self._router, tenant=effect.to_tenant) as session:
+        with self._session(effect.to_tenant) as session:
             given = {"shard": shard, "from": str(effect.from_tenant), "to": str(effect.to_tenant), "id": effect.id}
             if (session.execute(ADVANCE, given)).first() is not None:
                 handlers[effect.kind](session, effect)

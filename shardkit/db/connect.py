@@ -10,7 +10,6 @@ import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from ipaddress import ip_address
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
@@ -33,7 +32,7 @@ from shardkit.errors import (
     ShardKitError,
     WrongServerError,
 )
-from shardkit.settings import Secret, Settings
+from shardkit.settings import Secret, Settings, is_loopback
 
 IDENTITY: Final = LOOK_AROUND
 _LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
@@ -79,16 +78,6 @@ def check_transport(given: dict[str, Any], *, insecure: bool) -> None:
         f"{where} is not on loopback and sslmode is {given['sslmode'] or 'not set'}: anybody in between could read or change "
         "everything. Use sslmode=verify-full, or write out insecure_transport = true"
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether *host* is this machine: a socket directory, localhost or a loopback address."""
-    if host.startswith(("/", "@")) or host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def server_url(server: Server, settings: Settings) -> str:
@@ -230,10 +219,15 @@ def check_budget(server: Server, settings: Settings, *, replica: str | None = No
         )
 
 
+def count_in(server: Server, connection: Any, *, replica: str | None = None) -> None:
+    """Count *connection* in the budget until it is closed."""
+    _held[server.server_id, replica].add(connection)
+
+
 def _tune(
     connection: RoutedConnection | AsyncRoutedConnection, server: Server, settings: Settings, *, replica: str | None
 ) -> None:
-    _held[server.server_id, replica].add(connection)
+    count_in(server, connection, replica=replica)
     connection.call_timeout_s = settings.call_timeout_s
     connection.pooled = settings.pooled
     connection.backend_pid = 0 if settings.pooled else connection.pgconn.backend_pid  # a pooler makes one up

@@ -72,13 +72,14 @@ class AsyncScatterConnection(_Scatter, psycopg.AsyncConnection[Any]):
 
 
 def connect_scatter(server: Server, settings: Settings, *, cluster_id: UUID) -> ScatterConnection:
-    """A connection to *server* as operator, read only. Raises ServerDownError or WrongServerError."""
+    """A connection to *server* as operator, read only. Raises ServerDownError, WrongServerError, PoolTimeoutError."""
+    connect.check_budget(server, settings)
     try:
         connection = ScatterConnection.connect(_conninfo(server, settings), autocommit=True, cursor_factory=psycopg.RawCursor)
     except psycopg.OperationalError as exc:
         raise connect.down(server, exc) from exc
     try:
-        _tune(connection, settings)
+        _tune(connection, server, settings)
         connect.check_identity(server, cluster_id, connection.execute(connect.IDENTITY).fetchone())
         row = connection.execute(_TEXT_ORDER).fetchone()
     except BaseException as exc:
@@ -90,6 +91,7 @@ def connect_scatter(server: Server, settings: Settings, *, cluster_id: UUID) -> 
 
 async def connect_scatter_async(server: Server, settings: Settings, *, cluster_id: UUID) -> AsyncScatterConnection:
     """The same for asyncio."""
+    connect.check_budget(server, settings)
     try:
         connection = await AsyncScatterConnection.connect(
             _conninfo(server, settings), autocommit=True, cursor_factory=psycopg.AsyncRawCursor
@@ -97,7 +99,7 @@ async def connect_scatter_async(server: Server, settings: Settings, *, cluster_i
     except psycopg.OperationalError as exc:
         raise connect.down(server, exc) from exc
     try:
-        _tune(connection, settings)
+        _tune(connection, server, settings)
         connect.check_identity(server, cluster_id, await (await connection.execute(connect.IDENTITY)).fetchone())
         row = await (await connection.execute(_TEXT_ORDER)).fetchone()
     except BaseException as exc:
@@ -184,7 +186,8 @@ def local_settings() -> bytes:
     return _LOCAL.encode()
 
 
-def _tune(connection: ScatterConnection | AsyncScatterConnection, settings: Settings) -> None:
+def _tune(connection: ScatterConnection | AsyncScatterConnection, server: Server, settings: Settings) -> None:
+    connect.count_in(server, connection)
     connection.pooled = settings.pooler != "none"
     connection.prepare_threshold = None if connection.pooled else 5
     connection.prepared_max = PREPARED_MAX

@@ -102,6 +102,9 @@ class Routed:
     dirty: bool = False
     """Somebody changed the session itself; the pool closes such a connection instead of handing it on."""
 
+    unannounced: frozenset[str] = frozenset()
+    """Cached tables that statements of this transaction wrote to without saying which rows."""
+
     def embark(self, leg: Leg, *, every: bool, tracked: bool = False) -> None:
         """Carry *leg* from now on; its opening goes with the next statement, or with every one."""
         self.tracked = tracked
@@ -113,6 +116,7 @@ class Routed:
         self.pending = self.every = self.single = self.under_way = self.fresh = False
         self.last = None
         self.vetted = False
+        self.unannounced = frozenset()
         self.tracked, self.commit_xid = False, None
 
     @classmethod
