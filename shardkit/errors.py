@@ -33,6 +33,11 @@ ShardKitError
 ├── IdError                  SK600  a value is not an id of this cluster
 ├── PlacementError           SK700  no placement satisfies what was asked
 ├── NameRejectedError        SK800  a name could not become an identifier
+├── CacheError               SK950  the cache was asked for what it cannot do safely
+│   ├── CacheDeclarationError SK951 a Cached declaration cannot be kept
+│   ├── CacheKeyError        SK952  a value cannot be a key of this cached entity
+│   ├── UnknownKeysError     SK953  a write to a cached table does not say which rows it changes
+│   └── CacheUnavailableError SK954 a marker could not be placed, and the settings say that the write must not go on
 ├── MoveError                SK900  a move could not go on
 │   ├── MoveRefusedError     SK901  a check found what would make the move fail later
 │   ├── MoveBusyError        SK902  another move, or another operator, has the shard in hand
@@ -296,6 +301,37 @@ class NameRejectedError(ShardKitError, ValueError):
     """A name could not become an identifier; nothing was changed."""
 
     code = "SK800"
+
+
+class CacheError(ShardKitError):
+    """The cache was asked for what it cannot do safely; nothing took effect."""
+
+    code = "SK950"
+
+
+class CacheDeclarationError(CacheError):
+    """A Cached declaration cannot be kept: the model has to be changed."""
+
+    code = "SK951"
+
+
+class CacheKeyError(CacheError, ValueError):
+    """A value cannot be a key of this cached entity; nothing was read."""
+
+    code = "SK952"
+
+
+class UnknownKeysError(CacheError):
+    """A write to a cached table does not say which rows it changes; it was not committed."""
+
+    code = "SK953"
+
+
+class CacheUnavailableError(CacheError):
+    """A marker could not be placed and cache_on_down is strict: the transaction was rolled back, run it again."""
+
+    code = "SK954"
+    retryable = True
 
 
 class MigrationError(ShardKitError):

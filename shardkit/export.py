@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import date, datetime
 from decimal import Decimal
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 from uuid import UUID
@@ -37,7 +38,7 @@ def export(
     query: str,
     target: Path,
     *,
-    format: Format,
+    format: Format,  # noqa: A002
     progress: Progress = lambda _shards, _rows: None,
 ) -> int:
     """Write the rows of *query* from every shard to *target*, one shard after the other; gives how many rows there are.
@@ -53,7 +54,7 @@ def export(
             writer: _Lines | _Parts = (_Parts if format == "parquet" else _Lines)(target, query, format)
             stack.callback(writer.close)
             connections: dict[str, ScatterConnection] = {}
-            stack.callback(lambda: [connection.close() for connection in connections.values()])
+            stack.callback(_close_all, connections)
             wanted = sorted(router.map.placements)
             for shard in wanted:
                 if shard not in writer.done:
@@ -63,6 +64,11 @@ def export(
             return writer.rows
     finally:
         router.close()
+
+
+def _close_all(connections: dict[str, ScatterConnection]) -> None:
+    for connection in connections.values():
+        connection.close()
 
 
 def _one(
@@ -105,7 +111,8 @@ class _Notes:
         self._path = target.with_name(target.name + ".progress")
         self._same = hashlib.sha256(f"{kind}\0{query}".encode()).hexdigest()
         self.done: dict[int, int] = {}
-        self.rows, self.columns = 0, []  # type: int, list[str]
+        self.rows = 0
+        self.columns: list[str] = []
         if self._path.exists():
             known = json.loads(self._path.read_text("utf-8"))
             if known["query"] != self._same:
@@ -194,8 +201,8 @@ class _Parts:
 
     def __init__(self, target: Path, query: str, kind: str) -> None:
         try:
-            import pyarrow as pa
-            from pyarrow import parquet
+            pa = import_module("pyarrow")
+            parquet = import_module("pyarrow.parquet")
         except ImportError as exc:
             raise SettingsError('Parquet files need pyarrow: pip install "shardkit[parquet]"; nothing was written') from exc
         self._pa: Any = pa

@@ -6,12 +6,15 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
+from urllib.parse import urlsplit
 
 from shardkit.core.names import check_server_name
 from shardkit.errors import SettingsError
 
+OnDown = Literal["strict", "outbox", "ttl"]
 Pooler = Literal["none", "pgbouncer-transaction"]
 ReadFrom = Literal["primary", "replica"]
 CONFIG_VARIABLE: Final = "SHARDKIT_CONFIG"
@@ -75,6 +78,13 @@ class Settings:
     """Secret that signs read-your-writes tokens, the same in all programs of a cluster."""
     map_file: Path | None = None
     """Where the last map is kept, so that a program can start while the catalog is down."""
+    cache_on_down: OnDown = "outbox"
+    """What a writer does when Redis does not take its marker: fail ("strict"), leave it to an outbox row of the same
+    transaction ("outbox": readers may see the older value until it is drained), or to the entity's time to live ("ttl")."""
+    cache_timeout_s: float = 0.05
+    """How long a call to Redis may take before PostgreSQL is asked instead."""
+    cache_pool_size: int = 32
+    """Connections this process may hold to one Redis server."""
     insecure_transport: bool = False
     """Allow a host off loopback without sslmode=verify-full (or a redis:// URL off loopback)."""
     application_name: str = "shardkit"
@@ -105,11 +115,20 @@ class Settings:
             raise SettingsError(f"pooler is one of {', '.join(get_args(Pooler))}, not {self.pooler!r}")
         if self.read_from not in get_args(ReadFrom):
             raise SettingsError(f"read_from is one of {', '.join(get_args(ReadFrom))}, not {self.read_from!r}")
-        for name in ("pool_size", "fan_out_connections", "prepared_max", "pool_queue", "connection_budget"):
+        if self.cache_on_down not in get_args(OnDown):
+            raise SettingsError(f"cache_on_down is one of {', '.join(get_args(OnDown))}, not {self.cache_on_down!r}")
+        if self.redis_url is not None:
+            _check_redis(self.redis_url, insecure=self.insecure_transport)
+        for name in ("pool_size", "fan_out_connections", "prepared_max", "pool_queue", "connection_budget", "cache_pool_size"):
             _whole(name, getattr(self, name), at_least=1)
         for found in fields(self):
             if found.name.endswith("_s"):
                 _duration(found.name, getattr(self, found.name))
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler stands between us and PostgreSQL."""
+        return self.pooler != "none"
 
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> Settings:
@@ -186,3 +205,32 @@ def _whole(name: str, value: object, *, at_least: int) -> None:
 def _duration(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise SettingsError(f"{name} must be a number of seconds above 0: every wait has an end")
+
+
+def _check_redis(url: str, *, insecure: bool) -> None:
+    """Refuse what is no Redis URL, and a transport off loopback that could be listened to."""
+    parts = urlsplit(url)
+    scheme, _, kind = parts.scheme.partition("+")
+    if scheme not in {"redis", "rediss", "unix"} or kind not in {"", "cluster", "sentinel"} or (scheme == "unix" and kind):
+        raise SettingsError(
+            "redis_url is redis://, rediss:// or unix://, or with +cluster or +sentinel "
+            "(redis+sentinel://a:26379,b:26379/name); "
+            "its text is not shown, it may hold a password"
+        )
+    hosts = [part.rpartition(":")[0] or part for part in parts.netloc.rpartition("@")[2].split(",")]
+    verified = scheme == "rediss" and "ssl_cert_reqs=none" not in parts.query.lower()
+    if not (insecure or verified or scheme == "unix" or all(is_loopback(host.strip("[]")) for host in hosts)):
+        raise SettingsError(
+            f"Redis host {', '.join(hosts)} is not on loopback and this is not rediss:// with its certificate checked: "
+            "anybody in between could read or change everything. Use rediss://, or write out insecure_transport = true"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* is this machine: a socket directory, localhost or a loopback address."""
+    if host.startswith(("/", "@")) or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

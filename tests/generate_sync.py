@@ -25,7 +25,11 @@ RULES = [
     (r"\bstream_scalars\b", "scalars"),
     (r"\bawait ", ""),
     (r"__a(enter|exit|iter)__", r"__\1__"),
-    (r"\bAsync(ShardKit|ShardAccess|Unit|RoutedSession|FanOut|Outbox|RowStream|Servers|Transaction)\b", r"\1"),
+    (
+        r"\bAsync(ShardKit|ShardAccess|Unit|RoutedSession|FanOut|Outbox|RowStream|Servers|Transaction|Cache|Marking)\b",
+        r"\1",
+    ),
+    (r"\bredis\.asyncio\b", "redis"),
     (r"written once for asyncio; ``(_?)sync(_?)`` is generated from it", r"generated from ``\1async\2``"),
 ]
 

@@ -8,15 +8,17 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from shardkit.db.scatter import connect_scatter_async as connect_scatter
 
-__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "driver_of", "gather", "in_greenlet", "in_thread"]
+__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "driver_of", "gather", "in_greenlet", "in_thread", "pause"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 ASYNC = True
+
+_background: set[asyncio.Task[Any]] = set()
 
 
 async def close(engine: Engine) -> None:
@@ -73,3 +75,105 @@ async def driver_of(session: Any) -> Any:
     """The psycopg connection that carries the transaction of *session*."""
     connection = await session.connection()
     return (await connection.get_raw_connection()).driver_connection
+
+
+def run(work: Any) -> Any:
+    """Wait for *work* below SQLAlchemy's sync-looking calls."""
+    return await_only(work)
+
+
+async def pause(seconds: float) -> None:
+    """Do nothing for a while."""
+    await asyncio.sleep(seconds)
+
+
+def background(work: Callable[[], Any]) -> None:
+    """Start *work* beside what runs."""
+    task = asyncio.get_running_loop().create_task(work())
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
+class Slots:
+    """So many at a time."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = asyncio.Semaphore(limit)
+
+    async def take(self, timeout_s: float) -> bool:
+        """One of them, or False when none came free in time."""
+        if not self._free.locked():
+            return await self._free.acquire()
+        try:
+            return await asyncio.wait_for(self._free.acquire(), timeout_s)
+        except TimeoutError:
+            return False
+
+    def give(self) -> None:
+        """Give it back."""
+        self._free.release()
+
+
+class Signal:
+    """Set once; many wait for it."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        """Now."""
+        self._event.set()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Whether it was set in time."""
+        try:
+            await asyncio.wait_for(self._event.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+
+class Batch:
+    """Gathers what is asked for in one tick of the loop into one call."""
+
+    def __init__(self, fetch: Callable[[Sequence[tuple[str, str]]], Awaitable[list[Any]]]) -> None:
+        self._fetch = fetch
+        self._wanted: list[tuple[str, str]] = []
+        self._waiting: list[tuple[asyncio.Future[list[Any]], int]] = []
+
+    async def get(self, tag: str, names: Sequence[str]) -> list[Any]:
+        """Values of *names*."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._go, loop)
+        self._waiting.append((future, len(names)))
+        for name in names:
+            self._wanted.append((tag, name))
+        return await future
+
+    def _go(self, loop: asyncio.AbstractEventLoop) -> None:
+        wanted, waiting = self._wanted, self._waiting
+        self._wanted, self._waiting = [], []
+        task = loop.create_task(self._send(wanted, waiting))
+        _background.add(task)
+        task.add_done_callback(_background.discard)
+
+    async def _send(self, wanted: list[tuple[str, str]], waiting: list[tuple[asyncio.Future[list[Any]], int]]) -> None:
+        try:
+            found = await self._fetch(wanted)
+        except BaseException as exc:
+            for future, _ in waiting:
+                if not future.done():
+                    future.set_exception(exc if isinstance(exc, Exception) else asyncio.CancelledError())
+                    future.exception()  # seen, also where the one who asked has gone
+            if not isinstance(exc, Exception):
+                raise
+            return
+        at = 0
+        for future, count in waiting:
+            if not future.done():
+                future.set_result(found[at : at + count])
+            at += count

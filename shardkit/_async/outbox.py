@@ -6,7 +6,6 @@ worker dies before the effect is taken out of the outbox, that note keeps the ne
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import func, select
 
+from shardkit._async import colour
 from shardkit._async.fanout import AsyncFanOut
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey, tenant_from_text
@@ -29,8 +29,8 @@ Handler = Callable[[AsyncRoutedSession, Effect], Awaitable[None]]
 class AsyncOutbox:
     """``kit.outbox``: send inside a tenant's transaction; deliver in a worker."""
 
-    def __init__(self, router: Router, fan_out: AsyncFanOut) -> None:
-        self._router, self._fan_out = router, fan_out
+    def __init__(self, router: Router, fan_out: AsyncFanOut, session: Callable[..., AsyncRoutedSession]) -> None:
+        self._router, self._fan_out, self._session = router, fan_out, session
 
     async def send(self, session: AsyncRoutedSession, *, to: TenantKey, kind: str, payload: Any = None) -> int:
         """Record an effect on *to* in the open transaction of *session*; gives its id. Nothing is sent before COMMIT.
@@ -63,12 +63,13 @@ class AsyncOutbox:
         """Deliver until *until* says so, and pause where nothing waited."""
         while not until():
             if not await self.deliver(handlers):
-                await asyncio.sleep(every_s)
+                await colour.pause(every_s)
 
     async def lag(self) -> Lag:
         """How many effects wait, and since when the oldest one does."""
         found = await self._fan_out.rows(select(func.count(), func.min(OUTBOX.c.created_at)))
-        return Lag(*found.one())
+        row: Any = found.one()
+        return Lag(row[0], row[1])
 
     async def _drain(self, shard: int, handlers: Mapping[str, Handler], *, limit: int) -> int:
         """Apply the oldest effects of one shard; by one worker at a time, as long as its connection lives."""
@@ -98,7 +99,7 @@ class AsyncOutbox:
         """The effect and the note that it was applied, in one transaction of the receiver."""
         if effect.kind not in handlers:
             raise SettingsError(f"no handler for effects of the kind {effect.kind!r}")
-        async with AsyncRoutedSession(guide=self._router, tenant=effect.to_tenant) as session:
+        async with self._session(effect.to_tenant) as session:
             given = {"shard": shard, "from": str(effect.from_tenant), "to": str(effect.to_tenant), "id": effect.id}
             if (await session.execute(ADVANCE, given)).first() is not None:
                 await handlers[effect.kind](session, effect)

@@ -28,6 +28,7 @@ from shardkit.errors import (
     TwoPhaseDisabledError,
     TwoPhaseError,
 )
+from shardkit.orm.cachescope import inner_of
 from shardkit.orm.session import AsyncRoutedSession
 
 log = logging.getLogger("shardkit.transactions")
@@ -37,9 +38,11 @@ _WROTE = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
 class AsyncTransaction:
     """A block over several tenants: ``tx.session("a")`` is the session of each. It commits all or nothing at its end."""
 
-    def __init__(self, router: Router, decisions: Decisions, tenants: tuple[TenantKey, ...], *, patience_s: int) -> None:
+    def __init__(
+        self, router: Router, decisions: Decisions, sessions: dict[TenantKey, AsyncRoutedSession], *, patience_s: int
+    ) -> None:
         self._router, self._decisions, self._patience_s = router, decisions, patience_s
-        self._sessions = {t: AsyncRoutedSession(guide=router, tenant=t) for t in dict.fromkeys(tenants)}
+        self._sessions = sessions
         self.id: UUID = uuid4()
 
     def session(self, tenant: TenantKey) -> AsyncRoutedSession:
@@ -82,6 +85,9 @@ class AsyncTransaction:
         parts = [gid(self._router.cluster_id.hex, self.id.hex, part, self._patience_s) for part in range(len(wrote))]
         servers = sorted({session.route.server for session in wrote})
         drivers = [await colour.driver_of(session) for session in wrote]
+        for session in wrote:
+            inner: Any = inner_of(session)
+            await colour.in_greenlet(inner.mark_cached)  # before PREPARE, as before COMMIT
         done: list[int] = []
         for part, driver in enumerate(drivers):
             reached(f"prepare {part}")

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Engine
 
 from shardkit.db.scatter import connect_scatter
 
-__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "driver_of", "gather", "in_greenlet", "in_thread"]
+__all__ = ["ASYNC", "Gate", "close", "connect_scatter", "driver_of", "gather", "in_greenlet", "in_thread", "pause"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -65,3 +65,61 @@ def in_thread(work: Callable[[*Ts], T], *args: *Ts) -> T:
 def driver_of(session: Any) -> Any:
     """The psycopg connection that carries the transaction of *session*."""
     return session.connection().connection.driver_connection
+
+
+def run(work: Any) -> Any:
+    """It is done already."""
+    return work
+
+
+def pause(seconds: float) -> None:
+    """Do nothing for a while."""
+    threading.Event().wait(seconds)
+
+
+def background(work: Callable[[], Any]) -> None:
+    """Start *work* beside what runs."""
+    threading.Thread(target=work, name="shardkit-cache", daemon=True).start()
+
+
+class Slots:
+    """So many at a time."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = threading.Semaphore(limit)
+
+    def take(self, timeout_s: float) -> bool:
+        """One of them, or False when none came free in time."""
+        return self._free.acquire(blocking=False) or self._free.acquire(timeout=timeout_s)
+
+    def give(self) -> None:
+        """Give it back."""
+        self._free.release()
+
+
+class Signal:
+    """Set once; many wait for it."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """Now."""
+        self._event.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it was set in time."""
+        return self._event.wait(timeout_s)
+
+
+class Batch:
+    """A thread has nobody to gather with: what is asked for is fetched."""
+
+    def __init__(self, fetch: Callable[[Sequence[tuple[str, str]]], list[Any]]) -> None:
+        self._fetch = fetch
+
+    def get(self, tag: str, names: Sequence[str]) -> list[Any]:
+        """Values of *names*."""
+        return self._fetch([(tag, name) for name in names])

@@ -19,9 +19,11 @@ from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
+from shardkit.db.deadline import left
 from shardkit.errors import FanOutError, FanOutRefusedError, SettingsError
+from shardkit.orm.fancheck import value_of
 from shardkit.orm.fanload import FanOutResult, finished, merged
-from shardkit.orm.fanplan import Aggregate, Plan, each_plan, plan_of, value_of
+from shardkit.orm.fanplan import Aggregate, Plan, each_plan, plan_of
 from shardkit.orm.tenancy import of_tenants
 from shardkit.settings import Settings
 
@@ -154,7 +156,7 @@ class FanOut:
         before, after = plan.around(upto, cap=cap)
         branch, values = plan.bind(statement, dict(params) if params else None)
         return Asking(
-            before=before, branch=branch, after=after, values=values, whole=whole, deadline=time.monotonic() + deadline_s
+            before=before, branch=branch, after=after, values=values, whole=whole, deadline=time.monotonic() + left(deadline_s)
         )
 
     @staticmethod

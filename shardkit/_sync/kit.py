@@ -18,6 +18,7 @@ from sqlalchemy import text
 from shardkit._sync import colour
 from shardkit._sync.fanout import FanOut
 from shardkit._sync.outbox import Outbox
+from shardkit._sync.reading import Cache
 from shardkit._sync.stream import RowStream
 from shardkit._sync.transaction import Transaction
 from shardkit.catalog.decisions import Decisions
@@ -58,12 +59,17 @@ class ShardKit:
         self.settings = settings
         self._router = Router(settings, asyncio=colour.ASYNC)
         self._context = TenantContext()
+        self.cache = Cache(settings, router=self._router, context=self._context, session=self._open)
+        """Entities by key, through Redis."""
         self._token_key = token_key(self._router.cluster_id, settings.token_key)
         self._keys = KeyLookup(self._router)
         self._decisions = Decisions(settings)
         self._resolver = BackgroundResolver(settings, lambda: self._router.map)
         self._fan_out = FanOut(self._router, settings, self._decisions)
-        self.outbox = Outbox(self._router, self._fan_out)
+        self.outbox = Outbox(self._router, self._fan_out, self._open)
+
+    def _open(self, tenant: TenantKey | None, **options: Any) -> RoutedSession:
+        return RoutedSession(guide=self._router, tenant=tenant, cache=self.cache.writer, **options)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
@@ -82,7 +88,7 @@ class ShardKit:
         """
         tenant = self._context.resolve(tenant)
         self._router.locate(tenant)
-        return RoutedSession(guide=self._router, tenant=tenant, trail=self._context.trail_of(tenant), **options)
+        return self._open(tenant, trail=self._context.trail_of(tenant), **options)
 
     def begin(self, tenant: TenantKey | None = None, **options: Any) -> Unit:
         """A session that commits at the end of its block, or rolls back on an error."""
@@ -211,7 +217,7 @@ class ShardKit:
     def shard(self, shard: int) -> ShardAccess:
         """Operator access to one shard: every tenant's rows, no filter."""
         self._router.map.route(shard)
-        return ShardAccess(self._router, shard)
+        return ShardAccess(self._router, shard, self._open)
 
     def transaction(self, *tenants: TenantKey, patience_s: int = 10) -> Transaction:
         """One transaction over several tenants: ``tx.session(tenant)`` is each one's session; it commits all or nothing.
@@ -225,7 +231,7 @@ class ShardKit:
             self._router.locate(tenant)
         if len(set(tenants)) > 1:
             self._resolver.start()
-        return Transaction(self._router, self._decisions, tenants, patience_s=patience_s)
+        return Transaction(self._router, self._decisions, {t: self._open(t) for t in tenants}, patience_s=patience_s)
 
     def fan_out(self, statement: Any, params: Mapping[str, Any] | None = None, **options: Any) -> FanOutResult:
         """Rows of a select() over all shards, as one database with all rows would give them.
@@ -285,6 +291,7 @@ class ShardKit:
     def close(self) -> None:
         """Stop watching the map and close idle connections."""
         self._router.close()
+        self.cache.close()
         self._resolver.stop()
         self._decisions.close()
         self._fan_out.close()
@@ -303,10 +310,10 @@ class ShardKit:
 class ShardAccess:
     """One shard, for an operator."""
 
-    __slots__ = ("_router", "_shard")
+    __slots__ = ("_open", "_router", "_shard")
 
-    def __init__(self, router: Router, shard: int) -> None:
-        self._router, self._shard = router, shard
+    def __init__(self, router: Router, shard: int, session: Callable[..., RoutedSession]) -> None:
+        self._router, self._shard, self._open = router, shard, session
 
     @property
     def route(self) -> Route:
@@ -315,7 +322,7 @@ class ShardAccess:
 
     def session(self, **options: Any) -> RoutedSession:
         """A session that sees all tenants' rows of the shard, as the operator role."""
-        return RoutedSession(guide=self._router, shard=self._shard, **options)
+        return self._open(None, shard=self._shard, **options)
 
     def begin(self, **options: Any) -> Unit:
         """The same, committed at the end of its block."""

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import func, select
 
+from shardkit._sync import colour
 from shardkit._sync.fanout import FanOut
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey, tenant_from_text
@@ -29,8 +30,8 @@ Handler = Callable[[RoutedSession, Effect], None]
 class Outbox:
     """``kit.outbox``: send inside a tenant's transaction; deliver in a worker."""
 
-    def __init__(self, router: Router, fan_out: FanOut) -> None:
-        self._router, self._fan_out = router, fan_out
+    def __init__(self, router: Router, fan_out: FanOut, session: Callable[..., RoutedSession]) -> None:
+        self._router, self._fan_out, self._session = router, fan_out, session
 
     def send(self, session: RoutedSession, *, to: TenantKey, kind: str, payload: Any = None) -> int:
         """Record an effect on *to* in the open transaction of *session*; gives its id. Nothing is sent before COMMIT.
@@ -63,12 +64,13 @@ class Outbox:
         """Deliver until *until* says so, and pause where nothing waited."""
         while not until():
             if not self.deliver(handlers):
-                time.sleep(every_s)
+                colour.pause(every_s)
 
     def lag(self) -> Lag:
         """How many effects wait, and since when the oldest one does."""
         found = self._fan_out.rows(select(func.count(), func.min(OUTBOX.c.created_at)))
-        return Lag(*found.one())
+        row: Any = found.one()
+        return Lag(row[0], row[1])
 
     def _drain(self, shard: int, handlers: Mapping[str, Handler], *, limit: int) -> int:
         """Apply the oldest effects of one shard; by one worker at a time, as long as its connection lives."""
@@ -98,7 +100,7 @@ class Outbox:
         """The effect and the note that it was applied, in one transaction of the receiver."""
         if effect.kind not in handlers:
             raise SettingsError(f"no handler for effects of the kind {effect.kind!r}")
-        with RoutedSession(guide=self._router, tenant=effect.to_tenant) as session:
+        with self._session(effect.to_tenant) as session:
             given = {"shard": shard, "from": str(effect.from_tenant), "to": str(effect.to_tenant), "id": effect.id}
             if (session.execute(ADVANCE, given)).first() is not None:
                 handlers[effect.kind](session, effect)

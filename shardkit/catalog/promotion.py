@@ -10,7 +10,8 @@ import logging
 
 from shardkit.catalog.changes import raise_timeline
 from shardkit.core.shardmap import Server, ShardMap
-from shardkit.db.connect import connect_admin, server_url
+from shardkit.db.connect import connect_admin, connect_living
+from shardkit.db.lineage import Lineage
 from shardkit.db.servers import close_left_behind
 from shardkit.errors import ShardKitError
 from shardkit.settings import Settings
@@ -24,7 +25,7 @@ def after_promotion(settings: Settings, shardmap: ShardMap, server: Server, time
     In this order: a timeline in the map means that the server was looked through.
     """
     try:
-        with connect_admin(server_url(server, settings), settings, name=f"server {server.name!r}") as connection:
+        with connect_living(server, settings, cluster_id=shardmap.cluster_id, lineage=Lineage()) as connection:
             for schema in close_left_behind(connection, shardmap, server.name):
                 log.warning(
                     "after the promotion of server %r, %s was open again: its fence was lost, and it was closed",

@@ -144,7 +144,8 @@ class Router:
 
     def settle(self, error: CommitUnknownError) -> Outcome:
         """What became of a COMMIT whose answer was lost, if its server can tell."""
-        return settle(error, self.map.server(error.server or ""), self._settings)
+        server = self.map.server(error.server or "")
+        return settle(error, server, self._settings, cluster_id=self.cluster_id, lineage=self.engines.lineage)
 
     def _promoted(self, server: Server, timeline: int) -> None:
         """A server was seen on a timeline the map does not have: tell the others, without holding anybody up."""

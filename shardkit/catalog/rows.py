@@ -59,6 +59,12 @@ def load_map(connection: Any, known: ShardMap | None = None) -> ShardMap:
     )
 
 
+def newest_map(connection: Any, known: ShardMap) -> ShardMap:
+    """The catalog's map; one short question where *known* still is."""
+    row = connection.execute(SQL["map_version"]).fetchone()
+    return known if row is not None and row[0] == known.version else load_map(connection, known)
+
+
 def pinned_tenant(text: str, tenant_type: str) -> TenantKey:
     """A tenant key as the catalog stores it, back in its type."""
     return int(text) if tenant_type == "int" else text

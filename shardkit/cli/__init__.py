@@ -27,6 +27,7 @@ COMMANDS = {
     "drain": ("moves", "drain", "Move every shard off a server."),
     "export": ("export", "export", "One query over every shard, into a file."),
     "pin": ("routing", "pin", "Send one tenant to a shard of your choice."),
+    "cache": ("cache", "cache", "The read-through cache: does it keep its promise, what does Redis say."),
 }
 
 

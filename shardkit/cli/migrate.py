@@ -225,6 +225,26 @@ def revision(
 
 
 @migrate.command()
+@click.option("--models", metavar="MODULE:BASE", required=True, help="The models.")
+@config_option
+@yes_option
+def shared(models: str, config: Path | None, yes: bool) -> None:  # noqa: FBT001  click's signature
+    """Make the global and reference tables of the models that are not there yet, and let every server follow the latter.
+
+    For new models, and after a server was added. Tables that are there are not changed.
+    """
+    from shardkit.schema.blueprint import models_metadata
+    from shardkit.schema.shared import make_shared_tables
+
+    settings, metadata = settings_from(config), models_metadata(models)
+    go_on("Make global and reference tables, with a subscription on every server?", yes=yes, dry_run=False)
+    in_one_place, everywhere = make_shared_tables(settings, metadata)
+    click.echo(
+        f"global: {', '.join(in_one_place) or 'none'}; reference, equal on every server: {', '.join(everywhere) or 'none'}"
+    )
+
+
+@migrate.command()
 @config_option
 @tree_option
 @click.option("--models", metavar="MODULE:BASE", help="Compare with these models instead of the tree.")

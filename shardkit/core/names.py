@@ -31,6 +31,7 @@ ID_LOCK_CLASS: Final = 0x73_6B_69_64  # "skid": first half of the advisory lock 
 SHARD_LOCK_CLASS: Final = 0x73_6B_73_68  # "sksh"
 FLEET_LOCK_CLASS: Final = 0x73_6B_66_6C  # "skfl": (class, 0) on the catalog database, held by the one runner of migrations
 STEP_LOCK_CLASS: Final = 0x73_6B_73_74  # "skst": (class, shard) on a server, held while one shard takes one revision
+OWN_PREFIX: Final = "shardkit_"  # of tables that shardkit itself keeps in a shard: no program's models, no revision's business
 VERSION_TABLE: Final = "alembic_version"
 PROGRESS_TABLE: Final = "shardkit_progress"  # in a shard: how far a revision came that no transaction can hold
 

@@ -13,7 +13,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import CompoundSelect, Select, TextualSelect
 
 _CHANGES_SESSION: Final = re.compile(
-    r"(?:^|;)(?:\s|--[^\n]*|/\*.*?\*/)*"
+    r"(?:^|;)(?:\s|--[^\n]*+|/\*.*?\*/)*+"
     r"(?:set(?!\s+(?:local|constraints|transaction)\b)|reset|discard|listen|load|prepare(?!\s+transaction\b)|deallocate|do|call|declare"
     r"|create\s+(?:local\s+|global\s+)?temp(?:orary)?)\b"
     r"|\bset_config\s*\(|\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(|\binto\s+temp(?:orary)?\b|\bpg_temp\b",
@@ -71,20 +71,33 @@ PURE_FUNCTIONS: Final = frozenset(
         "to_char",
         "mod",
         "sign",
+        "pg_current_snapshot",
+        "current_setting",
+        "pg_is_in_recovery",
         "cardinality",
         "unnest",
     ]
 )
 
 
+CACHED_TABLES: Final[set[str]] = set()
+"""Names of tables with rows in the cache; ``orm.cached`` fills it."""
+_WRITES: Final = re.compile(r"\b(?:insert|update|delete|merge|truncate|copy)\b", re.IGNORECASE)
+_WORD: Final = re.compile(r"\w+")
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """``plain``: a SELECT with no lock, no side effect and no raw text. ``raw``: SQL text written by the program."""
+    """``plain``: a SELECT with no lock, no side effect and no raw text. ``raw``: SQL text written by the program.
+
+    ``cached``: the tables with rows in the cache that it may write to.
+    """
 
     plain: bool
     raw: bool
     writes: bool
     changes_session: bool
+    cached: frozenset[str] = frozenset()
 
 
 def changes_session(statement: object) -> bool:
@@ -99,7 +112,7 @@ def changes_session(statement: object) -> bool:
 def kind_of(compiled: Any, statement: str) -> Kind:
     """Kind of *statement*; remembered on *compiled*, which SQLAlchemy keeps in its statement cache."""
     if compiled is None:
-        return Kind(plain=False, raw=True, writes=False, changes_session=changes_session(statement))
+        return Kind(plain=False, raw=True, writes=False, changes_session=changes_session(statement), cached=_named(statement))
     known: Kind | None = compiled.__dict__.get("_shardkit_kind")
     if known is None:
         known = compiled.__dict__["_shardkit_kind"] = _classify(compiled.statement, statement)
@@ -108,13 +121,24 @@ def kind_of(compiled: Any, statement: str) -> Kind:
 
 def _classify(clause: Any, statement: str) -> Kind:
     plain, raw, writes = isinstance(clause, Select | CompoundSelect), False, False
+    cached: frozenset[str] = frozenset()
     for part in visitors.iterate(clause) if clause is not None else ():
         if isinstance(part, TextClause | TextualSelect):
             plain, raw = False, raw or part is clause or isinstance(part, TextualSelect)
+            cached |= _named(statement)
         elif isinstance(part, UpdateBase):
             plain, writes = False, True
+            cached |= {getattr(part.table, "name", "")} & CACHED_TABLES
         elif (isinstance(part, FunctionElement) and str(getattr(part, "name", "")).lower() not in PURE_FUNCTIONS) or (
             isinstance(part, Select | CompoundSelect) and part._for_update_arg is not None
         ):
             plain = False
-    return Kind(plain=plain, raw=raw, writes=writes, changes_session=changes_session(statement))
+    return Kind(plain=plain, raw=raw, writes=writes, changes_session=changes_session(statement), cached=cached)
+
+
+def _named(statement: object) -> frozenset[str]:
+    """Cached tables that SQL text which writes something has the name of: rather one too many."""
+    if not CACHED_TABLES:
+        return frozenset()
+    text = statement.decode(errors="replace") if isinstance(statement, bytes) else str(statement)
+    return frozenset(CACHED_TABLES.intersection(_WORD.findall(text))) if _WRITES.search(text) else frozenset()

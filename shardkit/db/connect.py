@@ -9,9 +9,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from ipaddress import ip_address
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
@@ -22,6 +20,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shardkit.core.names import APP_ROLE
 from shardkit.core.shardmap import Server
 from shardkit.db.lineage import Lineage
+from shardkit.db.living import HOST_CONNECT_S, LOOK_AROUND, check_living, hosts_of, way_to
+from shardkit.db.pooler import Row, check_standing, is_pooled, refused_options
 from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
 from shardkit.errors import (
     Outcome,
@@ -32,13 +32,9 @@ from shardkit.errors import (
     ShardKitError,
     WrongServerError,
 )
-from shardkit.settings import Secret, Settings
+from shardkit.settings import Secret, Settings, is_loopback
 
-_WHO: Final = """SELECT cluster_id, server_id,
-    CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
-    FROM shardkit.identity"""  # pg_control_checkpoint() still names the old timeline on a server that was just promoted
-IDENTITY: Final = "SELECT cluster_id, server_id FROM shardkit.identity"
-FAILOVER_CONNECT_S: Final = 2  # libpq takes less for two
+IDENTITY: Final = LOOK_AROUND
 _LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
 
@@ -56,7 +52,7 @@ def conninfo(url: str, settings: Settings, **extra: Any) -> Secret:
         "application_name": settings.application_name,
     }
     if len(hosts_of(given)) > 1:  # the limit is for each host, and one of them may be gone for good
-        ours |= {"target_session_attrs": "read-write", "connect_timeout": min(ours["connect_timeout"], FAILOVER_CONNECT_S)}
+        ours |= {"target_session_attrs": "read-write", "connect_timeout": min(ours["connect_timeout"], HOST_CONNECT_S)}
     return Secret(make_conninfo(url, **{**ours, **{k: v for k, v in given.items() if k in ours}, **extra}))
 
 
@@ -84,16 +80,6 @@ def check_transport(given: dict[str, Any], *, insecure: bool) -> None:
     )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether *host* is this machine: a socket directory, localhost or a loopback address."""
-    if host.startswith(("/", "@")) or host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def server_url(server: Server, settings: Settings) -> str:
     """URL with credentials: the settings' own for this server, else the map's DSN with the catalog's credentials."""
     if server.name in settings.servers:
@@ -110,7 +96,7 @@ def replica_url(server: Server, dsn: str, settings: Settings) -> str:
 
 def app_conninfo(server: Server, settings: Settings, *, replica: str | None = None) -> Secret:
     """How application code connects: as the least role, and with an empty path, so that unrouted names fail."""
-    direct = settings.pooler == "none"
+    direct = not settings.pooled
     url = server_url(server, settings) if replica is None else replica_url(server, replica, settings)
     return conninfo(
         url,
@@ -120,25 +106,9 @@ def app_conninfo(server: Server, settings: Settings, *, replica: str | None = No
     )
 
 
-def hosts_of(given: Mapping[str, Any]) -> list[str]:
-    """The hosts a connection string names."""
-    return str(given.get("hostaddr") or given.get("host") or "").split(",")
-
-
 def can_fail_over(server: Server, settings: Settings) -> bool:
     """Whether another host may take over from the primary of *server*, as far as its DSN and the map say."""
     return bool(server.replicas) or len(hosts_of(parsed(server_url(server, settings)))) > 1
-
-
-def hosts_apart(info: str) -> list[Secret]:
-    """A connection string for each host of *info*, which names several."""
-    given = parsed(info)
-    count = len(hosts_of(given))
-    lists = {k: str(given[k]).split(",") for k in ("host", "hostaddr", "port") if given.get(k)}
-    return [
-        Secret(make_conninfo(info, **{k: values[n] if len(values) == count else values[0] for k, values in lists.items()}))
-        for n in range(count)
-    ]
 
 
 def connect(
@@ -150,14 +120,16 @@ def connect(
     """
     lineage = lineage or Lineage()
     check_budget(server, settings, replica=replica)
-    info = way_to(server, settings, cluster_id=cluster_id, replica=replica, lineage=lineage)
+    info = app_conninfo(server, settings, replica=replica)
+    if replica is None:
+        info = way_to(info, server, cluster_id=cluster_id, lineage=lineage)
     try:
         connection = RoutedConnection.connect(info, autocommit=True, cursor_factory=RoutedCursor)
     except psycopg.OperationalError as exc:
-        raise down(server, exc) from exc
+        raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings, replica=replica)
-        _check(connection, server, cluster_id, connection.execute(_WHO).fetchone(), replica=replica, lineage=lineage)
+        _check(connection, server, cluster_id, connection.execute(IDENTITY).fetchone(), replica=replica, lineage=lineage)
     except BaseException as exc:
         connection.close()
         raise explained(server, exc) from exc
@@ -172,14 +144,14 @@ async def connect_async(
     check_budget(server, settings, replica=replica)
     info = app_conninfo(server, settings, replica=replica)
     if replica is None and len(hosts_of(parsed(info))) > 1:
-        info = await asyncio.to_thread(way_to, server, settings, cluster_id=cluster_id, replica=None, lineage=lineage)
+        info = await asyncio.to_thread(way_to, info, server, cluster_id=cluster_id, lineage=lineage)
     try:
         connection = await AsyncRoutedConnection.connect(info, autocommit=True, cursor_factory=AsyncRoutedCursor)
     except psycopg.OperationalError as exc:
-        raise down(server, exc) from exc
+        raise refused_options(server.name, exc) or down(server, exc) from exc
     try:
         _tune(connection, server, settings, replica=replica)
-        row = await (await connection.execute(_WHO)).fetchone()
+        row = await (await connection.execute(IDENTITY)).fetchone()
         _check(connection, server, cluster_id, row, replica=replica, lineage=lineage)
     except BaseException as exc:
         await connection.close()
@@ -187,47 +159,29 @@ async def connect_async(
     return connection
 
 
-def way_to(server: Server, settings: Settings, *, cluster_id: UUID, replica: str | None, lineage: Lineage) -> Secret:
-    """The connection string of the host to connect to: of several, the one that takes writes on the highest timeline.
-
-    libpq would stop at the first that takes writes, and that can be an old primary: one that came back before anybody in this
-    process had seen the new one. So all are asked, at the same time, for every connection that is made.
-    """
-    info = app_conninfo(server, settings, replica=replica)
-    if replica is not None or len(hosts_of(parsed(info))) < 2:  # one host: no choice
-        return info
-    apart = hosts_apart(info)
-    with ThreadPoolExecutor(len(apart)) as pool:
-        answers = list(pool.map(lambda alone: _timeline_of(alone, server, cluster_id), apart))
-    living = [(answer, alone) for answer, alone in zip(answers, apart, strict=True) if isinstance(answer, int)]
-    if not living:
-        raise down(server, next(answer for answer in answers if isinstance(answer, psycopg.Error)))
-    timeline, way = max(living, key=lambda found: found[0])
-    lineage.saw(server, timeline)
-    return way
-
-
-def _timeline_of(info: Secret, server: Server, cluster_id: UUID) -> int | psycopg.Error:
-    """On which timeline a host takes writes for *server*, or why it does not."""
-    try:
-        with RoutedConnection.connect(info, autocommit=True) as connection:
-            connection.call_timeout_s = FAILOVER_CONNECT_S
-            row = connection.execute(_WHO).fetchone()
-    except psycopg.Error as exc:
-        return exc
-    if row is None or row[:2] != (cluster_id, server.server_id) or row[2] is None:
-        return psycopg.OperationalError("one of its hosts is a standby, or another database")
-    return int(row[2], 16)
-
-
 def connect_admin(
     url: str, settings: Settings, *, name: str = "the catalog", autocommit: bool = True
 ) -> psycopg.Connection[Any]:
     """A plain connection with the rights of *url*, for the catalog and for operators' work on a server."""
     try:
-        return psycopg.connect(conninfo(url, settings), autocommit=autocommit)
+        prepare = {"prepare_threshold": None} if settings.pooled else {}
+        return psycopg.connect(conninfo(url, settings), autocommit=autocommit, **prepare)
     except psycopg.OperationalError as exc:
         raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
+
+
+def connect_living(server: Server, settings: Settings, *, cluster_id: UUID, lineage: Lineage) -> psycopg.Connection[Any]:
+    """As ``connect_admin``, to the living primary of *server*. Raises ServerDownError, WrongServerError."""
+    info = way_to(conninfo(server_url(server, settings), settings), server, cluster_id=cluster_id, lineage=lineage)
+    connection = connect_admin(info, settings, name=f"server {server.name!r}")
+    try:
+        row = connection.execute(IDENTITY).fetchone()
+        check_identity(server, cluster_id, row)
+        check_living(server, row and row[6], replica=False, lineage=lineage)
+    except BaseException as exc:
+        connection.close()
+        raise explained(server, exc) from exc
+    return connection
 
 
 @contextmanager
@@ -265,13 +219,19 @@ def check_budget(server: Server, settings: Settings, *, replica: str | None = No
         )
 
 
+def count_in(server: Server, connection: Any, *, replica: str | None = None) -> None:
+    """Count *connection* in the budget until it is closed."""
+    _held[server.server_id, replica].add(connection)
+
+
 def _tune(
     connection: RoutedConnection | AsyncRoutedConnection, server: Server, settings: Settings, *, replica: str | None
 ) -> None:
-    _held[server.server_id, replica].add(connection)
+    count_in(server, connection, replica=replica)
     connection.call_timeout_s = settings.call_timeout_s
-    connection.backend_pid = connection.pgconn.backend_pid
-    connection.prepare_threshold = 1 if settings.pooler == "none" else None
+    connection.pooled = settings.pooled
+    connection.backend_pid = 0 if settings.pooled else connection.pgconn.backend_pid  # a pooler makes one up
+    connection.prepare_threshold = None if settings.pooled else 1
     connection.prepared_max = settings.prepared_max
 
 
@@ -279,26 +239,19 @@ def _check(
     connection: RoutedConnection | AsyncRoutedConnection,
     server: Server,
     cluster_id: UUID,
-    row: tuple[UUID, UUID, str | None] | None,
+    row: Row | None,
     *,
     replica: str | None,
     lineage: Lineage,
 ) -> None:
     """Whether this is the server, and the living primary of it (or a standby, for a *replica*)."""
-    check_identity(server, cluster_id, row and row[:2])
-    connection.timeline = timeline = row[2] if row else None
-    if replica is not None:
-        if timeline is not None:
-            raise WrongServerError(f"a replica of server {server.name!r} takes writes: it is none (any more), and was not used")
-    elif timeline is None:
-        raise ServerDownError(
-            f"server {server.name!r} is a standby that was not promoted (yet): nothing was sent. Is its primary down?"
-        )
-    else:
-        lineage.saw(server, int(timeline, 16))
+    check_identity(server, cluster_id, row)
+    check_standing(server.name, connection, row)
+    connection.timeline = row[6] if row else None
+    check_living(server, connection.timeline, replica=replica is not None, lineage=lineage)
 
 
-def check_identity(server: Server, cluster_id: UUID, row: tuple[UUID, UUID] | None) -> None:
+def check_identity(server: Server, cluster_id: UUID, row: Row | None) -> None:
     """Raise WrongServerError unless *row* is the identity of *server* in this cluster."""
     if row is None or row[0] != cluster_id:
         raise WrongServerError(
@@ -345,7 +298,9 @@ def instead_of(constraints: Mapping[str, ShardKitError]) -> Iterator[None]:
 
 
 def listen(connection: psycopg.Connection[Any], channel: str) -> psycopg.Connection[Any]:
-    """*connection*, listening on *channel*."""
+    """*connection*, listening on *channel*. Behind a pooler nothing would come, so the map is only asked for."""
+    if is_pooled(connection):
+        return connection
     connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
     return connection
 

@@ -21,7 +21,7 @@ from shardkit.db.deadline import SHORTEST_S, left
 from shardkit.db.leg import Leg
 from shardkit.db.opening import BEGIN, READ_ONLY
 from shardkit.db.wire import RoutedCursor
-from shardkit.errors import ReadOnlyError, ShardMovedError
+from shardkit.errors import ReadOnlyError, SessionError, ShardMovedError
 
 Call = Callable[[Any, str, Any], None]
 
@@ -47,7 +47,7 @@ class _Routing:
         if leg is None or context is None:
             call(cursor, statement, parameters)
             return
-        _prepare(driver, context.compiled, statement)
+        _prepare(driver, context, statement)
         if leg.home is not None:
             leg = leg.renew() if leg.renew and driver.every and type(cursor) is self.movable else leg.home
             if leg.home is None:
@@ -90,6 +90,7 @@ class _Routing:
         old = connection._dbapi_connection
         before = old.driver_connection
         begin, every, single, last, tracked = before.begin, before.every, before.single, before.last, before.tracked
+        unannounced = before.unannounced
         if before.closed:
             old._pool._invalidate(old)
         else:
@@ -99,7 +100,7 @@ class _Routing:
         driver: Any = new.driver_connection
         driver.begin, driver.single, driver.fresh = begin, single, before.closed
         driver.embark(leg, every=every, tracked=tracked)
-        driver.last = last
+        driver.last, driver.unannounced = last, unannounced
         if not here:
             connection._dbapi_connection = new
             if cursor is not None:
@@ -125,6 +126,10 @@ class _Routing:
         driver = self._driver(dbapi_connection)
         driver.pending = bool(driver.begin)
 
+    def do_begin_twophase(self, connection: Any, xid: Any) -> None:  # noqa: ARG002  # SQLAlchemy's signature
+        """Refused: nobody would end what a lost coordinator left prepared, and it would bar the shard's moves."""
+        raise SessionError("two-phase transactions are refused on a routed session; nothing was sent")
+
     def do_commit(self, dbapi_connection: Any) -> None:
         """COMMIT; an error is marked as one of this phase, where the outcome can be unknown."""
         try:
@@ -144,15 +149,29 @@ class _Routing:
         def _rebase(self, cursor: Any, new: Any) -> None: ...
 
 
-def _prepare(driver: Any, compiled: Any, statement: str) -> None:
+def _prepare(driver: Any, context: Any, statement: str) -> None:
     """Note on *driver* what has to be known about *statement* before it goes."""
-    kind = kind_of(compiled, statement)
+    kind = kind_of(context.compiled, statement)
     driver.single, driver.writes = not kind.raw, not kind.plain
+    if not statement.startswith("INSERT"):  # a flush may have to look for the row it replaces first
+        driver.last = None
+    if kind.changes_session and driver.pooled:
+        raise SessionError(
+            "this statement may change the session itself, and behind a pooler another tenant would get that session: "
+            "it was not sent. Use SET LOCAL, SET TRANSACTION or a transaction-level lock"
+        )
     driver.dirty |= kind.changes_session
+    if kind.cached and not _is_announced(context.execution_options):
+        driver.unannounced |= kind.cached
     if driver.every and not kind.plain:
         if kind.writes:
             raise ReadOnlyError("kit.read() is for reading: use kit.begin() or kit.session() to write")
         driver.every, driver.pending, driver.begin = False, True, READ_ONLY
+
+
+def _is_announced(options: Any) -> bool:
+    """Whether the session gathers the rows that a statement changes: a flush has a cache of statements of its own."""
+    return "compiled_cache" in options or "shardkit_announced" in options
 
 
 def _in_commit(exc: Any, driver: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -26,9 +26,8 @@ def reading(
     connection.execute(view())
     try:
         connection.execute(sql.SQL("SET LOCAL search_path TO {}").format(sql.Identifier(schema)))
-        text = sql.SQL("DECLARE shardkit_export NO SCROLL CURSOR FOR {}").format(sql.SQL(cast("LiteralString", query)))
         try:
-            connection.execute(text)
+            connection.execute(b"DECLARE shardkit_export NO SCROLL CURSOR FOR " + query.encode())
         except psycopg.errors.SyntaxError as exc:
             raise FanOutRefusedError(f"this is not one SELECT: {exc}") from exc
         fetch = sql.SQL("FETCH FORWARD {} FROM shardkit_export").format(sql.Literal(batch))

@@ -18,7 +18,7 @@ from uuid import UUID
 import psycopg
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from shardkit.core.names import OPERATOR_ROLE
+from shardkit.core.names import OPERATOR_ROLE, REFERENCE_SCHEMA
 from shardkit.core.shardmap import Server
 from shardkit.db import connect
 from shardkit.settings import Settings
@@ -26,6 +26,7 @@ from shardkit.settings import Settings
 DIALECT: Final[Any] = PGDialect_psycopg(dbapi=psycopg, paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 DriverError: Final = psycopg.Error
 SCHEMA_MARK: Final = "__[SCHEMA__none]"
+REFERENCE_MARK: Final = f"__[SCHEMA_{REFERENCE_SCHEMA}]"
 SHARD_MARK: Final = "__[SHARD]"
 PREPARED_MAX: Final = 64
 """Statements kept prepared on one connection: one over 128 schemas holds about a megabyte in the backend."""
@@ -71,13 +72,14 @@ class AsyncScatterConnection(_Scatter, psycopg.AsyncConnection[Any]):
 
 
 def connect_scatter(server: Server, settings: Settings, *, cluster_id: UUID) -> ScatterConnection:
-    """A connection to *server* as operator, read only. Raises ServerDownError or WrongServerError."""
+    """A connection to *server* as operator, read only. Raises ServerDownError, WrongServerError, PoolTimeoutError."""
+    connect.check_budget(server, settings)
     try:
         connection = ScatterConnection.connect(_conninfo(server, settings), autocommit=True, cursor_factory=psycopg.RawCursor)
     except psycopg.OperationalError as exc:
         raise connect.down(server, exc) from exc
     try:
-        _tune(connection, settings)
+        _tune(connection, server, settings)
         connect.check_identity(server, cluster_id, connection.execute(connect.IDENTITY).fetchone())
         row = connection.execute(_TEXT_ORDER).fetchone()
     except BaseException as exc:
@@ -89,6 +91,7 @@ def connect_scatter(server: Server, settings: Settings, *, cluster_id: UUID) -> 
 
 async def connect_scatter_async(server: Server, settings: Settings, *, cluster_id: UUID) -> AsyncScatterConnection:
     """The same for asyncio."""
+    connect.check_budget(server, settings)
     try:
         connection = await AsyncScatterConnection.connect(
             _conninfo(server, settings), autocommit=True, cursor_factory=psycopg.AsyncRawCursor
@@ -96,7 +99,7 @@ async def connect_scatter_async(server: Server, settings: Settings, *, cluster_i
     except psycopg.OperationalError as exc:
         raise connect.down(server, exc) from exc
     try:
-        _tune(connection, settings)
+        _tune(connection, server, settings)
         connect.check_identity(server, cluster_id, await (await connection.execute(connect.IDENTITY)).fetchone())
         row = await (await connection.execute(_TEXT_ORDER)).fetchone()
     except BaseException as exc:
@@ -183,7 +186,8 @@ def local_settings() -> bytes:
     return _LOCAL.encode()
 
 
-def _tune(connection: ScatterConnection | AsyncScatterConnection, settings: Settings) -> None:
+def _tune(connection: ScatterConnection | AsyncScatterConnection, server: Server, settings: Settings) -> None:
+    connect.count_in(server, connection)
     connection.pooled = settings.pooler != "none"
     connection.prepare_threshold = None if connection.pooled else 5
     connection.prepared_max = PREPARED_MAX

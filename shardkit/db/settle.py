@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from uuid import UUID
 
 import psycopg
 
 from shardkit.core.shardmap import Server
-from shardkit.db.connect import connect_admin, server_url
+from shardkit.db.connect import connect_living
+from shardkit.db.lineage import Lineage, OldPrimaryError
 from shardkit.errors import CommitUnknownError, Outcome, ServerError
 from shardkit.settings import Settings
 
@@ -15,7 +17,7 @@ TRY_FOR_S = 10.0
 PAUSE_S = 0.1
 
 
-def settle(error: CommitUnknownError, server: Server, settings: Settings) -> Outcome:
+def settle(error: CommitUnknownError, server: Server, settings: Settings, *, cluster_id: UUID, lineage: Lineage) -> Outcome:
     """Done or not done, if *server* can be asked within ten seconds; else unknown, as before.
 
     A transaction that is still open there (its COMMIT never arrived) is ended first: its client is gone. After a failover the
@@ -26,7 +28,7 @@ def settle(error: CommitUnknownError, server: Server, settings: Settings) -> Out
     give_up = time.monotonic() + TRY_FOR_S
     while time.monotonic() < give_up:
         try:
-            with connect_admin(server_url(server, settings), settings, name=f"server {server.name!r}") as connection:
+            with connect_living(server, settings, cluster_id=cluster_id, lineage=lineage) as connection:
                 if error.timeline is not None and _timeline(connection) != error.timeline:
                     return Outcome.UNKNOWN
                 status = connection.execute("SELECT pg_xact_status(%s::text::xid8)", (error.xid,)).fetchone()
@@ -34,7 +36,10 @@ def settle(error: CommitUnknownError, server: Server, settings: Settings) -> Out
                     return Outcome.UNKNOWN
                 if status[0] != "in progress":
                     return Outcome.DONE if status[0] == "committed" else Outcome.NOT_DONE
-                connection.execute("SELECT pg_terminate_backend(%s, 2000)", (error.backend_pid,))
+                if error.backend_pid:  # unknown behind a pooler, which ends what its client left open
+                    connection.execute("SELECT pg_terminate_backend(%s, 2000)", (error.backend_pid,))
+        except OldPrimaryError:
+            return Outcome.UNKNOWN
         except (ServerError, psycopg.OperationalError):
             pass  # it may be coming up again
         time.sleep(PAUSE_S)

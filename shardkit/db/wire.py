@@ -95,10 +95,15 @@ class Routed:
     timeline: str | None = None
     """The server's timeline when this connection was made."""
     backend_pid: int = 0
+    pooled: bool = False
+    """A pooler stands between: what is set outside a transaction reaches whoever gets the server's connection next."""
     opening_prepared: bool = False
     vetted: bool = False  # the statement under way comes through the dialect, which has looked at it
     dirty: bool = False
     """Somebody changed the session itself; the pool closes such a connection instead of handing it on."""
+
+    unannounced: frozenset[str] = frozenset()
+    """Cached tables that statements of this transaction wrote to without saying which rows."""
 
     def embark(self, leg: Leg, *, every: bool, tracked: bool = False) -> None:
         """Carry *leg* from now on; its opening goes with the next statement, or with every one."""
@@ -111,6 +116,7 @@ class Routed:
         self.pending = self.every = self.single = self.under_way = self.fresh = False
         self.last = None
         self.vetted = False
+        self.unannounced = frozenset()
         self.tracked, self.commit_xid = False, None
 
     @classmethod

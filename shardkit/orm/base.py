@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
+
+from shardkit.orm.kinds import declare_kind
 
 
 class ShardedBase(DeclarativeBase):
@@ -22,3 +24,7 @@ class ShardedBase(DeclarativeBase):
             "pk": "%(table_name)s_pkey",
         }
     )
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        declare_kind(cls)
+        super().__init_subclass__(**options)

@@ -15,6 +15,7 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import (
     BinaryExpression,
+    BindParameter,
     BooleanClauseList,
     ColumnClause,
     Grouping,
@@ -36,6 +37,7 @@ from sqlalchemy.sql.selectable import (
     TextualSelect,
 )
 
+from shardkit.core.names import REFERENCE_SCHEMA
 from shardkit.db.classify import PURE_FUNCTIONS
 from shardkit.db.scatter import SHARD_MARK
 from shardkit.errors import FanOutRefusedError
@@ -57,11 +59,26 @@ def walk(element: Any, *, into_selects: bool = True) -> Iterator[Any]:
             yield from walk(child, into_selects=into_selects)
 
 
+def value_of(clause: Any) -> int | None:
+    """The number in a LIMIT or OFFSET clause."""
+    if clause is None:
+        return None
+    value = clause.effective_value if isinstance(clause, BindParameter) else None
+    if type(value) is not int or value < 0:
+        raise refuse("LIMIT and OFFSET have to be numbers")
+    return value
+
+
 def check(statement: Any) -> None:
     """Raise FanOutRefusedError if shards could not answer the resolved Core select *statement* each for itself."""
     for part in walk(statement):
         _check_reads(part)
         _check_merges(part)
+    if not any(map(_is_anchored, statement.get_final_froms())):
+        raise refuse(
+            "its rows are not those of a sharded table (or are kept without one, by an outer join), so every shard would give "
+            "them again: read reference tables in a session"
+        )
     _Ties(statement).check()
 
 
@@ -84,7 +101,7 @@ def _check_reads(part: Any) -> None:
             raise refuse(f"whether {name}() only reads, and one row or many, is not known")
         case ColumnClause(is_literal=True) if part.name not in ("*", SHARD_MARK) and not part.name.isdigit():
             raise refuse("SQL text cannot be looked into, so nobody knows how its answers would have to be merged")
-        case Table() if part.schema is not None:
+        case Table() if part.schema not in (None, REFERENCE_SCHEMA):
             raise refuse(f"table {part.fullname} is not in the shards")
 
 
@@ -108,6 +125,23 @@ def has_aggregate(element: Any) -> bool:
     """Whether *element*, nested selects left out, computes something over many rows."""
     parts = walk(element, into_selects=False)
     return any(isinstance(part, FunctionElement) and part.name.lower() in AGGREGATES for part in parts)
+
+
+def _is_anchored(source: Any) -> bool:
+    """Whether every row of *source* is made from a row of a sharded table, which is in one shard only."""
+    match source:
+        case Join():
+            left, right = _is_anchored(source.left), _is_anchored(source.right)
+            if source.full:
+                return left and right
+            return left if source.isouter else left or right
+        case Table():
+            return source.schema is None
+        case Subquery() | CTE():
+            return isinstance(source.element, Select) and any(map(_is_anchored, source.element.get_final_froms()))
+        case Alias():
+            return _is_anchored(source.element)
+    return False
 
 
 class _Ties:

@@ -76,7 +76,7 @@ def merged(
 ) -> tuple[tuple[int, ...], list[merge.Row]]:
     """Oids and rows of the whole: columns as servers send them, or a grouped statement's outputs."""
     oids = agreed(answers)
-    if any(len(answer.rows) > max_rows for answer in answers):
+    if (plan.group_by or not plan.grouped) and any(len(answer.rows) > max_rows for answer in answers):
         raise too_large(max_rows)
     code_points = all(answer.code_points for answer in answers)
     if plan.grouped:

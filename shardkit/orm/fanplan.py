@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Integer, case, literal_column
+from sqlalchemy import Integer, case, func, literal_column
 from sqlalchemy.orm import Bundle
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import (
@@ -29,7 +29,8 @@ from sqlalchemy.sql.selectable import Select
 from sqlalchemy.util import LRUCache
 
 from shardkit.core.merge import OrderKey
-from shardkit.db.scatter import DIALECT, SHARD_MARK
+from shardkit.core.names import REFERENCE_SCHEMA
+from shardkit.db.scatter import DIALECT, REFERENCE_MARK, SHARD_MARK
 from shardkit.orm.fancheck import AGGREGATES, check, check_reads, has_aggregate, refuse, walk
 
 _CODE_POINT_COLLATIONS: Final = frozenset({"C", "POSIX", "C.UTF-8", "C.utf8", "ucs_basic", "pg_c_utf8"})
@@ -103,6 +104,7 @@ class Plan:
             expanded = compiled._process_parameters_for_postcompile(values)
             text, values, order = expanded.statement, expanded.parameters, expanded.positiontup
             processors = {**processors, **expanded.processors}
+        text = text.replace(REFERENCE_MARK, REFERENCE_SCHEMA)
         return text, [processors[n](values[n]) if n in processors else values[n] for n in order or ()]
 
     def default(self, aggregate: Aggregate, statement: Any) -> Any:
@@ -136,16 +138,6 @@ def _remembered(statement: Any, make: Callable[[Select[Any], Any], Plan]) -> Pla
         if key is not None:
             _PLANS[make, key.key] = known
     return known
-
-
-def value_of(clause: Any) -> int | None:
-    """The number in a LIMIT or OFFSET clause."""
-    if clause is None:
-        return None
-    value = clause.effective_value if isinstance(clause, BindParameter) else None
-    if type(value) is not int or value < 0:
-        raise refuse("LIMIT and OFFSET have to be numbers")
-    return value
 
 
 def _plan(statement: Select[Any], key: Any) -> Plan:
@@ -224,34 +216,36 @@ def _grouped(statement: Select[Any], key: Any) -> Plan:
             wanted.append(_Want.of(expression, groups))
         orders.append(OrderKey(same, descending, nulls_first))
     arguments: list[Any] = []
-    select = [f"c{n}" for n in range(len(groups))]
-    partials: list[str] = []
+    partials: list[tuple[str, int]] = []
     outputs: list[int | Aggregate] = []
     for want in wanted:
         if want.group is not None:
             outputs.append(want.group)
             continue
         place, names = len(groups) + len(partials), ("sum", "count") if want.name == "avg" else (want.name,)
-        source = f"c{len(groups) + len(arguments)}"
+        partials += [(name, len(arguments)) for name in names]
         arguments.append(want.argument)
-        partials += names
-        select += [f"{name}({source})" for name in names]
         outputs.append(Aggregate(want.name, tuple(range(place, place + len(names))), want.default))
-    labelled = [e.label(f"shardkit_g{n}") for n, e in enumerate([*groups, *arguments])]
-    inner = statement.with_only_columns(*labelled or [literal_column("1")], maintain_column_froms=True)
+    if groups:  # one hash table over all branches
+        branch = [*groups, *arguments]
+        select = ", ".join([*(f"c{n}" for n in range(len(groups))), *(f"{name}(c{len(groups) + n})" for name, n in partials)])
+    else:  # rows do not have to travel through the union: 9 ms instead of 14 for 128,000 of them
+        branch, select = [getattr(func, name)(arguments[n]) for name, n in partials], "*"
+    labelled = [e.label(f"shardkit_g{n}") for n, e in enumerate(branch)]
+    inner = statement.with_only_columns(*labelled, maintain_column_froms=True)
     inner = inner.group_by(None).order_by(None).limit(None).offset(None)
     compiled = _compile(inner, key)
     return Plan(
         compiled=compiled,
         width=len(labelled),
-        select=", ".join(select),
+        select=select,
         group_by=" GROUP BY " + ", ".join(str(n + 1) for n in range(len(groups))) if groups else "",
         orders=tuple(orders),
         visible=tuple(range(shown)),
         names=tuple(want.label for want in wanted[:shown]),
         types=tuple(want.element.type for want in wanted[:shown]),
         outputs=tuple(outputs),
-        partials=tuple(partials),
+        partials=tuple(name for name, _ in partials),
         cache_key=key,
     )
 
@@ -310,7 +304,7 @@ def _aggregate(element: Any) -> tuple[str, Any, BindParameter[Any] | None] | Non
         raise refuse("an aggregate of an aggregate is not merged")
     if condition is not None:
         argument = case((condition, argument))  # aggregates leave NULLs out
-    name = element.name.lower()
+    name = str(element.name).lower()
     return _SERVERS.get(name, name), argument, None
 
 

@@ -7,12 +7,16 @@ relationship, no listener of the program that could run SQL or raise between the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.interfaces import MANYTOONE
 
+from shardkit.orm.cached import INFO
+
+OURS: Final = 1
+"""Listener of the session's own, for entities in the cache; those are never written this way."""
 GLOBAL_UNIQUE = "shardkit_global_unique"
 """Key in the info of a column whose values are unique over all shards."""
 
@@ -23,19 +27,28 @@ def is_lone_insert(session: Session) -> bool:
     if len(new) != 1 or session._deleted or session.identity_map._modified or session.in_nested_transaction():
         return False
     dispatch = session.dispatch
-    if dispatch.after_flush or dispatch.after_flush_postexec or dispatch.before_commit or session.twophase:
+    if len(dispatch.after_flush) > OURS or len(dispatch.before_commit) > OURS:
+        return False
+    if dispatch.after_flush_postexec or session.twophase:
         return False
     (instance,) = new.values()
     state = instance_state(instance)
     mapper = state.mapper
-    return _is_simple(mapper) and not any(key in state.dict for key in _collections(mapper))
+    return (
+        _is_simple(mapper)
+        and INFO not in getattr(mapper.local_table, "info", {})
+        and not any(key in state.dict for key in _collections(mapper))
+    )
 
 
 def _is_simple(mapper: Mapper[Any]) -> bool:
     listeners = mapper.dispatch
     if any(column.info.get(GLOBAL_UNIQUE) for table in mapper.tables for column in table.columns):
         return False  # a claim is written before it
-    return len(mapper.tables) == 1 and not (listeners.before_insert or listeners.after_insert)
+    if len(mapper.tables) != 1 or listeners.before_insert or listeners.after_insert:
+        return False
+    # A version is looked at after the INSERT, and without RETURNING another statement fetches what the server filled in.
+    return mapper.version_id_col is None and bool(mapper.tables[0].implicit_returning)
 
 
 def _collections(mapper: Mapper[Any]) -> list[str]:

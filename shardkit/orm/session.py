@@ -13,14 +13,16 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
-from sqlalchemy.sql.dml import Delete, Update
+from sqlalchemy.sql.dml import Delete, Insert, Update
 from sqlalchemy.sql.selectable import Select
 
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
 from shardkit.db.leg import Leg, driver_connection
 from shardkit.db.wire import Receipt
-from shardkit.errors import Outcome, ReadOnlyError, ServerError, SessionError
+from shardkit.errors import Outcome, ReadOnlyError, ServerError, SessionError, UnknownKeysError
+from shardkit.orm.cached import INFO
+from shardkit.orm.changes import ANNOUNCED, Changes, Writer, gather, gather_returned, look_ahead, settle, with_keys
 from shardkit.orm.context import Trail
 from shardkit.orm.keys import assign_ids
 from shardkit.orm.lone import is_lone_insert
@@ -57,11 +59,14 @@ class RoutedSession(Session):
         tenant: TenantKey | None = None,
         shard: int | None = None,
         read_only: bool = False,
+        cache: Writer | None = None,
         trail: Trail | None = None,
         tracked: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(close_resets_only=False, **options)
+        self._cache = cache
+        self._changes: Changes | None = None
         self._guide, self._tenant, self._shard, self._read_only = guide, tenant, shard, read_only
         self._committing, self._tracked, self._trail = False, tracked, trail
         self._leg: Leg | None = None
@@ -123,7 +128,42 @@ class RoutedSession(Session):
             and not isinstance(params, Sequence)
         ):
             statement = statement.options(criteria_of(self._tenant))
+        if self._cache is not None and isinstance(statement, Insert | Update | Delete):
+            return self._write(statement, params, keywords)
         return super()._execute_internal(statement, params, **keywords)
+
+    def _write(self, statement: Any, params: Any, keywords: dict[str, Any]) -> Any:
+        """A statement that changes rows, made to say which, if they are cached."""
+        statement, entity = with_keys(statement, params, self.changes)
+        if entity is None:
+            return super()._execute_internal(statement, params, **keywords)
+        options = {**(keywords.pop("execution_options", None) or {}), **ANNOUNCED}
+        result = super()._execute_internal(statement, params, execution_options=options, **keywords)
+        return gather_returned(result, entity, self.changes)
+
+    def asks(self, guide: object) -> bool:
+        """Whether it is *guide* that says where this session's transactions run."""
+        return self._guide is guide
+
+    def mark_cached(self) -> None:
+        """Mark what this transaction changed in cached tables; for who ends it in another way than by ``commit()``."""
+        _settle(self)
+
+    @property
+    def changes(self) -> Changes:
+        """What this transaction changes in cached tables."""
+        if self._changes is None:
+            self._changes = Changes()
+        return self._changes
+
+    def _bulk_save_mappings(self, mapper: Any, *arguments: Any, **keywords: Any) -> None:
+        if self._cache is not None and INFO in mapper.local_table.info:
+            raise UnknownKeysError(
+                "bulk_save_objects and bulk_..._mappings do not tell which rows of the cached table "
+                f"{mapper.local_table.name} they change: "
+                "nothing was written. Use add_all(), or session.execute(insert(...), rows)"
+            )
+        super()._bulk_save_mappings(mapper, *arguments, **keywords)
 
     def flush(self, objects: Any = None) -> None:
         """As ever; a read-only session refuses to write."""
@@ -205,13 +245,45 @@ def _arrive(session: RoutedSession, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
         if session._trail is not None and session._connection is not None and not session._read_only:
             session._trail.wrote()
-        session._leg = session._engine = session._connection = None
+        session._leg = session._engine = session._connection = session._changes = None
+    elif transaction.nested and session._changes is not None:
+        session._changes.committing = False
 
 
 @event.listens_for(RoutedSession, "before_flush")
 def _complete(session: RoutedSession, _context: UOWTransaction, _instances: Any) -> None:
+    if session._cache is not None and (session._deleted or session.identity_map._modified):
+        look_ahead(session, session.changes)
     if session._new:
         new = list(session._new.values())
         own(new, session._tenant)
         if len(new) > 1:
             assign_ids(session, new)
+
+
+@event.listens_for(RoutedSession, "after_flush")
+def _gather(session: RoutedSession, context: UOWTransaction) -> None:
+    if session._cache is None:
+        return
+    gather(session, context, session.changes)
+    if session.changes.committing:
+        _settle(session)
+
+
+@event.listens_for(RoutedSession, "before_commit")
+def _before_commit(session: RoutedSession) -> None:
+    if session._cache is not None:
+        session.changes.committing = True
+        if session._is_clean():
+            _settle(session)
+
+
+def _settle(session: RoutedSession) -> None:
+    """Everything is flushed and nothing committed: the moment for the markers."""
+    changes, connection, writer = session._changes, session._connection, session._cache
+    if changes is None or writer is None:
+        return
+    if connection is None and changes:
+        connection = session.connection()  # only vouched for, nothing was sent yet
+    if connection is not None and not connection.closed:
+        settle(driver_connection(connection), changes, writer)

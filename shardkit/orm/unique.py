@@ -167,7 +167,7 @@ class Registry:
         shard = registry_shard(self._guide.map, key.kind, key.key)
         with RoutedSession(guide=self._guide, shard=shard) as session:
             result = session.execute(statement, {"kind": key.kind, "key": key.key, "token": key.token, **more})
-            rows = list(result.all()) if result.returns_rows else []
+            rows = list(result.all()) if getattr(result, "returns_rows", False) else []
             session.commit()
             return rows
 

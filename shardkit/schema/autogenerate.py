@@ -7,11 +7,12 @@ from typing import Any, Final, Literal
 from alembic.autogenerate import renderers
 from alembic.operations import MigrateOperation, Operations
 from alembic.operations.ops import CreateTableOp, UpgradeOps
-from sqlalchemy import Table, text
+from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
-from shardkit.core.names import PROGRESS_TABLE
+from shardkit.core.names import OWN_PREFIX
 from shardkit.orm.keys import ShardKey
+from shardkit.orm.kinds import kind_of
 
 _QUOTE = postgresql.dialect().identifier_preparer.quote  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
@@ -57,7 +58,7 @@ def _render_item(kind: str, item: Any, autogen_context: Any) -> str | Literal[Fa
 def _include_object(item: Any, name: str | None, kind: str, _reflected: bool, _compare_to: Any) -> bool:  # noqa: FBT001  Alembic's
     if kind != "table":
         return True
-    return name != PROGRESS_TABLE and not (isinstance(item, Table) and item.info.get("shardkit_kind", "sharded") != "sharded")
+    return not (name or "").startswith(OWN_PREFIX) and kind_of(item) == "sharded"
 
 
 def _protect_new_tables(context: Any, _revision: Any, directives: list[Any]) -> None:

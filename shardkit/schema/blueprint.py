@@ -12,6 +12,7 @@ from sqlalchemy import MetaData, create_mock_engine
 
 from shardkit.core.names import APP_ROLE, OPERATOR_ROLE, VERSION_TABLE
 from shardkit.errors import NeedsOnlineError, SettingsError
+from shardkit.orm.kinds import check_kinds, tables_of
 from shardkit.schema.render import render
 from shardkit.schema.tree import Tree
 
@@ -31,7 +32,8 @@ class Blueprint:
 
 
 def from_metadata(metadata: MetaData) -> Blueprint:
-    """All tables of *metadata* that name no schema of their own, with the row-level security of scoped models."""
+    """All sharded tables of *metadata*, with the row-level security of scoped models. Raises TableKindError."""
+    check_kinds(metadata)
     statements: list[str] = []
 
     def collect(statement: object, *_args: object, **_options: object) -> None:
@@ -39,7 +41,7 @@ def from_metadata(metadata: MetaData) -> Blueprint:
         statements.append(str(compiled).strip())
 
     engine = create_mock_engine("postgresql+psycopg://", collect, paramstyle="named")  # no %% for %: nothing is bound
-    metadata.create_all(engine, tables=[t for t in metadata.sorted_tables if t.schema is None], checkfirst=False)
+    metadata.create_all(engine, tables=tables_of(metadata, "sharded"), checkfirst=False)
     return Blueprint(";\n".join(statements))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shardkit.catalog.ledger import Ledger, hold_shards, let_go, moving_shards, read_ledger
-from shardkit.catalog.rows import load_map
+from shardkit.catalog.rows import load_map, newest_map
 from shardkit.core.fleet import Behind, Found, Plan, State, Step, Version, Why, must_stop, plan, settled
 from shardkit.core.names import schema_name
 from shardkit.core.shardmap import ShardMap
@@ -79,6 +79,8 @@ class Run:
 
     def look(self) -> Plan:
         """What is to be done, from what the shards say."""
+        if not self._asked:
+            return Plan((), {}, (), 0)
         found = self.find()
         known = read_ledger(self._catalog)
         if self.ledger is not None:
@@ -136,7 +138,7 @@ class Run:
                 if self._shared.stop.is_set():
                     break
                 self._wave(wave, seen, canary=number == 0 and seen is first and self._shared.options.canary > 0)
-            self._map = load_map(self._catalog, self._map)
+            self._map = newest_map(self._catalog, self._map)
             over = self._done | self._failed.keys()
             self._asked = self._ask([shard for shard in self._map.placements if shard not in over])
             seen = self.look()
@@ -156,8 +158,10 @@ class Run:
         return Report(None, self._direction, current, tuple(sorted(self._done - {b.shard for b in behind})), behind)
 
     def _pending(self, seen: Plan) -> None:
+        """Write down who has to wait for the waves before; the first ones are marked as they begin."""
         assert self.ledger is not None
-        self.ledger.mark(State.PENDING, [(shard, step.revision) for shard, steps in seen.steps.items() for step in steps])
+        waiting = [shard for wave in seen.waves[2:] for shard in wave]
+        self.ledger.mark(State.PENDING, [(shard, step.revision) for shard in waiting for step in seen.steps[shard]])
 
     def _wave(self, wave: Sequence[int], seen: Plan, *, canary: bool) -> None:
         """Work on the shards of a wave that no move holds, where they are now."""
@@ -180,7 +184,7 @@ class Run:
         """Hold the shards, and only then look where they are: a move may have ended in between."""
         held = hold_shards(self._catalog, wave)
         try:
-            self._map = load_map(self._catalog, self._map)
+            self._map = newest_map(self._catalog, self._map)
             yield self._map, held - moving_shards(self._catalog, wave)
         finally:
             let_go(self._catalog, held)

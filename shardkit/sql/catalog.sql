@@ -6,6 +6,10 @@ SELECT to_regclass('shardkit_catalog.cluster') IS NOT NULL
 -- The one row that says what this cluster is, and the version of its map.
 SELECT cluster_id, shard_count, tenant_type, hash_version, map_version, ready FROM shardkit_catalog.cluster
 
+-- map_version --
+-- The version of the map, to see whether there is a newer one.
+SELECT map_version FROM shardkit_catalog.cluster
+
 -- servers --
 -- All servers; they are few.
 SELECT name, dsn, server_id, weight, state, replicas, timeline FROM shardkit_catalog.servers ORDER BY name

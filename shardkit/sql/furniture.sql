@@ -4,6 +4,8 @@
 -- shardkit_keys is this shard's part of the registry of keys; it names other tenants, so only operators read it.
 -- shardkit_claims stands in the shard of a row that has such a key, written in the row's own transaction: who finds a claim
 -- there, or puts a void one in its place, knows whether that transaction was committed, or can never be.
+-- shardkit_cache_outbox holds names of cached rows that a writer could not mark in Redis, committed with what it changed; they
+-- name tenants, so only operators read them.
 -- shardkit_outbox holds effects on other tenants until they are applied; shardkit_inbox says how far they were, here.
 CREATE TABLE {schema}.shardkit_keys (
     kind text NOT NULL,
@@ -30,7 +32,15 @@ CREATE TABLE {schema}.shardkit_inbox (
     last bigint NOT NULL,
     PRIMARY KEY (from_shard, from_tenant, to_tenant)
 );
-REVOKE ALL ON {schema}.shardkit_keys, {schema}.shardkit_claims FROM {app};
+CREATE TABLE {schema}.shardkit_cache_outbox (
+    id bigint PRIMARY KEY DEFAULT {schema}.next_id(),
+    xid bigint NOT NULL,
+    names text[] NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+REVOKE ALL ON {schema}.shardkit_keys, {schema}.shardkit_claims, {schema}.shardkit_cache_outbox FROM {app};
+GRANT INSERT ON {schema}.shardkit_cache_outbox TO {app};
+GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.shardkit_cache_outbox TO {operator};
 GRANT INSERT ON {schema}.shardkit_claims TO {app};
 GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.shardkit_keys, {schema}.shardkit_claims TO {operator};
 ALTER TABLE {schema}.shardkit_outbox ENABLE ROW LEVEL SECURITY;

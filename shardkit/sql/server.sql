@@ -76,6 +76,15 @@ END $$
 -- Which cluster and server this database says it is; no row where it says nothing.
 SELECT cluster_id, server_id FROM shardkit.identity
 
+-- look_around --
+-- Asked by every new connection: whose database this is, who answers, what the login may do, and the timeline.
+SELECT cluster_id, server_id, pg_backend_pid(), current_user::text,
+       (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = session_user),
+       pg_has_role(session_user, 'shardkit_app', 'MEMBER'),
+       -- not from pg_control_checkpoint(): it still names the old timeline on a server that was just promoted
+       CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
+FROM shardkit.identity
+
 -- has_identity --
 -- Whether the identity table is there at all.
 SELECT to_regclass('shardkit.identity') IS NOT NULL

@@ -17,7 +17,7 @@ from shardkit import AsyncShardKit, ShardKit
 from shardkit.catalog.changes import set_replicas
 from shardkit.core.names import schema_name
 from shardkit.db.lineage import OldPrimaryError
-from shardkit.errors import Outcome, ServerDownError
+from shardkit.errors import CommitUnknownError, Outcome, ServerDownError
 from shardkit.local import run_local
 
 
@@ -247,3 +247,42 @@ def test_a_fence_that_was_lost_with_the_primary_is_closed_again(pair, eventually
     eventually(lambda: not one(pair.new_url, open_there.format(route.schema)))
     assert one(pair.new_url, open_there.format(schema_name(route.shard, route.epoch + 1)))
     eventually(lambda: pair.timeline_in_the_catalog() == 2)
+
+
+def test_with_a_synchronous_standby_no_acknowledged_write_is_lost_or_doubled(pair, eventually):
+    with psycopg.connect(pair.old_url, autocommit=True) as primary:
+        primary.execute("ALTER SYSTEM SET synchronous_standby_names = 'pg2b'")
+        primary.execute("SELECT pg_reload_conf()")
+    eventually(lambda: one(pair.old_url, "SELECT sync_state FROM pg_stat_replication") == "sync")
+    kit = pair.kit()
+    acknowledged, doubtful, enough, failed_over = [], [], threading.Event(), threading.Event()
+
+    def writer(name):
+        after = 0
+        while after < 5:
+            note = f"{name} {len(acknowledged) + len(doubtful)}"
+            try:
+                kit.run(pair.tenant, add, note)
+                acknowledged.append(note)
+            except CommitUnknownError:
+                doubtful.append(note)
+            if len(acknowledged) > 100:
+                enough.set()
+            after += failed_over.is_set()
+
+    writers = [threading.Thread(target=writer, args=(name,)) for name in "abcd"]
+    for thread in writers:
+        thread.start()
+    assert enough.wait(60)
+    pair.kill_primary()
+    pair.standby.promote()
+    pair.old_primary_comes_back()
+    with psycopg.connect(pair.old_url, autocommit=True) as old:  # so that it would acknowledge writes
+        old.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        old.execute("SELECT pg_reload_conf()")
+    failed_over.set()
+    for thread in writers:
+        thread.join(60)
+        assert not thread.is_alive()
+    there = pair.notes(pair.new_url)  # the column is unique: nothing is there twice
+    assert set(acknowledged) <= set(there) <= set(acknowledged) | set(doubtful)

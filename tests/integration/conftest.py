@@ -7,6 +7,7 @@ import inspect
 import itertools
 
 import pytest
+import redis
 from fleet import fleet_on
 
 _numbers = itertools.count()
@@ -47,3 +48,10 @@ def pytest_pyfunc_call(pyfuncitem):
 
     asyncio.run(run())
     return True
+
+
+@pytest.fixture
+def raw_redis(local_cluster):
+    """A plain client of the cluster's Redis."""
+    with redis.Redis.from_url(local_cluster.redis_url) as client:
+        yield client

@@ -9,8 +9,9 @@ import pytest
 
 from shardkit import Settings
 from shardkit.core.shardmap import Server
-from shardkit.db.connect import app_conninfo, hosts_apart, parsed
+from shardkit.db.connect import app_conninfo, parsed
 from shardkit.db.lineage import Lineage, OldPrimaryError
+from shardkit.db.living import hosts_apart
 from shardkit.errors import Outcome, WrongServerError
 
 SERVER = Server("pg1", "host=127.0.0.1", UUID(int=1))

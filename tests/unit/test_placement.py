@@ -203,12 +203,12 @@ def test_a_plan_by_load_is_consistent_and_empties_what_left(case, tolerance):
 def test_a_plan_by_load_never_makes_the_fullest_server_fuller(case, tolerance):
     current, servers, loads = case
     found = plan(current, servers, loads=loads, tolerance=tolerance)
-    before = max(over_share(found.before, servers).values())
-    after = max(over_share(found.after, servers).values())
-    assert after <= before * (1 + 1e-9)
-    if found.moves:
+    before = sorted(over_share(found.before, servers).values(), reverse=True)
+    after = sorted(over_share(found.after, servers).values(), reverse=True)
+    assert after[0] <= before[0] * (1 + 1e-9)
+    if found.moves:  # where the fullest holds one shard that alone is too large, it is the next one that gets better
         assert after < before
-    if before <= 1 + tolerance:
+    if before[0] <= 1 + tolerance:
         assert found.moves == ()
 
 

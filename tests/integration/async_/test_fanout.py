@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from fleet import Clerk, Line, Order, Person
 from psycopg import sql
-from sqlalchemy import exc, func, select, text
+from sqlalchemy import Column, MetaData, Table, Text, exc, func, literal, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import selectinload
 
+from shardkit.core.names import REFERENCE_SCHEMA
 from shardkit.errors import (
     DeadlineError,
     FanOutError,
@@ -19,6 +20,9 @@ from shardkit.errors import (
     SettingsError,
     UnknownShardError,
 )
+
+country = Table("countries", MetaData(schema=REFERENCE_SCHEMA), Column("code", Text))
+elsewhere = Table("elsewhere", MetaData(schema="elsewhere"), Column("code", Text))
 
 
 async def filled(kit, mark, *, tenants=20):
@@ -42,6 +46,22 @@ async def test_rows_carry_their_shard_and_objects_are_bound_to_it(kit, tenant):
     assert not found.partial
     assert len(found) == 7
     assert found[0][0] is found.scalars()[0]
+
+
+async def test_reference_tables_are_joined_on_every_server(fleet, kit, tenant):
+    await filled(kit, tenant, tenants=4)
+    for server in fleet.servers:
+        with fleet.admin(server) as connection:
+            schema = sql.Identifier(REFERENCE_SCHEMA)
+            connection.execute(
+                sql.SQL(
+                    "CREATE SCHEMA IF NOT EXISTS {0}; CREATE TABLE IF NOT EXISTS {0}.countries (code text);"
+                    "GRANT USAGE ON SCHEMA {0} TO shardkit_operator;"
+                    "TRUNCATE {0}.countries; INSERT INTO {0}.countries VALUES ('x')"
+                ).format(schema)
+            )
+    lines = select(func.count()).select_from(Line).join(country, country.c.code == Line.what).join(Line.order)
+    assert await kit.fan_out_scalar(lines.where(mine(tenant))) == 12
 
 
 async def test_related_objects_are_loaded_with_the_rows(kit, tenant):
@@ -207,6 +227,8 @@ async def test_the_deadline_ends_a_fan_out_that_waits(fleet, open_kit, tenant):
         with pytest.raises(FanOutError) as caught:
             await kit.fan_out(select(Order.id), deadline_s=0.5)
         assert {type(error) for error in caught.value.failures.values()} == {DeadlineError}
+        with kit.deadline(0.5), pytest.raises(FanOutError, match="deadline"):
+            await kit.fan_out(select(Order.id))
     assert len(await kit.fan_out(select(Order.id).where(mine(tenant)))) == 60
 
 
@@ -260,6 +282,10 @@ async def test_outside_a_fan_out_a_query_needs_a_tenant(kit):
         (lambda: select(Order.note).distinct().order_by(Order.id), "has to be selected"),
         (lambda: select(Order.id).order_by(Order.note.collate("de_DE")), "collation"),
         (lambda: select(Order.id).fetch(5), "limit"),
+        (lambda: select(literal(1)), "not those of a sharded table"),
+        (lambda: select(country), "not those of a sharded table"),
+        (lambda: select(country.c.code).outerjoin(Order, Order.note == country.c.code), "not those of a sharded table"),
+        (lambda: select(elsewhere), "not in the shards"),
         (lambda: select(Order.id).union_all(select(Line.id)), "takes a select"),
         (lambda: select(Order, Line).where(Order.amount == Line.id), "different tenants"),
         (lambda: select(Order.id).where(Order.amount > select(func.avg(Order.amount)).scalar_subquery()), "each shard alone"),

@@ -1,0 +1,246 @@
+"""What happens on a miss: one caller loads and fills, the others of its process wait for it, those elsewhere for a while.
+
+A caller may use what another one loaded only if the load began after it joined, or if the value was put into Redis after
+it joined: both prove that nothing committed before it asked is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from random import uniform
+from typing import Any, Final
+
+from shardkit._async import colour
+from shardkit._async.cache import Store, UnreachableError
+from shardkit.core import cacheproto as proto
+from shardkit.core.shardmap import Route
+from shardkit.orm.cacheloads import Loaded
+
+Load = Callable[[], Any]
+"""Gives the value and what it was loaded in."""
+LEASE_MS: Final = 3000
+GATHER_S: Final = 0.002
+"""Who leads after it waited in vain, lets the others that did so join it first."""
+UNCACHED: Final = 8
+"""Loads past the cache at a time; more wait, up to UNCACHED_WAIT_S."""
+UNCACHED_WAIT_S: Final = 5.0
+JOIN_S: Final = 2.0
+"""How long a caller waits for another one of its process."""
+WAIT_S: Final = 0.05
+"""How long it waits for another process, unless loads are known to take longer; then it loads without filling."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Counters of one kit's cache; plain ints, read as they are."""
+
+    hits: int = 0
+    misses: int = 0
+    loads: int = 0
+    fills: int = 0
+    """Loads that were put into Redis."""
+    unsettled: int = 0
+    """Loads that were not, because a marked transaction was still open."""
+    lost: int = 0
+    """Leases that a writer, or somebody faster, took away."""
+    waits: int = 0
+    """Callers that waited for another one of this process."""
+    busy: int = 0
+    """Callers that did not wait longer for another process."""
+    corrupt: int = 0
+    """Stored values that were not ours, or of another schema."""
+    down: int = 0
+    """Calls that Redis did not answer."""
+    outbox: int = 0
+    """Transactions whose markers were left to the outbox."""
+
+    def values(self) -> dict[str, int]:
+        """By name."""
+        return asdict(self)
+
+
+class Flight:
+    """One load under way in this process."""
+
+    __slots__ = ("done", "filled", "loaded", "selecting", "value")
+
+    def __init__(self) -> None:
+        self.done = colour.Signal()
+        self.selecting = self.loaded = self.filled = False
+        self.value: Any = None
+
+
+class Filler:
+    """Loads and fills, for all entities of one kit. Barriers are set here, when a shard's is missing."""
+
+    def __init__(self, store: Store, counts: Counts, *, barrier_ttl_ms: int, new_xid: Callable[[Route], Any]) -> None:
+        self._store, self._counts = store, counts
+        self._barrier_ttl_ms, self._new_xid = barrier_ttl_ms, new_xid
+        self._flights: dict[tuple[str, str], Flight] = {}
+        self._usual_s = 0.0
+        self._uncached = colour.Slots(UNCACHED)
+        self._token, self._turn = secrets.token_hex(6), count()
+
+    async def one(self, tag: str, route: Route, want: Any, outdated: bytes, load: Load) -> Any:
+        """The value of *want*, loaded by *load* unless somebody else does it."""
+        at = (tag, want.name)
+        for turn in range(4):
+            mine = Flight()
+            flight = self._flights.setdefault(at, mine)
+            if flight is mine:
+                try:
+                    if turn:
+                        await colour.pause(GATHER_S)
+                    return await self._lead(at, route, want, outdated, load, flight)
+                finally:
+                    self._leave(at, flight)
+                    flight.done.set()
+            early = not flight.selecting
+            self._counts.waits += 1
+            if not await flight.done.wait(JOIN_S):
+                break
+            if flight.filled or (early and flight.loaded):
+                return flight.value
+            found = await self._look_again(tag, want)
+            if found[0]:
+                return found[1]
+        return (await self.bypass(load))[0]
+
+    async def _look_again(self, tag: str, want: Any) -> tuple[bool, Any]:
+        """What is stored by now, for one whose leader had nothing that it may use."""
+        try:
+            (raw,) = await self._store.fetch(tag, (want.name,))
+        except UnreachableError:
+            return False, None
+        found: tuple[bool, Any] = want.decode(raw) if raw is not None else (False, None)
+        return found
+
+    async def bypass(self, load: Load) -> tuple[Any, Loaded]:
+        """Load without filling; few at a time, for nothing else holds the others back then."""
+        taken = await self._uncached.take(UNCACHED_WAIT_S)
+        try:
+            return await self._timed(load)
+        finally:
+            if taken:
+                self._uncached.give()
+
+    async def _lead(
+        self,
+        at: tuple[str, str],
+        route: Route,
+        want: Any,
+        outdated: bytes,
+        load: Load,
+        flight: Flight,
+    ) -> Any:
+        tag, _ = at
+        try:
+            marker, barrier, found = await self._lease(tag, route, want, outdated)
+        except UnreachableError:
+            self._counts.down += 1
+            marker, barrier, found = b"", 0, (False, None)
+        if found[0]:
+            self._leave(at, flight)
+            return found[1]  # joined ones ask for themselves: it may have been there before they came
+        flight.selecting = True
+        started = time.monotonic()
+        value, loaded = await (self._timed(load) if marker else self.bypass(load))
+        flight.value, flight.loaded = value, True
+        if marker:
+            self._leave(at, flight)  # who comes from now on could miss what is committed from now on
+            load_ms = round((time.monotonic() - started) * 1000)
+            flight.filled = await self._fill(tag, [(want, value, marker)], barrier, loaded, load_ms)
+        return value
+
+    def _leave(self, at: tuple[str, str], flight: Flight) -> None:
+        if self._flights.get(at) is flight:
+            del self._flights[at]
+
+    async def _timed(self, load: Load) -> tuple[Any, Loaded]:
+        started = time.monotonic()
+        self._counts.loads += 1
+        answer: tuple[Any, Loaded] = await load()
+        self._usual_s += (time.monotonic() - started - self._usual_s) * 0.1
+        return answer
+
+    async def _lease(self, tag: str, route: Route, want: Any, outdated: bytes) -> tuple[bytes, int, tuple[bool, Any]]:
+        """Marker and barrier of a lease; or what was there meanwhile; or nothing (b""), and one loads without filling."""
+        give_up, pause = 0.0, 0.001
+        while True:
+            barrier, (answer,) = await self.leases(tag, route, [want], [outdated])
+            if answer[:1] == b"L":
+                return answer[1:], barrier, (False, None)
+            if answer[:1] == b"V":
+                return b"", 0, want.decode(answer[1:])
+            if answer != b"W":
+                return b"", 0, (False, None)
+            now = time.monotonic()
+            give_up = give_up or now + max(WAIT_S, min(4 * self._usual_s, 1.0))
+            if now > give_up:
+                self._counts.busy += 1
+                return b"", 0, (False, None)
+            await colour.pause(pause)
+            pause = min(pause * 2, 0.02)
+            (raw,) = await self._store.fetch(tag, [want.name])
+            if raw is not None and raw[:1] != proto.MARKER:
+                found = want.decode(raw)
+                if found[0]:
+                    return b"", 0, found
+
+    async def leases(self, tag: str, route: Route, wants: Sequence[Any], outdated: Sequence[bytes]) -> tuple[int, list[bytes]]:
+        """Barrier and the script's answer for each of *wants*, setting the barrier first where it is on us to do so."""
+        for _ in range(2):
+            token = f"{self._token}.{os.getpid()}.{next(self._turn)}"
+            reply = await self._store.lease(
+                tag, [w.name for w in wants], token=token, epoch=route.epoch, lease_ms=LEASE_MS, outdated=outdated
+            )
+            first = bytes(reply[0])
+            if first == b"P":
+                xid = await self._new_xid(route)
+                new = proto.pack_barrier(epoch=route.epoch, xid=xid)
+                await self._store.swap(tag, [("@b", b"P|" + token.encode(), new, self._barrier_ttl_ms)])
+            elif first[:1] == b"B":
+                return proto.parse_barrier(first), [bytes(one) for one in reply[1:]]
+            else:
+                break
+        return 0, [b"E"] * len(wants)
+
+    async def fill(self, tag: str, taken: Sequence[tuple[Any, Any, bytes]], barrier: int, loaded: Loaded, load_ms: int) -> None:
+        """Put what was loaded under leases into Redis, or give the leases back."""
+        await self._fill(tag, taken, barrier, loaded, load_ms)
+
+    async def _fill(
+        self, tag: str, taken: Sequence[tuple[Any, Any, bytes]], barrier: int, loaded: Loaded, load_ms: int
+    ) -> bool:
+        changes, filling = [], []
+        for want, value, marker in taken:
+            new = None
+            xids = proto.parse_marker(marker).xids
+            if not (loaded.may_fill and proto.settled(xids, barrier, loaded.snapshot)) or (
+                loaded.snapshot.standby and not xids
+            ):
+                self._counts.unsettled += 1  # what nobody marked, a standby may simply not have yet
+            elif value is None:
+                new = proto.ABSENT
+            else:
+                new = want.encode(value, xmin=loaded.snapshot.xmin, load_ms=load_ms)
+            filling.append(new is not None)
+            if new is None:
+                changes.append((want.name, marker, proto.give_back(marker), 0))
+            else:
+                ttl_s = want.negative_ttl_s if new == proto.ABSENT else want.ttl_s
+                changes.append((want.name, marker, new, max(1, round(ttl_s * 1000 * uniform(0.9, 1.1)))))  # noqa: S311  # jitter
+        try:
+            done = await self._store.swap(tag, changes)
+        except UnreachableError:
+            self._counts.down += 1
+            return False
+        filled = [d and f for d, f in zip(done, filling, strict=True)]
+        self._counts.fills += sum(filled)
+        self._counts.lost += len(done) - sum(done)
+        return all(filled)

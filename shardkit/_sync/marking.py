@@ -1,0 +1,77 @@
+# Generated from shardkit/_async/marking.py by tests/generate_sync.py: change that file instead.
+"""The writers' side: markers before COMMIT, and what is done when they cannot be placed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import text
+
+from shardkit._sync import colour
+from shardkit._sync.cache import Store, UnreachableError
+from shardkit._sync.filling import Counts
+from shardkit.core.cacheproto import tag
+from shardkit.db.leg import driver_connection
+from shardkit.errors import CacheUnavailableError
+from shardkit.settings import OnDown
+from shardkit.sql import statements
+
+MARKER_TTL_MS: Final = 3_600_000
+BARRIER_TTL_MS: Final = MARKER_TTL_MS // 2
+"""Shorter than a marker's: so a transaction that outlives its marker is older than the barrier, and stops every fill."""
+_XID: Final = "SELECT pg_current_xact_id()::text"
+_SQL: Final = statements("cache")
+
+
+class Marking:
+    """Places the markers of a transaction; sessions call it between flush and COMMIT."""
+
+    def __init__(self, store: Store, counts: Counts, *, cluster: str, on_down: OnDown, marker_ttl_ms: int) -> None:
+        self._store, self._counts, self._cluster = store, counts, cluster
+        self._on_down, self._ttl_ms = on_down, marker_ttl_ms
+        self.debts: set[int] = set()
+        """Shards in which this process has left outbox rows."""
+
+    def place(self, driver: Any, names: set[str]) -> None:
+        """Mark *names* with the transaction open on *driver*."""
+        work: Any = self._place  # a coroutine function in one colour only
+        colour.run(work(driver, sorted(names)))
+
+    def _place(self, driver: Any, names: Sequence[str]) -> None:
+        xid = driver.commit_xid  # known, where it came back with the first write
+        if xid is None:
+            cursor = driver.execute(_XID, prepare=True)
+            (xid,) = cursor.fetchone()
+            driver.commit_xid = xid
+        xid, route = int(xid), driver.leg.route
+        try:
+            self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=self._ttl_ms)
+        except UnreachableError as exc:
+            self._counts.down += 1
+            if self._on_down == "strict":
+                raise CacheUnavailableError(
+                    "Redis did not take the marker of this transaction and cache_on_down is strict: it is rolled back. "
+                    "Run it again when Redis is back, or set cache_on_down = outbox"
+                ) from exc
+            if self._on_down == "outbox":
+                driver.execute(_SQL["put"], (xid, list(names)))
+                self._counts.outbox += 1
+                self.debts.add(route.shard)
+
+    def drain(self, session: Any) -> int:
+        """Mark the outbox rows of an operator's *session*; the number of rows."""
+        connection = session.connection()
+        rows = (connection.execute(text(_SQL["take"]))).all()
+        if rows:
+            inner = getattr(session, "sync_session", session)
+            driver = driver_connection(inner._connection)
+            cursor = driver.execute(_XID)
+            xid = int((cursor.fetchone())[0])
+            route = driver.leg.route
+            names = sorted({name for (found,) in rows for name in found})
+            at = tag(self._cluster, route.shard)
+            self._store.mark(at, names, xid=xid, epoch=route.epoch, ttl_ms=self._ttl_ms)
+        session.commit()
+        self.debts.discard(session.route.shard)
+        return len(rows)

@@ -1,0 +1,252 @@
+"""What a transaction changes in cached tables: the names to mark before its COMMIT, gathered while it flushes.
+
+Names are only ever added: one too many, after a savepoint was rolled back, costs a miss; one too few would be a stale read.
+A write that does not say which rows it changes is remembered too, and stops the COMMIT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from sqlalchemy import Column, ForeignKeyConstraint, Table, select, tuple_
+from sqlalchemy.orm import Mapper, Session, UOWTransaction
+from sqlalchemy.orm.base import LoaderCallableStatus
+from sqlalchemy.sql.dml import Delete, Insert, Update
+from sqlalchemy.sql.elements import ClauseElement
+
+from shardkit.errors import UnknownKeysError
+from shardkit.orm.cached import INFO, Entity
+
+ANNOUNCED: Final = {"shardkit_announced": True}
+"""Execution option of a statement whose keys are gathered."""
+_ACTS: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
+_UNKNOWN: Final = LoaderCallableStatus.NO_VALUE
+Row = Mapping[Column[Any], Any]
+
+
+class Writer(Protocol):
+    """Places the markers; called between flush and COMMIT, in the transaction."""
+
+    def place(self, driver: Any, names: set[str], /) -> None:
+        """Mark *names* with the transaction of *driver*."""
+
+
+class Changes:
+    """Of one transaction: ``names`` still to be marked, ``placed`` ones, and tables changed in ways unknown."""
+
+    __slots__ = ("before", "committing", "names", "placed", "unknown", "vouched")
+
+    def __init__(self) -> None:
+        self.before: dict[Any, Row] = {}
+        self.names: set[str] = set()
+        self.placed: set[str] = set()
+        self.unknown: set[str] = set()
+        self.vouched: set[str] = set()
+        self.committing = False
+
+    def add(self, names: Iterable[str]) -> None:
+        """Remember *names*; those of this transaction that are marked stay marked until it ends."""
+        self.names.update(name for name in names if name not in self.placed)
+
+    def __bool__(self) -> bool:
+        """Whether anything cached was changed."""
+        return bool(self.names or self.placed or self.unknown or self.vouched)
+
+
+def look_ahead(session: Session, changes: Changes) -> None:
+    """Before a flush: keys that are about to go and were never loaded, and what PostgreSQL will change by itself."""
+    for state in list(session._dirty_states):
+        entity: Entity | None = state.mapper.local_table.info.get(INFO)  # type: ignore[attr-defined]
+        if entity is not None and _hides_old(state, entity, is_delete=state in session._deleted):
+            changes.before[state] = _before(session, state, entity)
+    for state in list(session._deleted):
+        table: Any = state.mapper.local_table
+        entity = table.info.get(INFO)
+        if entity is not None and state not in changes.before and _hides_old(state, entity, is_delete=True):
+            changes.before[state] = _before(session, state, entity)
+        if dependents(table):
+            row = {e.column: _attribute(state, e.column) for fk in dependents(table) for e in fk.elements}
+            session.connection().execute(
+                select(*table.primary_key.columns).where(*(c == v for c, v in row.items())).with_for_update()
+            )
+            _follow(session, table, [row], changes)
+
+
+def _attribute(state: Any, column: Column[Any]) -> Any:
+    return getattr(state.obj(), state.mapper.get_property_by_column(column).key)
+
+
+def _hides_old(state: Any, entity: Entity, *, is_delete: bool) -> bool:
+    for name in _attribute_names(state.mapper, entity).values():
+        if name in state.committed_state:
+            if _is_unknown(state.committed_state[name]):
+                return True
+        elif is_delete and name not in state.dict:
+            return True
+    return False
+
+
+def _before(session: Session, state: Any, entity: Entity) -> Row:
+    """The keys of a row as they are, held until the transaction ends; empty where there is no such row."""
+    match = (c == v for c, v in zip(entity.primary.columns, state.key[1], strict=True))
+    found = session.connection().execute(select(*entity.key_columns).where(*match).with_for_update()).one_or_none()
+    return dict(zip(entity.key_columns, found, strict=True)) if found is not None else {}
+
+
+def dependents(table: Table) -> list[ForeignKeyConstraint]:
+    """Foreign keys onto *table* by which PostgreSQL changes rows of a cached table, or of one on the way to it."""
+    table = table.metadata.tables.get(table.key, table)  # not a statement's annotated copy
+    known: list[ForeignKeyConstraint] | None = table.info.get("shardkit_dependents")
+    if known is None:
+        table.info["shardkit_dependents"] = known = []  # an end to circles
+        known += [
+            constraint
+            for other in table.metadata.tables.values()
+            for constraint in other.foreign_key_constraints
+            if constraint.referred_table is table
+            and (constraint.ondelete or "").upper() in _ACTS
+            and (INFO in other.info or dependents(other))
+        ]
+    return known
+
+
+def _follow(session: Session, table: Table, rows: Sequence[Row], changes: Changes) -> None:
+    for constraint in dependents(table):
+        child: Any = constraint.table
+        entity: Entity | None = child.info.get(INFO)
+        wanted = dict.fromkeys(entity.key_columns if entity is not None else ())
+        wanted |= dict.fromkeys(e.column for fk in dependents(child) for e in fk.elements)
+        pointing = [element.parent for element in constraint.elements]
+        pointed = [tuple(row[element.column] for element in constraint.elements) for row in rows]
+        found = session.connection().execute(
+            # locked: nobody adds a row below one that is about to go
+            select(*wanted).where(tuple_(*pointing).in_(pointed)).with_for_update()
+        )
+        children: list[Row] = [dict(zip(wanted, row, strict=True)) for row in found]
+        if entity is not None:
+            for row in children:
+                changes.add(entity.names_of(row))
+        if children and (constraint.ondelete or "").upper() == "CASCADE":
+            _follow(session, child, children, changes)
+
+
+def gather(session: Session, context: UOWTransaction, changes: Changes) -> None:
+    """After a flush: the names of every row it wrote, by their old and their new values."""
+    for state, (is_delete, list_only) in context.states.items():
+        if list_only:
+            continue
+        entity: Entity | None = state.mapper.local_table.info.get(INFO)
+        if entity is not None:
+            _gather_one(session, state, entity, changes, is_delete=is_delete)
+        if is_delete and state not in session._deleted:
+            changes.unknown.update(fk.table.name for fk in dependents(state.mapper.local_table))
+
+
+def _gather_one(session: Session, state: Any, entity: Entity, changes: Changes, *, is_delete: bool) -> None:
+    names = _attribute_names(state.mapper, entity)
+    values, before = state.dict, state.committed_state
+    new = {column: values.get(name, _UNKNOWN) for column, name in names.items()}
+    old = {column: before[name] if name in before else new[column] for column, name in names.items()}
+    old |= changes.before.pop(state, {})
+    if state.key is not None:
+        old |= dict(zip(entity.primary.columns, state.key[1], strict=True))
+        new |= {c: v for c, v in old.items() if c in entity.primary.columns and new[c] is _UNKNOWN}
+    if is_delete:
+        changes.add(entity.names_of(_complete(entity, old, changes)))
+        return
+    if any(_is_unknown(value) for value in new.values()):
+        new = _from_database(session, entity, new)
+    if state.key is None:
+        changes.add(entity.names_of(new))
+        return
+    changed = {c for c in names if c in old and old[c] is not new[c] and old[c] != new[c]}
+    keys = [k for k in entity.all_keys if k.listing is None or changed.intersection((*k.columns, *k.order, entity.tenant))]
+    changes.add(entity.names_of(new, keys))
+    if changed:
+        changes.add(entity.names_of(_complete(entity, old, changes), keys))
+
+
+def _is_unknown(value: Any) -> bool:
+    return isinstance(value, LoaderCallableStatus | ClauseElement) or hasattr(value, "__clause_element__")
+
+
+def _complete(entity: Entity, row: dict[Column[Any], Any], changes: Changes) -> Row:
+    """*row*, where an old value was never loaded: the keys it is part of cannot be told."""
+    missing = [c for c, value in row.items() if _is_unknown(value)]
+    if missing:
+        changes.unknown.add(entity.table.name)
+        return {c: None if c in missing else v for c, v in row.items()}
+    return row
+
+
+def _from_database(session: Session, entity: Entity, row: dict[Column[Any], Any]) -> dict[Column[Any], Any]:
+    """Values that PostgreSQL made in this flush, read back."""
+    found = session.connection().execute(select(*row).where(*(column == row[column] for column in entity.primary.columns)))
+    return dict(zip(row, found.one(), strict=True))
+
+
+def _attribute_names(mapper: Mapper[Any], entity: Entity) -> dict[Column[Any], str]:
+    if mapper is entity.mapper:
+        return entity.key_attributes
+    return {column: mapper.get_property_by_column(column).key for column in entity.key_columns}
+
+
+def with_keys(statement: Insert | Update | Delete, params: Any, changes: Changes) -> tuple[Any, Entity | None]:
+    """*statement*, giving back the keys of the rows it changes if it is one on a cached table and can do so."""
+    table: Any = statement.table
+    info = getattr(table, "info", {})
+    if isinstance(statement, Delete) and isinstance(table, Table):
+        changes.unknown.update(fk.table.name for fk in dependents(table))
+    entity: Entity | None = info.get(INFO)
+    if entity is None:
+        return statement, None
+    if statement._returning or _hides_old_keys(statement, params, entity):
+        changes.unknown.add(entity.table.name)
+        return statement, None
+    return statement.returning(*entity.key_columns), entity
+
+
+def _hides_old_keys(statement: Any, params: Any, entity: Entity) -> bool:
+    """Whether the rows' keys before it are not those that RETURNING gives after it."""
+    if isinstance(statement, Delete):
+        return False
+    if isinstance(statement, Update) and isinstance(params, Sequence):
+        return True  # executemany, which returns nothing
+    keys = {name for column in entity.key_columns for name in (column.name, entity.key_attributes[column])}
+    if isinstance(statement, Insert):
+        clause: Any = statement._post_values_clause
+        updated = dict(getattr(clause, "update_values_to_set", None) or ())
+        return not {getattr(k, "name", k) for k in updated}.isdisjoint(keys)
+    updated_names = {getattr(k, "key", k) for k in (statement._values or {})}
+    updated_names |= {getattr(k, "key", k) for k, _ in (getattr(statement, "_ordered_values", None) or ())}
+    updated_names |= set(params or ())
+    return statement._multi_values != () or not updated_names.isdisjoint(keys)
+
+
+def gather_returned(result: Any, entity: Entity, changes: Changes) -> Any:
+    """Take the keys out of *result* of a statement made by ``with_keys``; what is left says the ``rowcount``."""
+    for row in result.all():
+        changes.add(entity.names_of(dict(zip(entity.key_columns, row, strict=True))))
+    return getattr(result, "raw", None) or result
+
+
+def settle(driver: Any, changes: Changes, writer: Writer) -> None:
+    """Before COMMIT, with everything flushed: refuse what is unknown, mark the rest."""
+    unknown = (changes.unknown | driver.unannounced) - changes.vouched
+    if unknown:
+        raise UnknownKeysError(
+            f"this transaction changed the cached table {', '.join(sorted(unknown))} by a statement that does not tell which "
+            "rows (raw SQL, Core on the connection, a key column in a bulk UPDATE, RETURNING of your own, a cascade): it is "
+            "rolled back. Name them with kit.cache.invalidate(Entity, key, session=session) before COMMIT, or change objects"
+        )
+    if changes.names:
+        writer.place(driver, changes.names)
+        changes.placed |= changes.names
+        changes.names = set()
+
+
+def vouch(changes: Changes, entity: Entity, names: Iterable[str]) -> None:
+    """The program itself says which rows of *entity* its statements change."""
+    changes.vouched.add(entity.table.name)
+    changes.add(names)

@@ -1,0 +1,29 @@
+"""Processes killed, Redis frozen, emptied and promoted, fills late, commits long: no read is older than it may be."""
+
+from __future__ import annotations
+
+import pytest
+from cache_history import history
+
+
+def test_no_stale_read_where_delete_after_commit_has_many():
+    found = history(seconds=20, reads=3000, seed=20260101)
+    print(found)
+    assert found["stale"] == 0
+    assert found["hits"] > 500
+    assert found["naive_stale"] * 100 >= found["naive_reads"]
+    assert found["writes"] > 50
+    assert min(found["flushes"], found["promotions"], found["killed"], found["freezes"]) >= 1
+
+
+def test_checker_finds_a_planted_bug():
+    assert history(seconds=90, reads=0, seed=7, broken=True)["stale"] > 0  # ends with the first
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_no_stale_read_in_a_million():
+    found = history(seconds=60, reads=1_000_000, seed=20260102)
+    print(found)
+    assert found["stale"] == 0
+    assert found["naive_stale"] * 100 >= found["naive_reads"]

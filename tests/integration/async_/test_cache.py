@@ -1,0 +1,454 @@
+"""The cache through the kit: what is read after a commit is never older, whichever way it was written."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from cachelab import Album, Note, Photo, cached_fleet_on
+from sqlalchemy import delete, insert, inspect, select, text, update
+
+from shardkit.core.cacheproto import tag
+from shardkit.errors import CacheDeclarationError, CacheKeyError, ReadOnlyError, TenantLockedError, UnknownKeysError
+
+
+@pytest.fixture(scope="module")
+def fleet(local_cluster):
+    with cached_fleet_on(local_cluster) as fleet:
+        yield fleet
+
+
+async def add(kit, tenant, *, slug="a", user=1, **given):
+    async with kit.begin(tenant) as s:
+        photo = Photo(user_id=user, slug=slug, title="first", **given)
+        s.add(photo)
+        await s.flush()
+        return photo.id
+
+
+async def title_of(kit, tenant, key):
+    found = await kit.cache.get(Photo, key, tenant=tenant)
+    return found and found.title
+
+
+async def by_pk_unique_and_list(kit, tenant, key, *, user=1, slug="a"):
+    """Titles as the three kinds of keys have them."""
+    one = await kit.cache.get(Photo, key, tenant=tenant)
+    two = await kit.cache.get(Photo, slug, by="slug", tenant=tenant)
+    three = await kit.cache.list(Photo, user, by="user_id", tenant=tenant)
+    return one and one.title, two and two.title, [photo.title for photo in three]
+
+
+async def test_second_read_asks_redis_only(kit, tenant):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    loads, hits = kit.cache.counts.loads, kit.cache.counts.hits
+    assert await title_of(kit, tenant, key) == "first"
+    assert (kit.cache.counts.loads, kit.cache.counts.hits) == (loads, hits + 1)
+
+
+async def test_absence_is_kept_until_the_row_comes(kit, tenant):
+    assert await kit.cache.get(Photo, "later", by="slug", tenant=tenant) is None
+    assert await kit.cache.list(Photo, 1, by="user_id", tenant=tenant) == []
+    loads = kit.cache.counts.loads
+    assert await kit.cache.get(Photo, "later", by="slug", tenant=tenant) is None
+    assert kit.cache.counts.loads == loads
+    key = await add(kit, tenant, slug="later")
+    assert await by_pk_unique_and_list(kit, tenant, key, slug="later") == ("first", "first", ["first"])
+
+
+async def flush_attribute(s, key):
+    (await s.get(Photo, key)).title = "second"
+
+
+async def flush_cached_instance(s, key, kit):
+    (await kit.cache.get(Photo, key, session=s)).title = "second"
+
+
+async def orm_update(s, key):
+    assert (await s.execute(update(Photo).where(Photo.id == key).values(title="second"))).rowcount == 1
+
+
+async def core_update(s, key):
+    table = Photo.__table__
+    assert (await s.execute(update(table).where(table.c.id == key).values(title="second"))).rowcount == 1
+
+
+async def in_a_savepoint(s, key):
+    async with s.begin_nested():
+        (await s.get(Photo, key)).title = "second"
+
+
+async def after_a_savepoint_that_was_rolled_back(s, key):
+    photo = await s.get(Photo, key)
+    savepoint = await s.begin_nested()
+    photo.title = "third"
+    await s.flush()
+    await savepoint.rollback()
+    photo.title = "second"
+
+
+async def upsert(s, key):
+    from sqlalchemy.dialects.postgresql import insert as pg_insert
+
+    statement = pg_insert(Photo).values(id=key, user_id=1, slug="a", title="x", tenant_id=s.tenant)
+    await s.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"title": "second"}))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [flush_attribute, orm_update, core_update, in_a_savepoint, after_a_savepoint_that_was_rolled_back, upsert],
+    ids=lambda f: f.__name__,
+)
+async def test_write_is_seen_by_the_next_read(kit, tenant, write):
+    key = await add(kit, tenant)
+    assert await by_pk_unique_and_list(kit, tenant, key) == ("first", "first", ["first"])
+    async with kit.begin(tenant) as s:
+        await write(s, key)
+    assert await by_pk_unique_and_list(kit, tenant, key) == ("second", "second", ["second"])
+
+
+async def test_cached_instance_can_be_changed_and_written(kit, tenant):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    async with kit.begin(tenant) as s:
+        await flush_cached_instance(s, key, kit)
+    assert await title_of(kit, tenant, key) == "second"
+
+
+async def test_transaction_begun_by_hand_marks_too(kit, tenant):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    async with kit.session(tenant) as s:
+        async with s.begin():
+            (await s.get(Photo, key)).title = "second"
+        assert await title_of(kit, tenant, key) == "second"
+
+
+async def test_outer_commit_with_an_open_savepoint_marks_too(kit, tenant):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    async with kit.session(tenant) as s:
+        photo = await s.get(Photo, key)
+        await s.begin_nested()
+        photo.title = "second"
+        await s.commit()
+    assert await title_of(kit, tenant, key) == "second"
+
+
+async def test_old_and_new_values_of_a_key_are_marked(kit, tenant):
+    key = await add(kit, tenant)
+    await by_pk_unique_and_list(kit, tenant, key)
+    assert await kit.cache.get(Photo, "b", by="slug", tenant=tenant) is None
+    async with kit.session(tenant) as s:
+        photo = await s.get(Photo, key)
+        await s.commit()  # expires it: the old values have to be loaded before they are gone
+        photo.slug, photo.user_id = "b", 2
+        await s.commit()
+    assert await kit.cache.get(Photo, "a", by="slug", tenant=tenant) is None
+    assert await kit.cache.list(Photo, 1, by="user_id", tenant=tenant) == []
+    assert await by_pk_unique_and_list(kit, tenant, key, user=2, slug="b") == ("first", "first", ["first"])
+
+
+async def test_delete_is_seen(kit, tenant):
+    key = await add(kit, tenant)
+    for way in ("object", "bulk"):
+        await by_pk_unique_and_list(kit, tenant, key)
+        async with kit.begin(tenant) as s:
+            if way == "object":
+                await s.delete(await s.get(Photo, key))
+            else:
+                assert (await s.execute(delete(Photo).where(Photo.user_id == 1))).rowcount == 1
+                await kit.cache.invalidate(Note, session=s)  # none of them hangs on it
+        assert await by_pk_unique_and_list(kit, tenant, key) == (None, None, [])
+        key = await add(kit, tenant)
+
+
+async def test_bulk_insert_is_seen_by_lists(kit, tenant):
+    assert await kit.cache.list(Photo, 1, by="user_id", tenant=tenant) == []
+    async with kit.begin(tenant) as s:
+        await s.execute(insert(Photo), [{"user_id": 1, "slug": f"s{n}", "tenant_id": tenant} for n in range(5)])
+    found = await kit.cache.list(Photo, 1, by="user_id", tenant=tenant)
+    assert len(found) == 3  # its limit, the newest first
+    assert [photo.id for photo in found] == sorted((photo.id for photo in found), reverse=True)
+
+
+async def test_rolled_back_write_leaves_the_truth(kit, tenant):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    with pytest.raises(ZeroDivisionError):
+        async with kit.begin(tenant) as s:
+            (await s.get(Photo, key)).title = "second"
+            await s.flush()
+            raise ZeroDivisionError
+    assert await title_of(kit, tenant, key) == "first"
+
+
+async def test_open_transaction_hides_its_rows_from_no_one(kit, tenant):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    async with kit.session(tenant) as s:
+        await s.execute(update(Photo).where(Photo.id == key).values(title="second"))
+        assert await title_of(kit, tenant, key) == "first"
+        assert (await kit.cache.get(Photo, key, session=s)).title == "second"  # its own write, past the cache
+        assert [p.title for p in await kit.cache.list(Photo, 1, by="user_id", session=s)] == ["second"]
+        await s.commit()
+    assert await title_of(kit, tenant, key) == "second"
+
+
+async def raw_update(s, key):
+    await s.execute(text("UPDATE photos SET title = 'raw' WHERE id = :key"), {"key": key})
+
+
+async def core_on_the_connection(s, key):
+    connection = await s.connection()
+    table = Photo.__table__
+    await connection.execute(update(table).where(table.c.id == key).values(title="raw"))
+
+
+async def bulk_change_of_a_key(s, key):
+    await s.execute(update(Photo).where(Photo.id == key).values(slug="other"))
+
+
+async def returning_of_ones_own(s, key):
+    (await s.execute(update(Photo).where(Photo.id == key).values(title="raw").returning(Photo.title))).all()
+
+
+async def update_by_primary_keys(s, key):
+    await s.execute(update(Photo), [{"id": key, "title": "raw"}])
+
+
+UNTOLD = [raw_update, core_on_the_connection, bulk_change_of_a_key, returning_of_ones_own, update_by_primary_keys]
+
+
+@pytest.mark.parametrize("write", UNTOLD, ids=lambda f: f.__name__)
+async def test_write_that_does_not_tell_its_rows_is_stopped_before_commit(kit, tenant, write):
+    key = await add(kit, tenant)
+    with pytest.raises(UnknownKeysError, match="photos"):
+        async with kit.begin(tenant) as s:
+            await write(s, key)
+    assert await title_of(kit, tenant, key) == "first"
+
+
+@pytest.mark.parametrize("write", UNTOLD, ids=lambda f: f.__name__)
+async def test_named_rows_of_such_a_write_are_marked(kit, tenant, write):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    async with kit.begin(tenant) as s:
+        await write(s, key)
+        await kit.cache.invalidate(Photo, key, session=s)
+    async with kit.read(tenant) as s:
+        assert (await kit.cache.get(Photo, key, tenant=tenant)).title == (await s.get(Photo, key)).title
+
+
+async def test_read_only_statements_with_a_tables_name_are_not_stopped(kit, tenant):
+    key = await add(kit, tenant)
+    async with kit.begin(tenant) as s:
+        assert await s.scalar(text("SELECT title FROM photos WHERE id = :key"), {"key": key}) == "first"
+
+
+async def test_server_side_cascades_are_marked(kit, tenant):
+    async with kit.begin(tenant) as s:
+        album = Album(name="spring")
+        s.add(album)
+        await s.flush()
+        number = album.id
+    key = await add(kit, tenant, album_id=number)
+    async with kit.begin(tenant) as s:
+        note = Note(photo_id=key, text="n")
+        s.add(note)
+        await s.flush()
+        noted = note.id
+    await by_pk_unique_and_list(kit, tenant, key)
+    assert (await kit.cache.get(Note, noted, tenant=tenant)).photo_id == key
+    async with kit.begin(tenant) as s:
+        await s.delete(await s.get(Album, number))
+    assert await by_pk_unique_and_list(kit, tenant, key) == (None, None, [])
+    assert (await kit.cache.get(Note, noted, tenant=tenant)).photo_id is None  # two tables away
+
+
+async def test_bulk_delete_with_a_cascade_is_stopped(kit, tenant):
+    with pytest.raises(UnknownKeysError, match="photos"):
+        async with kit.begin(tenant) as s:
+            await s.execute(delete(Album).where(Album.name == "none"))
+
+
+async def test_program_outside_can_name_what_it_changed(kit, fleet, tenant):
+    key = await add(kit, tenant)
+    await by_pk_unique_and_list(kit, tenant, key)
+    route = kit.locate(tenant)
+    with fleet.admin(route.server) as psql:
+        psql.execute(f"UPDATE {route.schema}.photos SET title = 'by hand' WHERE id = %s", (key,))
+    await kit.cache.invalidate(Photo, key, tenant=tenant)
+    assert await by_pk_unique_and_list(kit, tenant, key) == ("by hand", "by hand", ["by hand"])
+
+
+async def test_neighbour_in_the_shard_sees_nothing(kit, neighbours):
+    mine, other = neighbours
+    key = await add(kit, mine)
+    assert await title_of(kit, mine, key) == "first"
+    assert await title_of(kit, other, key) is None
+    assert await kit.cache.get_many(Photo, [key], tenant=other) == {}
+    assert await kit.cache.get(Photo, "a", by="slug", tenant=other) is None
+    assert await kit.cache.list(Photo, 1, by="user_id", tenant=other) == []
+    async with kit.session(mine) as s:
+        with pytest.raises(TenantLockedError):
+            await kit.cache.get(Photo, key, tenant=other, session=s)
+
+
+async def test_operators_write_marks_the_tenants_keys(kit, tenant):
+    key = await add(kit, tenant)
+    await by_pk_unique_and_list(kit, tenant, key)
+    async with kit.shard(kit.locate(tenant).shard).begin() as s:
+        (await s.get(Photo, key)).title = "second"
+    assert await by_pk_unique_and_list(kit, tenant, key) == ("second", "second", ["second"])
+
+
+async def test_get_many_mixes_hits_misses_and_absent(kit, tenant):
+    keys = [await add(kit, tenant, slug=f"s{n}") for n in range(4)]
+    await title_of(kit, tenant, keys[1])
+    found = await kit.cache.get_many(Photo, [*keys, 5], tenant=tenant)
+    assert list(found) == keys
+    assert [photo.slug for photo in found.values()] == ["s0", "s1", "s2", "s3"]
+    loads = kit.cache.counts.loads
+    assert list(await kit.cache.get_rows(Photo, [5, *keys], tenant=tenant)) == keys
+    assert kit.cache.counts.loads == loads
+
+
+async def test_repeatable_read_and_locks_ask_postgresql(kit, tenant):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    hits = kit.cache.counts.hits
+    async with kit.session(tenant) as s:
+        await s.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        assert (await kit.cache.get(Photo, key, session=s)).title == "first"
+    async with kit.session(tenant) as s:
+        assert (await kit.cache.get(Photo, key, session=s, with_for_update=True)).title == "first"
+    assert kit.cache.counts.hits == hits
+    with pytest.raises(CacheKeyError, match="with_for_update"):
+        await kit.cache.get(Photo, key, tenant=tenant, with_for_update=True)
+
+
+async def test_repeatable_read_fills_nothing(kit, tenant):
+    key = await add(kit, tenant)
+    async with kit.session(tenant) as s:
+        await s.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        await s.scalar(select(Photo.title).where(Photo.id == key))
+        async with kit.begin(tenant) as w:
+            (await w.get(Photo, key)).title = "second"
+        await kit.cache.get_many(Photo, [key], session=s)
+    assert await title_of(kit, tenant, key) == "second"
+
+
+async def test_bad_keys_are_refused_before_anything_is_sent(kit, tenant):
+    for wrong in ("1", 1.0, True, None, (1, 2)):
+        with pytest.raises(CacheKeyError):
+            await kit.cache.get(Photo, wrong, tenant=tenant)
+    with pytest.raises(CacheDeclarationError, match="title"):
+        await kit.cache.get(Photo, "x", by="title", tenant=tenant)
+    with pytest.raises(CacheDeclarationError, match="list key"):
+        await kit.cache.list(Photo, "x", by="title", tenant=tenant)
+    with pytest.raises(CacheDeclarationError, match="not cached"):
+        await kit.cache.get(Album, 1, tenant=tenant)
+
+
+async def test_instance_of_a_read_session_is_attached_and_read_only(kit, tenant):
+    key = await add(kit, tenant)
+    async with kit.read(tenant) as s:
+        photo = await kit.cache.get(Photo, key, session=s)
+        assert inspect(photo).persistent
+        assert photo is await s.get(Photo, key)
+        photo.title = "second"
+        with pytest.raises(ReadOnlyError):
+            await s.flush()
+
+
+async def test_foreign_bytes_are_a_miss_and_are_replaced(kit, fleet, tenant, raw_redis):
+    key = await add(kit, tenant)
+    for wrong in (b"V", b"", b"N" * 9, b"V\x01" + b"\0" * 40, b"M|x", b"{json}"):
+        await title_of(kit, tenant, key)
+        (stored,) = raw_redis.keys(f"*photos::{tenant}:{key}")
+        raw_redis.set(stored, wrong)
+        assert await title_of(kit, tenant, key) == "first"
+    raw_redis.delete(stored)
+    raw_redis.rpush(stored, "a list of somebody else's")
+    assert await title_of(kit, tenant, key) == "first"
+    async with kit.begin(tenant) as s:
+        (await s.get(Photo, key)).title = "second"
+    assert await title_of(kit, tenant, key) == "second"
+
+
+async def test_emptied_redis_waits_for_transactions_whose_markers_it_lost(kit, tenant, raw_redis):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    place = kit.cache.writer.place
+
+    def flushed_meanwhile(driver, names):
+        place(driver, names)
+        raw_redis.flushall()
+
+    async with kit.session(tenant) as s:
+        (await s.get(Photo, key)).title = "second"
+        kit.cache.writer.place = flushed_meanwhile
+        unsettled = kit.cache.counts.unsettled
+        await s.flush()
+        raw_redis.flushall()
+        assert await title_of(kit, tenant, key) == "first"
+        assert kit.cache.counts.unsettled > unsettled  # not filled: that transaction may have had a marker
+        await s.commit()
+        kit.cache.writer.place = place
+    assert await title_of(kit, tenant, key) == "second"
+    loads = kit.cache.counts.loads
+    assert await title_of(kit, tenant, key) == "second"
+    assert kit.cache.counts.loads == loads
+
+
+async def test_program_with_an_old_map_sees_what_was_written_after_the_move(open_kit, fleet, tenant):
+    old, new = open_kit(), open_kit()
+    key = await add(old, tenant)
+    assert await title_of(old, tenant, key) == "first"
+    fleet.move(old.locate(tenant), elsewhere=False)
+    await new.refresh()
+    async with new.begin(tenant) as s:
+        (await s.get(Photo, key)).title = "second"
+    assert await title_of(old, tenant, key) == "second"
+    assert await title_of(new, tenant, key) == "second"
+    assert await title_of(old, tenant, key) == "second"
+
+
+async def test_two_clusters_in_one_redis_do_not_meet(kit, fleet, tenant, raw_redis):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    (stored,) = raw_redis.keys(f"*photos::{tenant}:{key}")
+    assert stored.startswith(f"sk:{{{tag(fleet.map.cluster_id.hex[:8], kit.locate(tenant).shard)}}}".encode())
+
+
+async def test_newer_versions_value_is_left_alone(kit, tenant, raw_redis):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    (stored,) = raw_redis.keys(f"*photos::{tenant}:{key}")
+    value = raw_redis.get(stored)
+    newer = value[:2] + b"\x00\x02" + value[4:]
+    older = value[:2] + b"\x00\x00" + value[4:]
+    raw_redis.set(stored, newer)
+    assert await title_of(kit, tenant, key) == "first"
+    assert raw_redis.get(stored) == newer
+    raw_redis.set(stored, older)
+    assert await title_of(kit, tenant, key) == "first"
+    assert raw_redis.get(stored)[:8] == value[:8]
+
+
+async def test_time_zone_of_the_server_comes_back(kit, fleet, tenant):
+    key = await add(kit, tenant, taken=datetime(2026, 7, 1, 12, tzinfo=UTC))
+    async with kit.session(tenant) as s:
+        await s.execute(text("SET LOCAL timezone = 'Europe/Berlin'"))
+        loaded = (await kit.cache.get(Photo, key, session=s)).taken
+        assert loaded.hour == 14
+    again = (await kit.cache.get(Photo, key, tenant=tenant)).taken
+    assert (again, again.hour) == (loaded, 14)
+
+
+async def test_value_without_redis_comes_from_postgresql(open_kit, tenant):
+    kit = open_kit(redis_url=None)
+    key = await add(kit, tenant)
+    assert await by_pk_unique_and_list(kit, tenant, key) == ("first", "first", ["first"])

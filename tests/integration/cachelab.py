@@ -1,0 +1,62 @@
+"""Cached models, and a fleet of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from datetime import datetime
+
+from fleet import Fleet, fleet_on
+from sqlalchemy import DateTime, ForeignKey
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from shardkit import ShardKey, TenantScoped
+from shardkit.orm.cached import Cached, ListKey
+from shardkit.schema.blueprint import from_metadata
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Album(TenantScoped, Base):
+    __tablename__ = "albums"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    name: Mapped[str]
+
+
+class Photo(TenantScoped, Base):
+    __tablename__ = "photos"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    user_id: Mapped[int]
+    slug: Mapped[str] = mapped_column(unique=True)
+    title: Mapped[str | None]
+    taken: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    album_id: Mapped[int | None] = mapped_column(ForeignKey("albums.id", ondelete="CASCADE"))
+    notes: Mapped[list[Note]] = relationship()
+    __cached__ = Cached(unique=["slug"], lists=[ListKey("user_id", limit=3)])
+
+
+class Note(TenantScoped, Base):
+    __tablename__ = "notes"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    photo_id: Mapped[int | None] = mapped_column(ForeignKey("photos.id", ondelete="SET NULL"))
+    text: Mapped[str]
+    __cached__ = Cached(lists=[ListKey("photo_id", limit=10)])
+
+
+BLUEPRINT = from_metadata(Base.metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedFleet(Fleet):
+    redis_url: str = ""
+
+    def settings(self, **given):
+        return super().settings(**{"redis_url": self.redis_url, **given})
+
+
+@contextlib.contextmanager
+def cached_fleet_on(cluster):
+    with fleet_on(cluster, blueprint=BLUEPRINT) as fleet:
+        yield CachedFleet(fleet.catalog_url, fleet.servers, fleet.map, redis_url=cluster.redis_url)

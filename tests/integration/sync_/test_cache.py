@@ -1,0 +1,455 @@
+# Generated from tests/integration/async_/test_cache.py by tests/generate_sync.py: change that file instead.
+"""The cache through the kit: what is read after a commit is never older, whichever way it was written."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from cachelab import Album, Note, Photo, cached_fleet_on
+from sqlalchemy import delete, insert, inspect, select, text, update
+
+from shardkit.core.cacheproto import tag
+from shardkit.errors import CacheDeclarationError, CacheKeyError, ReadOnlyError, TenantLockedError, UnknownKeysError
+
+
+@pytest.fixture(scope="module")
+def fleet(local_cluster):
+    with cached_fleet_on(local_cluster) as fleet:
+        yield fleet
+
+
+def add(kit, tenant, *, slug="a", user=1, **given):
+    with kit.begin(tenant) as s:
+        photo = Photo(user_id=user, slug=slug, title="first", **given)
+        s.add(photo)
+        s.flush()
+        return photo.id
+
+
+def title_of(kit, tenant, key):
+    found = kit.cache.get(Photo, key, tenant=tenant)
+    return found and found.title
+
+
+def by_pk_unique_and_list(kit, tenant, key, *, user=1, slug="a"):
+    """Titles as the three kinds of keys have them."""
+    one = kit.cache.get(Photo, key, tenant=tenant)
+    two = kit.cache.get(Photo, slug, by="slug", tenant=tenant)
+    three = kit.cache.list(Photo, user, by="user_id", tenant=tenant)
+    return one and one.title, two and two.title, [photo.title for photo in three]
+
+
+def test_second_read_asks_redis_only(kit, tenant):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    loads, hits = kit.cache.counts.loads, kit.cache.counts.hits
+    assert title_of(kit, tenant, key) == "first"
+    assert (kit.cache.counts.loads, kit.cache.counts.hits) == (loads, hits + 1)
+
+
+def test_absence_is_kept_until_the_row_comes(kit, tenant):
+    assert kit.cache.get(Photo, "later", by="slug", tenant=tenant) is None
+    assert kit.cache.list(Photo, 1, by="user_id", tenant=tenant) == []
+    loads = kit.cache.counts.loads
+    assert kit.cache.get(Photo, "later", by="slug", tenant=tenant) is None
+    assert kit.cache.counts.loads == loads
+    key = add(kit, tenant, slug="later")
+    assert by_pk_unique_and_list(kit, tenant, key, slug="later") == ("first", "first", ["first"])
+
+
+def flush_attribute(s, key):
+    (s.get(Photo, key)).title = "second"
+
+
+def flush_cached_instance(s, key, kit):
+    (kit.cache.get(Photo, key, session=s)).title = "second"
+
+
+def orm_update(s, key):
+    assert (s.execute(update(Photo).where(Photo.id == key).values(title="second"))).rowcount == 1
+
+
+def core_update(s, key):
+    table = Photo.__table__
+    assert (s.execute(update(table).where(table.c.id == key).values(title="second"))).rowcount == 1
+
+
+def in_a_savepoint(s, key):
+    with s.begin_nested():
+        (s.get(Photo, key)).title = "second"
+
+
+def after_a_savepoint_that_was_rolled_back(s, key):
+    photo = s.get(Photo, key)
+    savepoint = s.begin_nested()
+    photo.title = "third"
+    s.flush()
+    savepoint.rollback()
+    photo.title = "second"
+
+
+def upsert(s, key):
+    from sqlalchemy.dialects.postgresql import insert as pg_insert
+
+    statement = pg_insert(Photo).values(id=key, user_id=1, slug="a", title="x", tenant_id=s.tenant)
+    s.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"title": "second"}))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [flush_attribute, orm_update, core_update, in_a_savepoint, after_a_savepoint_that_was_rolled_back, upsert],
+    ids=lambda f: f.__name__,
+)
+def test_write_is_seen_by_the_next_read(kit, tenant, write):
+    key = add(kit, tenant)
+    assert by_pk_unique_and_list(kit, tenant, key) == ("first", "first", ["first"])
+    with kit.begin(tenant) as s:
+        write(s, key)
+    assert by_pk_unique_and_list(kit, tenant, key) == ("second", "second", ["second"])
+
+
+def test_cached_instance_can_be_changed_and_written(kit, tenant):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    with kit.begin(tenant) as s:
+        flush_cached_instance(s, key, kit)
+    assert title_of(kit, tenant, key) == "second"
+
+
+def test_transaction_begun_by_hand_marks_too(kit, tenant):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    with kit.session(tenant) as s:
+        with s.begin():
+            (s.get(Photo, key)).title = "second"
+        assert title_of(kit, tenant, key) == "second"
+
+
+def test_outer_commit_with_an_open_savepoint_marks_too(kit, tenant):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    with kit.session(tenant) as s:
+        photo = s.get(Photo, key)
+        s.begin_nested()
+        photo.title = "second"
+        s.commit()
+    assert title_of(kit, tenant, key) == "second"
+
+
+def test_old_and_new_values_of_a_key_are_marked(kit, tenant):
+    key = add(kit, tenant)
+    by_pk_unique_and_list(kit, tenant, key)
+    assert kit.cache.get(Photo, "b", by="slug", tenant=tenant) is None
+    with kit.session(tenant) as s:
+        photo = s.get(Photo, key)
+        s.commit()  # expires it: the old values have to be loaded before they are gone
+        photo.slug, photo.user_id = "b", 2
+        s.commit()
+    assert kit.cache.get(Photo, "a", by="slug", tenant=tenant) is None
+    assert kit.cache.list(Photo, 1, by="user_id", tenant=tenant) == []
+    assert by_pk_unique_and_list(kit, tenant, key, user=2, slug="b") == ("first", "first", ["first"])
+
+
+def test_delete_is_seen(kit, tenant):
+    key = add(kit, tenant)
+    for way in ("object", "bulk"):
+        by_pk_unique_and_list(kit, tenant, key)
+        with kit.begin(tenant) as s:
+            if way == "object":
+                s.delete(s.get(Photo, key))
+            else:
+                assert (s.execute(delete(Photo).where(Photo.user_id == 1))).rowcount == 1
+                kit.cache.invalidate(Note, session=s)  # none of them hangs on it
+        assert by_pk_unique_and_list(kit, tenant, key) == (None, None, [])
+        key = add(kit, tenant)
+
+
+def test_bulk_insert_is_seen_by_lists(kit, tenant):
+    assert kit.cache.list(Photo, 1, by="user_id", tenant=tenant) == []
+    with kit.begin(tenant) as s:
+        s.execute(insert(Photo), [{"user_id": 1, "slug": f"s{n}", "tenant_id": tenant} for n in range(5)])
+    found = kit.cache.list(Photo, 1, by="user_id", tenant=tenant)
+    assert len(found) == 3  # its limit, the newest first
+    assert [photo.id for photo in found] == sorted((photo.id for photo in found), reverse=True)
+
+
+def test_rolled_back_write_leaves_the_truth(kit, tenant):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    with pytest.raises(ZeroDivisionError):
+        with kit.begin(tenant) as s:
+            (s.get(Photo, key)).title = "second"
+            s.flush()
+            raise ZeroDivisionError
+    assert title_of(kit, tenant, key) == "first"
+
+
+def test_open_transaction_hides_its_rows_from_no_one(kit, tenant):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    with kit.session(tenant) as s:
+        s.execute(update(Photo).where(Photo.id == key).values(title="second"))
+        assert title_of(kit, tenant, key) == "first"
+        assert (kit.cache.get(Photo, key, session=s)).title == "second"  # its own write, past the cache
+        assert [p.title for p in kit.cache.list(Photo, 1, by="user_id", session=s)] == ["second"]
+        s.commit()
+    assert title_of(kit, tenant, key) == "second"
+
+
+def raw_update(s, key):
+    s.execute(text("UPDATE photos SET title = 'raw' WHERE id = :key"), {"key": key})
+
+
+def core_on_the_connection(s, key):
+    connection = s.connection()
+    table = Photo.__table__
+    connection.execute(update(table).where(table.c.id == key).values(title="raw"))
+
+
+def bulk_change_of_a_key(s, key):
+    s.execute(update(Photo).where(Photo.id == key).values(slug="other"))
+
+
+def returning_of_ones_own(s, key):
+    (s.execute(update(Photo).where(Photo.id == key).values(title="raw").returning(Photo.title))).all()
+
+
+def update_by_primary_keys(s, key):
+    s.execute(update(Photo), [{"id": key, "title": "raw"}])
+
+
+UNTOLD = [raw_update, core_on_the_connection, bulk_change_of_a_key, returning_of_ones_own, update_by_primary_keys]
+
+
+@pytest.mark.parametrize("write", UNTOLD, ids=lambda f: f.__name__)
+def test_write_that_does_not_tell_its_rows_is_stopped_before_commit(kit, tenant, write):
+    key = add(kit, tenant)
+    with pytest.raises(UnknownKeysError, match="photos"):
+        with kit.begin(tenant) as s:
+            write(s, key)
+    assert title_of(kit, tenant, key) == "first"
+
+
+@pytest.mark.parametrize("write", UNTOLD, ids=lambda f: f.__name__)
+def test_named_rows_of_such_a_write_are_marked(kit, tenant, write):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    with kit.begin(tenant) as s:
+        write(s, key)
+        kit.cache.invalidate(Photo, key, session=s)
+    with kit.read(tenant) as s:
+        assert (kit.cache.get(Photo, key, tenant=tenant)).title == (s.get(Photo, key)).title
+
+
+def test_read_only_statements_with_a_tables_name_are_not_stopped(kit, tenant):
+    key = add(kit, tenant)
+    with kit.begin(tenant) as s:
+        assert s.scalar(text("SELECT title FROM photos WHERE id = :key"), {"key": key}) == "first"
+
+
+def test_server_side_cascades_are_marked(kit, tenant):
+    with kit.begin(tenant) as s:
+        album = Album(name="spring")
+        s.add(album)
+        s.flush()
+        number = album.id
+    key = add(kit, tenant, album_id=number)
+    with kit.begin(tenant) as s:
+        note = Note(photo_id=key, text="n")
+        s.add(note)
+        s.flush()
+        noted = note.id
+    by_pk_unique_and_list(kit, tenant, key)
+    assert (kit.cache.get(Note, noted, tenant=tenant)).photo_id == key
+    with kit.begin(tenant) as s:
+        s.delete(s.get(Album, number))
+    assert by_pk_unique_and_list(kit, tenant, key) == (None, None, [])
+    assert (kit.cache.get(Note, noted, tenant=tenant)).photo_id is None  # two tables away
+
+
+def test_bulk_delete_with_a_cascade_is_stopped(kit, tenant):
+    with pytest.raises(UnknownKeysError, match="photos"):
+        with kit.begin(tenant) as s:
+            s.execute(delete(Album).where(Album.name == "none"))
+
+
+def test_program_outside_can_name_what_it_changed(kit, fleet, tenant):
+    key = add(kit, tenant)
+    by_pk_unique_and_list(kit, tenant, key)
+    route = kit.locate(tenant)
+    with fleet.admin(route.server) as psql:
+        psql.execute(f"UPDATE {route.schema}.photos SET title = 'by hand' WHERE id = %s", (key,))
+    kit.cache.invalidate(Photo, key, tenant=tenant)
+    assert by_pk_unique_and_list(kit, tenant, key) == ("by hand", "by hand", ["by hand"])
+
+
+def test_neighbour_in_the_shard_sees_nothing(kit, neighbours):
+    mine, other = neighbours
+    key = add(kit, mine)
+    assert title_of(kit, mine, key) == "first"
+    assert title_of(kit, other, key) is None
+    assert kit.cache.get_many(Photo, [key], tenant=other) == {}
+    assert kit.cache.get(Photo, "a", by="slug", tenant=other) is None
+    assert kit.cache.list(Photo, 1, by="user_id", tenant=other) == []
+    with kit.session(mine) as s:
+        with pytest.raises(TenantLockedError):
+            kit.cache.get(Photo, key, tenant=other, session=s)
+
+
+def test_operators_write_marks_the_tenants_keys(kit, tenant):
+    key = add(kit, tenant)
+    by_pk_unique_and_list(kit, tenant, key)
+    with kit.shard(kit.locate(tenant).shard).begin() as s:
+        (s.get(Photo, key)).title = "second"
+    assert by_pk_unique_and_list(kit, tenant, key) == ("second", "second", ["second"])
+
+
+def test_get_many_mixes_hits_misses_and_absent(kit, tenant):
+    keys = [add(kit, tenant, slug=f"s{n}") for n in range(4)]
+    title_of(kit, tenant, keys[1])
+    found = kit.cache.get_many(Photo, [*keys, 5], tenant=tenant)
+    assert list(found) == keys
+    assert [photo.slug for photo in found.values()] == ["s0", "s1", "s2", "s3"]
+    loads = kit.cache.counts.loads
+    assert list(kit.cache.get_rows(Photo, [5, *keys], tenant=tenant)) == keys
+    assert kit.cache.counts.loads == loads
+
+
+def test_repeatable_read_and_locks_ask_postgresql(kit, tenant):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    hits = kit.cache.counts.hits
+    with kit.session(tenant) as s:
+        s.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        assert (kit.cache.get(Photo, key, session=s)).title == "first"
+    with kit.session(tenant) as s:
+        assert (kit.cache.get(Photo, key, session=s, with_for_update=True)).title == "first"
+    assert kit.cache.counts.hits == hits
+    with pytest.raises(CacheKeyError, match="with_for_update"):
+        kit.cache.get(Photo, key, tenant=tenant, with_for_update=True)
+
+
+def test_repeatable_read_fills_nothing(kit, tenant):
+    key = add(kit, tenant)
+    with kit.session(tenant) as s:
+        s.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        s.scalar(select(Photo.title).where(Photo.id == key))
+        with kit.begin(tenant) as w:
+            (w.get(Photo, key)).title = "second"
+        kit.cache.get_many(Photo, [key], session=s)
+    assert title_of(kit, tenant, key) == "second"
+
+
+def test_bad_keys_are_refused_before_anything_is_sent(kit, tenant):
+    for wrong in ("1", 1.0, True, None, (1, 2)):
+        with pytest.raises(CacheKeyError):
+            kit.cache.get(Photo, wrong, tenant=tenant)
+    with pytest.raises(CacheDeclarationError, match="title"):
+        kit.cache.get(Photo, "x", by="title", tenant=tenant)
+    with pytest.raises(CacheDeclarationError, match="list key"):
+        kit.cache.list(Photo, "x", by="title", tenant=tenant)
+    with pytest.raises(CacheDeclarationError, match="not cached"):
+        kit.cache.get(Album, 1, tenant=tenant)
+
+
+def test_instance_of_a_read_session_is_attached_and_read_only(kit, tenant):
+    key = add(kit, tenant)
+    with kit.read(tenant) as s:
+        photo = kit.cache.get(Photo, key, session=s)
+        assert inspect(photo).persistent
+        assert photo is s.get(Photo, key)
+        photo.title = "second"
+        with pytest.raises(ReadOnlyError):
+            s.flush()
+
+
+def test_foreign_bytes_are_a_miss_and_are_replaced(kit, fleet, tenant, raw_redis):
+    key = add(kit, tenant)
+    for wrong in (b"V", b"", b"N" * 9, b"V\x01" + b"\0" * 40, b"M|x", b"{json}"):
+        title_of(kit, tenant, key)
+        (stored,) = raw_redis.keys(f"*photos::{tenant}:{key}")
+        raw_redis.set(stored, wrong)
+        assert title_of(kit, tenant, key) == "first"
+    raw_redis.delete(stored)
+    raw_redis.rpush(stored, "a list of somebody else's")
+    assert title_of(kit, tenant, key) == "first"
+    with kit.begin(tenant) as s:
+        (s.get(Photo, key)).title = "second"
+    assert title_of(kit, tenant, key) == "second"
+
+
+def test_emptied_redis_waits_for_transactions_whose_markers_it_lost(kit, tenant, raw_redis):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    place = kit.cache.writer.place
+
+    def flushed_meanwhile(driver, names):
+        place(driver, names)
+        raw_redis.flushall()
+
+    with kit.session(tenant) as s:
+        (s.get(Photo, key)).title = "second"
+        kit.cache.writer.place = flushed_meanwhile
+        unsettled = kit.cache.counts.unsettled
+        s.flush()
+        raw_redis.flushall()
+        assert title_of(kit, tenant, key) == "first"
+        assert kit.cache.counts.unsettled > unsettled  # not filled: that transaction may have had a marker
+        s.commit()
+        kit.cache.writer.place = place
+    assert title_of(kit, tenant, key) == "second"
+    loads = kit.cache.counts.loads
+    assert title_of(kit, tenant, key) == "second"
+    assert kit.cache.counts.loads == loads
+
+
+def test_program_with_an_old_map_sees_what_was_written_after_the_move(open_kit, fleet, tenant):
+    old, new = open_kit(), open_kit()
+    key = add(old, tenant)
+    assert title_of(old, tenant, key) == "first"
+    fleet.move(old.locate(tenant), elsewhere=False)
+    new.refresh()
+    with new.begin(tenant) as s:
+        (s.get(Photo, key)).title = "second"
+    assert title_of(old, tenant, key) == "second"
+    assert title_of(new, tenant, key) == "second"
+    assert title_of(old, tenant, key) == "second"
+
+
+def test_two_clusters_in_one_redis_do_not_meet(kit, fleet, tenant, raw_redis):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    (stored,) = raw_redis.keys(f"*photos::{tenant}:{key}")
+    assert stored.startswith(f"sk:{{{tag(fleet.map.cluster_id.hex[:8], kit.locate(tenant).shard)}}}".encode())
+
+
+def test_newer_versions_value_is_left_alone(kit, tenant, raw_redis):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    (stored,) = raw_redis.keys(f"*photos::{tenant}:{key}")
+    value = raw_redis.get(stored)
+    newer = value[:2] + b"\x00\x02" + value[4:]
+    older = value[:2] + b"\x00\x00" + value[4:]
+    raw_redis.set(stored, newer)
+    assert title_of(kit, tenant, key) == "first"
+    assert raw_redis.get(stored) == newer
+    raw_redis.set(stored, older)
+    assert title_of(kit, tenant, key) == "first"
+    assert raw_redis.get(stored)[:8] == value[:8]
+
+
+def test_time_zone_of_the_server_comes_back(kit, fleet, tenant):
+    key = add(kit, tenant, taken=datetime(2026, 7, 1, 12, tzinfo=UTC))
+    with kit.session(tenant) as s:
+        s.execute(text("SET LOCAL timezone = 'Europe/Berlin'"))
+        loaded = (kit.cache.get(Photo, key, session=s)).taken
+        assert loaded.hour == 14
+    again = (kit.cache.get(Photo, key, tenant=tenant)).taken
+    assert (again, again.hour) == (loaded, 14)
+
+
+def test_value_without_redis_comes_from_postgresql(open_kit, tenant):
+    kit = open_kit(redis_url=None)
+    key = add(kit, tenant)
+    assert by_pk_unique_and_list(kit, tenant, key) == ("first", "first", ["first"])
