@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -21,6 +22,7 @@ from shardkit.errors import CatalogError, LeaseLostError, MapConflictError, Move
 from shardkit.sql import statements
 
 SQL = statements("moves")
+LET_GO_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class Journal:
 
     def __init__(self, connection: Any, move_id: int, *, take_over: bool = False) -> None:
         self.connection = connection
-        if not connection.execute(SQL["hold"], {"id": move_id}).fetchone()[0]:
+        if not self._held(move_id):
             self._refuse_or_end(move_id, take_over=take_over)
         shard = find(connection, move_id).shard
         if not connection.execute(SQL["hold_shard"], {"lock_class": SHARD_LOCK_CLASS, "shard": shard}).fetchone()[0]:
@@ -130,6 +132,15 @@ class Journal:
         self.move = find(connection, move_id)
         self._lease = row[0]
 
+    def _held(self, move_id: int) -> bool:
+        """Whether we hold the move now. A session that has just ended lets it go a moment later, so this asks for that long."""
+        give_up = time.monotonic() + LET_GO_S
+        while not self.connection.execute(SQL["hold"], {"id": move_id}).fetchone()[0]:
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.02)
+        return True
+
     def _refuse_or_end(self, move_id: int, *, take_over: bool) -> None:
         held = self.connection.execute(SQL["holder"], {"id": move_id}).fetchone()
         if not take_over:
@@ -140,7 +151,7 @@ class Journal:
             )
         if held:
             self.connection.execute(SQL["end_holder"], {"pid": held[0]})
-        if not self.connection.execute(SQL["hold"], {"id": move_id}).fetchone()[0]:
+        if not self._held(move_id):
             raise MoveBusyError(f"move {move_id} could not be taken over: its operator's session did not end; nothing was done")
 
     @property

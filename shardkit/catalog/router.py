@@ -104,7 +104,7 @@ class Router:
 
         if not moved(self.map):
             self._ask()
-            if self.watch.wait_for(moved, timeout_s=FLIP_SOON_S) is None and not is_closed(
+            if not self.watch.told(moved, timeout_s=FLIP_SOON_S) and not is_closed(
                 self.map.server(route.server),
                 self._settings,
                 cluster_id=self.cluster_id,

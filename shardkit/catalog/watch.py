@@ -79,6 +79,11 @@ class MapWatch:
             pause = min(pause * 2, 0.1)
         return self.map
 
+    def told(self, newer: Callable[[ShardMap], bool], *, timeout_s: float) -> bool:
+        """Whether the thread hears of a map for which *newer* holds, within *timeout_s*. Asks nobody: a flip has work to do."""
+        with self._changed:
+            return self._changed.wait_for(lambda: newer(self.map), timeout_s)
+
     def close(self) -> None:
         """Stop asking."""
         self._closed = True

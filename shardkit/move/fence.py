@@ -86,17 +86,19 @@ class Fence:
         except (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled) as exc:
             raise Busy from exc
         self.waited_ms = (time.monotonic() - self.began) * 1000
+
+    def same_structure(self) -> None:
+        """Raise StructureChanged if there was DDL since the comparison, Busy while somebody makes something uncommitted."""
         now, making = self._stamp()
         if making:
-            raise Busy  # somebody is making something in the schema, and has not committed
+            raise Busy
         if now != self.stamp:
             raise StructureChanged
 
     def commit(self) -> None:
-        """Close the shard: refuse writes to its tables, give it the name of the next epoch, commit. Raises LostContact if
+        """Close the shard: give it the name of the next epoch, commit. Raises LostContact if
         unsure.
         """
-        guards = [guard(self.schema, table) for table in self.tables]
         rename = sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(self.schema), sql.Identifier(self.next_schema))
         strong = sql.SQL(
             "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN "
@@ -105,7 +107,7 @@ class Fence:
         if time.monotonic() > self.deadline:
             raise Busy
         try:
-            self.source.on("fence").execute(sql.SQL("; ").join([*guards, strong, rename, sql.SQL("COMMIT")]))
+            self.source.on("fence").execute(sql.SQL("; ").join([strong, rename, sql.SQL("COMMIT")]))
         except psycopg.Error as exc:
             raise LostContact(str(exc)) from exc
 

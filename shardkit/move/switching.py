@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
 import psycopg
@@ -18,7 +18,7 @@ from shardkit.db.connect import connect_admin
 from shardkit.errors import FenceTimeoutError, MoveInterruptedError, ShardKitError
 from shardkit.move import objects
 from shardkit.move.ends import SQL
-from shardkit.move.fence import Blocker, Fence, StructureChanged, open_schema
+from shardkit.move.fence import Blocker, Fence, StructureChanged, guard, open_schema
 from shardkit.move.probe import Probe
 from shardkit.move.stream import ChangeStream
 from shardkit.move.structure import stamp, tables_of
@@ -42,7 +42,8 @@ class Switching:
         self._applied_on: Any = None
         self._fencing_since = 0.0
         self._attempt = 1
-        self._pool = ThreadPoolExecutor(1)
+        self._structure: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(2)
         self.effects: dict[type[m.Effect], Callable[[Any], Any]] = {
             m.CatchUp: self._catch_up, m.Verify: self._verify, m.AskFence: self._ask_fence, m.Lock: self._lock,
             m.Mark: self._mark, m.AwaitMark: self._await_mark, m.VerifyChanged: self._verify_changed,
@@ -118,15 +119,8 @@ class Switching:
             self._verify(m.Verify())
         assert self._fence is not None
         self.w.facts["tries"] = self.w.facts.get("tries", 0) + 1
-        try:
-            self._fence.lock(effect.wait_ms, attempt=self._attempt)
-        except StructureChanged:
-            self._fence.unlock()
-            self.w.same_structure()
-            if self._verifier is not None:
-                self._verifier.close()
-            self._verifier = None
-            raise m.Busy from None  # an index came and the target has it too? then it is compared again
+        self._fence.lock(effect.wait_ms, attempt=self._attempt)
+        self._structure = self._pool.submit(self._fence.same_structure)  # while the mark travels
 
     def _mark(self, _: m.Mark) -> None:
         there = self._pool.submit(self.w.target.one, "write_mark", lane=self.w.back, on="marks")
@@ -146,6 +140,15 @@ class Switching:
         self._verifier.changes.wait_for_mark(self._marks[0], deadline=deadline)
         self._verifier.watch.wait_for_mark(self._marks[1], deadline=deadline)
         self._verifier.finally_equal(deadline=deadline)
+        try:
+            assert self._structure is not None
+            self._structure.result()
+        except StructureChanged:
+            self._fence.unlock()
+            self.w.same_structure()
+            self._verifier.close()
+            self._verifier = None
+            raise m.Busy from None  # both sides are alike all the same: it is compared again
 
     def _carry_sequences(self, effect: m.CarrySequences) -> None:
         self._set_sequences(self.w.next_schema, effect.margin)
@@ -244,6 +247,8 @@ class Switching:
         for found in self.w.journal.objects():
             if found.name == self.w.out and found.kind in ("subscription", "slot"):
                 self.w.journal.gone(found)
+        for table in tables_of(self.w.source.on(), self.w.next_schema):  # nobody is led here; this is for those who look for it
+            self.w.source.on().execute(guard(self.w.next_schema, table))
         self.w.subscription(self.w.source, self.w.back, publisher=self.w.target)
         self.w.journal.note(self.w.facts)
 
