@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import partial
 from importlib.util import find_spec
 from time import perf_counter
 from typing import Any
@@ -321,14 +322,14 @@ def _frozen(bench: Bench, place: Place, pid: int) -> None:
     with place.kit() as kit:
         for number in range(bench.pick(5, 2)):
             key = place.ids[number]
-            normal = _median(lambda key=key: _read(kit, key))
+            normal = _median(partial(_read, kit, key))
             kit.cache.get_row(Photo, key, tenant=TENANT)
             os.kill(pid, signal.SIGSTOP)
             try:
                 started = perf_counter()
                 kit.cache.get_row(Photo, key, tenant=TENANT)
                 first.append((perf_counter() - started - normal) * 1000)
-                after.append((_median(lambda key=key: kit.cache.get_row(Photo, key, tenant=TENANT)) - normal) * 1000)
+                after.append((_median(partial(kit.cache.get_row, Photo, key, tenant=TENANT)) - normal) * 1000)
             finally:
                 os.kill(pid, signal.SIGCONT)
             store: Any = kit.cache._store

@@ -117,7 +117,7 @@ def furnish(connection: psycopg.Connection) -> None:
     connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(SCHEMA)))
     for table in Base.metadata.sorted_tables:
         dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-        connection.execute(str(CreateTable(table).compile(dialect=dialect)))
+        connection.execute(str(CreateTable(table).compile(dialect=dialect)).encode())
 
 
 def single_insert(connection: psycopg.Connection, table: str) -> Callable[[], object]:

@@ -194,8 +194,9 @@ def _same_everywhere(place: Place, done: int, shards: int) -> None:
 
 
 def _in_schemas(connection: psycopg.Connection, schemas: list[str], script: str) -> None:
-    parts = [sql.SQL("SET LOCAL search_path TO {}; {}").format(sql.Identifier(s), sql.SQL(script)) for s in schemas]
-    connection.execute(sql.SQL("; ").join([sql.SQL("BEGIN"), *parts, sql.SQL("COMMIT")]))
+    paths = [sql.SQL("SET LOCAL search_path TO {}").format(sql.Identifier(s)).as_bytes(connection) for s in schemas]
+    parts = [part for path in paths for part in (path, script.encode())]
+    connection.execute(b"; ".join([b"BEGIN", *parts, b"COMMIT"]))
 
 
 def _ahead(connection: psycopg.Connection, schema: str) -> bool:

@@ -189,9 +189,10 @@ def _peers(bench: Bench, place: Place, *, rounds: int) -> None:
         def horizontal_shard() -> None:
             tenant, key = draw.choice(place.owned)
             shard = kit.locate(tenant).schema
+            choose: Any = lambda *_: shard  # noqa: E731
             with ShardedSession(
                 shards=by_schema,
-                shard_chooser=lambda *_: shard,
+                shard_chooser=choose,
                 identity_chooser=lambda *_, **__: [shard],
                 execute_chooser=lambda *_: [shard],
             ) as session:

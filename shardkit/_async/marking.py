@@ -38,11 +38,8 @@ class AsyncMarking:
         colour.run(work(driver, sorted(names)))
 
     async def _place(self, driver: Any, names: Sequence[str]) -> None:
-        xid = driver.commit_xid  # known, where it came back with the first write
-        if xid is None:
-            cursor = await driver.execute(_XID, prepare=True)
-            (xid,) = await cursor.fetchone()
-            driver.commit_xid = xid
+        cursor = await driver.execute(_XID, prepare=True)
+        (xid,) = await cursor.fetchone()
         xid, route = int(xid), driver.leg.route
         try:
             await self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=self._ttl_ms)

@@ -210,7 +210,7 @@ class AsyncCache:
             await self._store.close()
 
     async def _row(
-        self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: TenantKey, session: AsyncRoutedSession | None
+        self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: Any, session: AsyncRoutedSession | None
     ) -> Any:
         want = RowValue(entity, entity.name_of(how, values, tenant))
 
@@ -247,7 +247,7 @@ class AsyncCache:
         return await self._filler.one(at, route, want, outdated, load)
 
     async def _rows(
-        self, entity: Entity, keys: Sequence[Any], tenant: TenantKey, session: AsyncRoutedSession | None
+        self, entity: Entity, keys: Sequence[Any], tenant: Any, session: AsyncRoutedSession | None
     ) -> dict[Any, Any]:
         route = self._route(tenant, inner_of(session))
         at = tag(self._cluster, route.shard)
@@ -281,7 +281,7 @@ class AsyncCache:
         wants: dict[Any, RowValue],
         outdated: Sequence[bytes],
         route: Route,
-        tenant: TenantKey,
+        tenant: Any,
         session: AsyncRoutedSession | None,
     ) -> dict[Any, Any]:
         """Load all of *wants* by one statement, and fill those whose leases are free."""
@@ -313,7 +313,7 @@ class AsyncCache:
         return rows
 
     async def _load(
-        self, statement: Any, parameters: dict[str, Any], key_at: int, tenant: TenantKey, session: AsyncRoutedSession | None
+        self, statement: Any, parameters: dict[str, Any], key_at: int, tenant: Any, session: AsyncRoutedSession | None
     ) -> Loaded:
         inner = inner_of(session)
         here = inner is not None and inner.asks(self._router)  # a replica's row could be older than what is committed
@@ -368,10 +368,10 @@ class AsyncCache:
             raise TenantLockedError("the session is another tenant's; nothing was read")
         return inner.tenant
 
-    def _route(self, tenant: TenantKey, inner: RoutedSession | None) -> Route:
+    def _route(self, tenant: Any, inner: RoutedSession | None) -> Route:
         return self._router.locate(tenant) if inner is None or inner.tenant is not None else inner.route
 
-    def _built(self, entity: Entity, rows: Sequence[Any], tenant: TenantKey, session: Any) -> Any:
+    def _built(self, entity: Entity, rows: Sequence[Any], tenant: Any, session: Any) -> Any:
         """Instances of *rows*; without a session they share a read session, which they keep."""
         own = None if session is not None else self._session(tenant, read_only=True, autoflush=False)
         inner, build = inner_of(own if session is None else session), entity.build

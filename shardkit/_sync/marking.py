@@ -39,11 +39,8 @@ class Marking:
         colour.run(work(driver, sorted(names)))
 
     def _place(self, driver: Any, names: Sequence[str]) -> None:
-        xid = driver.commit_xid  # known, where it came back with the first write
-        if xid is None:
-            cursor = driver.execute(_XID, prepare=True)
-            (xid,) = cursor.fetchone()
-            driver.commit_xid = xid
+        cursor = driver.execute(_XID, prepare=True)
+        (xid,) = cursor.fetchone()
         xid, route = int(xid), driver.leg.route
         try:
             self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=self._ttl_ms)

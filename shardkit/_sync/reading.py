@@ -211,7 +211,7 @@ class Cache:
             self._store.close()
 
     def _row(
-        self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: TenantKey, session: RoutedSession | None
+        self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: Any, session: RoutedSession | None
     ) -> Any:
         want = RowValue(entity, entity.name_of(how, values, tenant))
 
@@ -248,7 +248,7 @@ class Cache:
         return self._filler.one(at, route, want, outdated, load)
 
     def _rows(
-        self, entity: Entity, keys: Sequence[Any], tenant: TenantKey, session: RoutedSession | None
+        self, entity: Entity, keys: Sequence[Any], tenant: Any, session: RoutedSession | None
     ) -> dict[Any, Any]:
         route = self._route(tenant, inner_of(session))
         at = tag(self._cluster, route.shard)
@@ -282,7 +282,7 @@ class Cache:
         wants: dict[Any, RowValue],
         outdated: Sequence[bytes],
         route: Route,
-        tenant: TenantKey,
+        tenant: Any,
         session: RoutedSession | None,
     ) -> dict[Any, Any]:
         """Load all of *wants* by one statement, and fill those whose leases are free."""
@@ -314,7 +314,7 @@ class Cache:
         return rows
 
     def _load(
-        self, statement: Any, parameters: dict[str, Any], key_at: int, tenant: TenantKey, session: RoutedSession | None
+        self, statement: Any, parameters: dict[str, Any], key_at: int, tenant: Any, session: RoutedSession | None
     ) -> Loaded:
         inner = inner_of(session)
         here = inner is not None and inner.asks(self._router)  # a replica's row could be older than what is committed
@@ -369,10 +369,10 @@ class Cache:
             raise TenantLockedError("the session is another tenant's; nothing was read")
         return inner.tenant
 
-    def _route(self, tenant: TenantKey, inner: RoutedSession | None) -> Route:
+    def _route(self, tenant: Any, inner: RoutedSession | None) -> Route:
         return self._router.locate(tenant) if inner is None or inner.tenant is not None else inner.route
 
-    def _built(self, entity: Entity, rows: Sequence[Any], tenant: TenantKey, session: Any) -> Any:
+    def _built(self, entity: Entity, rows: Sequence[Any], tenant: Any, session: Any) -> Any:
         """Instances of *rows*; without a session they share a read session, which they keep."""
         own = None if session is not None else self._session(tenant, read_only=True, autoflush=False)
         inner, build = inner_of(own if session is None else session), entity.build

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
+from typing import Any
 
 from hashring import HashRing
 
@@ -126,7 +127,7 @@ def _by_count(current: Mapping[int, str | None], servers: Mapping[str, float]) -
         kept.get(current[shard] or "", leaving).append(shard)
     quota = quotas(servers, len(current), held={name: len(shards) for name, shards in kept.items()})
     # The names are sorted, because where two points collide the later name wins; and never `weights=`, which is wrong.
-    ring = HashRing(list(kept))
+    ring: Any = HashRing(list(kept))
     for name, shards in kept.items():
         if len(shards) > quota[name]:
             # What the ring would put elsewhere goes first, so that placements drift towards the ring, not away from it.

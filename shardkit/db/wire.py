@@ -45,7 +45,8 @@ class _Query(_queries.PostgresQuery):
             self.query, self._want_formats, self._order, self._parts = _converted(query, self._tx.encoding)
             self.dump(vars)
         else:
-            super().convert(query, vars)
+            whole: Any = query
+            super().convert(whole, vars)
 
 
 @lru_cache(8192)

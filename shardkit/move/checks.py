@@ -13,12 +13,12 @@ from psycopg.rows import dict_row
 
 from shardkit.core.names import schema_name
 from shardkit.core.shardmap import Server, ServerState, ShardMap
-from shardkit.db.connect import is_loopback
 from shardkit.db.servers import identity
 from shardkit.errors import MoveRefusedError, WrongServerError
 from shardkit.move.ends import End
 from shardkit.move.options import MoveOptions
 from shardkit.move.structure import AFTER_ROWS, SQL, Part, Table, create_schema, make, structure_of, tables_of
+from shardkit.settings import is_loopback
 from shardkit.sql import statements
 
 CHECKS: Final = statements("checks")

@@ -50,6 +50,6 @@ def owner_of(entity: Entity, tenant: Any) -> dict[str, Any]:
     return {} if entity.tenant is None else {"owner": tenant}
 
 
-def parameters_of(entity: Entity, values: Sequence[Any], tenant: TenantKey) -> dict[str, Any]:
+def parameters_of(entity: Entity, values: Sequence[Any], tenant: TenantKey | None) -> dict[str, Any]:
     """Parameters of a statement by key."""
     return {**{f"k{n}": value for n, value in enumerate(values)}, **owner_of(entity, tenant)}
