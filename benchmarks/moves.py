@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import text
 
 from benchmarks.harness import Bench
@@ -215,8 +216,8 @@ def _subscription(stage: Stage, spare: FreshDatabases) -> float:
 
 def _spare_url(stage: Stage, spare: FreshDatabases, server: str) -> str:
     """The empty database that is on the same PostgreSQL as *server*."""
-    port = psycopg.conninfo.conninfo_to_dict(stage.urls[server])["port"]
-    return next(url for url in spare.servers.values() if psycopg.conninfo.conninfo_to_dict(url)["port"] == port)
+    port = conninfo_to_dict(stage.urls[server])["port"]
+    return next(url for url in spare.servers.values() if conninfo_to_dict(url)["port"] == port)
 
 
 def _forget(url: str, schema: str) -> None:

@@ -20,7 +20,7 @@ INSERT INTO things (name) SELECT 'x' FROM generate_series(1, 20)
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def settings(local_cluster):
     with fresh_databases(local_cluster.servers, 2) as databases:
         made = Settings(catalog_url=databases.catalog_url)
