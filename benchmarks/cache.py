@@ -413,7 +413,7 @@ async def _async_peers(bench: Bench, place: Place, value: dict[str, Any]) -> Non
             await aio.set("bench:aiocache", plain)
 
             async def from_aiocache() -> None:
-                assert json.loads(await aio.get("bench:aiocache"))
+                assert json.loads(str(await aio.get("bench:aiocache")))
 
             variants["aiocache"] = from_aiocache
         else:

@@ -196,7 +196,12 @@ def _same_everywhere(place: Place, done: int, shards: int) -> None:
 def _in_schemas(connection: psycopg.Connection, schemas: list[str], script: str) -> None:
     paths = [sql.SQL("SET LOCAL search_path TO {}").format(sql.Identifier(s)).as_bytes(connection) for s in schemas]
     parts = [part for path in paths for part in (path, script.encode())]
-    connection.execute(b"; ".join([b"BEGIN", *parts, b"COMMIT"]))
+    connection.execute(_as_one(parts))
+
+
+def _as_one(parts: list[bytes]) -> bytes:
+    """One message, one transaction."""
+    return b"; ".join([b"BEGIN", *parts, b"COMMIT"])
 
 
 def _ahead(connection: psycopg.Connection, schema: str) -> bool:

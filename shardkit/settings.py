@@ -189,7 +189,7 @@ def _parsed(name: str, text: str) -> Any:
 
 def _text(name: str, value: object) -> None:
     if not isinstance(value, str | None):
-        raise SettingsError(f"{name} must be a text")
+        raise SettingsError(f"{name} must be {'a URL' if name.endswith('_url') else 'a text'}")
 
 
 def _table(name: str, value: object) -> None:

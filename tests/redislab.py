@@ -37,6 +37,7 @@ class RedisServer:
 
     def start(self) -> None:
         argv = [str(find_redis()), "--port", str(self.port), "--bind", HOST, "--save", "", "--dir", self.directory.name]
+        argv += ["--repl-diskless-sync-delay", "0"]
         self._run([*argv, *self.options])
 
     def _run(self, argv) -> None:

@@ -1,7 +1,7 @@
 # Generated from shardkit/_async/cache.py by tests/generate_sync.py: change that file instead.
 """The one door to Redis: short time-outs, no retries, a bounded pool and a breaker, so that its trouble stays its own.
 
-Every connection knows its *incarnation*, the ``master_replid`` of the server behind it, and it is in every key: what
+Every connection knows its *incarnation*, the term of the server process behind it, and it is in every key: what
 another master wrote, or this one before a restart, is not seen. Whatever goes wrong is one error, ``UnreachableError``.
 """
 
@@ -23,13 +23,14 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 
 from shardkit._sync import colour
+from shardkit.core import cacheproto as proto
 from shardkit.core import cachescripts
 
 POOL_WAIT_S: Final = 0.01
 SCRIPT_WAIT_S: Final = 0.5
 """The few that fill, and the writers, wait longer for a connection than the many that read."""
 PROBE_S: Final = 1.0
-RECHECK_S: Final = 1.0
+RECHECK_S: Final = 0.25
 """How long a connection may believe that its server is still the same master."""
 FAILURES: Final = 5
 """Failures in a row that open the breaker; silence opens it at once, because it cost somebody time."""
@@ -71,9 +72,10 @@ class Link:
 
     def check(self) -> None:
         """Ask the server who it is; only a master that is still the same will do."""
-        text = self.call(("INFO", "replication"))
-        found = dict(line.split(":", 1) for line in bytes(text).decode().splitlines() if ":" in line)
-        incarnation = found.get("master_replid", "")[:8]
+        answers = [self.call(("INFO", section)) for section in ("server", "replication")]
+        lines = b"\n".join(bytes(answer) for answer in answers).decode().splitlines()
+        found = dict(line.split(":", 1) for line in lines if ":" in line)
+        incarnation = proto.incarnation(found)
         if found.get("role") != "master" or (self.incarnation and incarnation != self.incarnation):
             raise _OtherMasterError("the server behind this connection is not the master it was")
         self.incarnation, self.checked = incarnation, time.monotonic()

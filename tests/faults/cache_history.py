@@ -330,6 +330,9 @@ def hurt(chance, servers, relay, processes, counts) -> None:
             master.thaw()
         case "promote":
             counts["promotions"] += 1
+            until = time.monotonic() + 10  # nobody promotes a replica that has not caught up with its first copy
+            while other.ask("INFO", "replication").get("master_link_status") != "up" and time.monotonic() < until:
+                threading.Event().wait(0.005)
             master.kill()  # first: two masters that both take markers are what no protocol over Redis can survive
             other.ask("REPLICAOF", "NO", "ONE")
             relay.point(other.port)

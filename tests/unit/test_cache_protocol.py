@@ -123,3 +123,12 @@ def test_different_keys_have_different_names(one, other):
         return ":".join(map(proto.name_part, parts))
 
     assert (name(one) == name(other)) == (one == other)
+
+
+def test_incarnation_is_the_term_of_a_process():
+    first = {"run_id": "a" * 40, "master_replid": "1" * 40, "master_replid2": "0" * 40, "second_repl_offset": "-1"}
+    its_first_replica_came = {**first, "master_replid": "2" * 40}
+    promoted_again = {**first, "master_replid2": "1" * 40, "second_repl_offset": "4711"}
+    restarted = {**first, "run_id": "b" * 40}
+    assert proto.incarnation(its_first_replica_came) == proto.incarnation(first)
+    assert len({proto.incarnation(info) for info in (first, promoted_again, restarted)}) == 3
