@@ -23,8 +23,7 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 
 from shardkit._sync import colour
-from shardkit.core import cacheproto as proto
-from shardkit.core import cachescripts
+from shardkit.core import cacheproto, cachescripts
 
 POOL_WAIT_S: Final = 0.01
 SCRIPT_WAIT_S: Final = 0.5
@@ -74,8 +73,7 @@ class Link:
         """Ask the server who it is; only a master that is still the same will do."""
         answers = [self.call(("INFO", section)) for section in ("server", "replication")]
         lines = b"\n".join(bytes(answer) for answer in answers).decode().splitlines()
-        found = dict(line.split(":", 1) for line in lines if ":" in line)
-        incarnation = proto.incarnation(found)
+        incarnation = cacheproto.incarnation(found := dict(line.split(":", 1) for line in lines if ":" in line))
         if found.get("role") != "master" or (self.incarnation and incarnation != self.incarnation):
             raise _OtherMasterError("the server behind this connection is not the master it was")
         self.incarnation, self.checked = incarnation, time.monotonic()
