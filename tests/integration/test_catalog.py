@@ -196,10 +196,11 @@ def test_a_change_reaches_a_program_by_notification(fleet, eventually):
 def test_a_change_is_found_by_polling_when_nobody_tells(fleet, eventually):
     with open_kit(fleet.settings(poll_interval_s=0.2)) as kit, fleet.admin() as catalog:
         shard = (kit.locate("polled").shard + 1) % 16
-        catalog.execute("UPDATE shardkit_catalog.cluster SET map_version = map_version + 1")
-        catalog.execute(
-            "INSERT INTO shardkit_catalog.pins SELECT 'polled', %s, map_version FROM shardkit_catalog.cluster", (shard,)
-        )
+        with catalog.transaction():  # as every change: a version is seen with all that belongs to it
+            catalog.execute("UPDATE shardkit_catalog.cluster SET map_version = map_version + 1")
+            catalog.execute(
+                "INSERT INTO shardkit_catalog.pins SELECT 'polled', %s, map_version FROM shardkit_catalog.cluster", (shard,)
+            )
         eventually(lambda: kit.locate("polled").shard == shard)
 
 
