@@ -16,6 +16,7 @@ COMMANDS = {
     "local": ("local", "local", "Real servers on this machine, for development and trying out."),
     "init": ("init", "init", "Make a cluster of empty databases."),
     "status": ("status", "status", "Servers, shards, sizes, and whether they agree with the map."),
+    "doctor": ("doctor", "doctor", "What is wrong, what could go wrong, and what to do about it."),
     "locate": ("routing", "locate", "Shard and server of a tenant, or of an id."),
     "id": ("routing", "id_", "Decode ids."),
     "server": ("server", "server", "Servers of the cluster: list, add, remove."),

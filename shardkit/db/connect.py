@@ -305,6 +305,12 @@ def listen(connection: psycopg.Connection[Any], channel: str) -> psycopg.Connect
     return connection
 
 
+def announce(connection: psycopg.Connection[Any], name: str) -> None:
+    """Call this session *name* in pg_stat_activity; not behind a pooler, where the backend is everybody's."""
+    ask = "SELECT set_config('application_name', %s, false) WHERE pg_backend_pid() = %s"
+    connection.execute(ask, (name, connection.info.backend_pid))
+
+
 def wait_for_notice(connection: psycopg.Connection[Any], *, timeout_s: float, unless: threading.Event) -> None:
     """Return when a notification came, *timeout_s* has passed, or *unless* is set (looked at every quarter of a second)."""
     deadline = time.monotonic() + timeout_s
