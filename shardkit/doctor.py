@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
 
-from shardkit._sync.kit import ShardKit
 from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.overview import opened
 from shardkit.catalog.resolver import resolve
@@ -27,7 +26,6 @@ from shardkit.db.examine import catalog_revision, examine, misplaced, open_moves
 from shardkit.db.pooler import is_pooled
 from shardkit.db.servers import prepare_server
 from shardkit.errors import ServerError, SettingsError
-from shardkit.schema.trees import catalog_head, upgrade_catalog
 from shardkit.settings import Settings
 
 NEWS_S: Final = 1.0  # a program that was just told of a newer map gets its poll interval and this much to fetch it
@@ -81,7 +79,7 @@ def diagnose(
             moves=open_moves(catalog),
             programs=running_programs(catalog),
             cache_warnings=_cache_warnings(settings) if "redis" in checks else (),
-            catalog_revision=(catalog_revision(catalog), catalog_head()),
+            catalog_revision=_revisions(catalog) if "catalog" in checks else ("", ""),
             catalog_pooled=is_pooled(catalog),
         )
         if "programs" in checks:
@@ -137,9 +135,17 @@ def _after_the_news(catalog: Any, facts: Facts, patience_s: float) -> Facts:
     return facts
 
 
+def _revisions(catalog: Any) -> tuple[str, str]:
+    from shardkit.schema.trees import catalog_head  # with all of Alembic
+
+    return catalog_revision(catalog), catalog_head()
+
+
 def _cache_warnings(settings: Settings) -> tuple[str, ...]:
     if settings.redis_url is None:
         return ()
+    from shardkit._sync.kit import ShardKit  # with all of SQLAlchemy, which nothing else here needs
+
     with ShardKit(settings=settings) as kit:
         return tuple(kit.cache.stats()["warnings"])
 
@@ -175,6 +181,8 @@ def fix(settings: Settings, diagnosis: Diagnosis) -> int:
     """Do what ``plan_fixes`` says; gives how many transactions' parts were ended. Raises ServerError."""
     checked, facts = set(diagnosis.checks), diagnosis.facts
     if "catalog" in checked and _outdated(facts):
+        from shardkit.schema.trees import upgrade_catalog
+
         upgrade_catalog(settings)
     for name, found in facts.answered().items():
         if checked & {"furniture", "roles"} and _bare(found):
