@@ -68,15 +68,18 @@ def diagnose(
         backend_bytes=backend_bytes,
     )
     with opened(settings) as catalog:
-        shardmap = load_map(catalog)
+        shardmap, moves = load_map(catalog), open_moves(catalog)
+        carried = {shard for move in moves if move.tenant is not None for shard in (move.shard, move.into_shard)}
         with ThreadPoolExecutor(max(1, min(16, len(shardmap.servers)))) as pool:
-            asked = {name: pool.submit(_ask, server, shardmap, settings, rows) for name, server in shardmap.servers.items()}
+            asked = {
+                name: pool.submit(_ask, server, shardmap, settings, rows, carried) for name, server in shardmap.servers.items()
+            }
             servers = {name: answer.result() for name, answer in asked.items()}
         facts = Facts(
             map=shardmap,
             servers=_decided(settings, servers),
             limits=limits,
-            moves=open_moves(catalog),
+            moves=moves,
             programs=running_programs(catalog),
             cache_warnings=_cache_warnings(settings) if "redis" in checks else (),
             catalog_revision=_revisions(catalog) if "catalog" in checks else ("", ""),
@@ -87,7 +90,9 @@ def diagnose(
     return Diagnosis(judge(facts, checks=checks), tuple(checks), facts)
 
 
-def _ask(server: Server, shardmap: ShardMap, settings: Settings, rows: tuple[float, bool] | None) -> ServerFacts | str:
+def _ask(
+    server: Server, shardmap: ShardMap, settings: Settings, rows: tuple[float, bool] | None, carried: set[int | None]
+) -> ServerFacts | str:
     try:
         with at(server_url(server, settings), settings, name="it") as connection:
             found = examine(connection, server, shardmap, settings)
@@ -95,7 +100,11 @@ def _ask(server: Server, shardmap: ShardMap, settings: Settings, rows: tuple[flo
                 return found
             timeout_s, thorough = rows
             there = {schema.name for schema in found.schemas}
-            mine = [shard for shard in shardmap.shards_on(server.name) if shardmap.route(shard).schema in there]
+            mine = [
+                shard
+                for shard in shardmap.shards_on(server.name)
+                if shardmap.route(shard).schema in there and shard not in carried
+            ]
             strangers, unread = misplaced(connection, shardmap, mine, timeout_s=timeout_s, thorough=thorough)
             return replace(found, misplaced=strangers, unread=unread)
     except ServerError as exc:

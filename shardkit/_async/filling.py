@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from random import uniform
 from typing import Any, Final
@@ -58,10 +58,24 @@ class Counts:
     """Calls that Redis did not answer."""
     outbox: int = 0
     """Transactions whose markers were left to the outbox."""
+    on_read: Callable[[int, int], None] | None = field(default=None, repr=False)
+    """Hears of every read: how many values were there, how many were not."""
+
+    def hit(self, count: int = 1) -> None:
+        """*count* values were there."""
+        self.hits += count
+        if self.on_read is not None and count:
+            self.on_read(count, 0)
+
+    def miss(self, count: int = 1) -> None:
+        """*count* values were not."""
+        self.misses += count
+        if self.on_read is not None:
+            self.on_read(0, count)
 
     def values(self) -> dict[str, int]:
         """By name."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__ if name != "on_read"}
 
 
 class Flight:

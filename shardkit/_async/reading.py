@@ -236,14 +236,14 @@ class AsyncCache:
         if raw is not None:
             usable, value = want.decode(raw)
             if usable:
-                counts.hits += 1
+                counts.hit()
                 return value
             if raw[:1] != b"M":
                 counts.corrupt += 1
                 if not may_replace(want.entity, raw):
                     return (await self._filler.bypass(load))[0]
                 outdated = raw
-        counts.misses += 1
+        counts.miss()
         return await self._filler.one(at, route, want, outdated, load)
 
     async def _rows(
@@ -269,7 +269,7 @@ class AsyncCache:
                     elif raw != ABSENT:
                         replace = raw is not None and raw[:1] == VALUE and may_replace(entity, raw)
                         missing[key] = raw if replace else b""
-                self.counts.hits += len(keys) - len(missing)
+                self.counts.hit(len(keys) - len(missing))
         if missing:
             wants = {key: RowValue(entity, name) for key, name in zip(keys, names, strict=True) if key in missing}
             rows |= await self._load_many(entity, wants, list(missing.values()), route, tenant, session)
@@ -287,7 +287,7 @@ class AsyncCache:
         """Load all of *wants* by one statement, and fill those whose leases are free."""
         at = tag(self._cluster, route.shard)
         barrier, answers = 0, [b"E"] * len(wants)
-        self.counts.misses += len(wants)
+        self.counts.miss(len(wants))
         if self._store is not None:
             try:
                 barrier, answers = await self._filler.leases(at, route, list(wants.values()), outdated)

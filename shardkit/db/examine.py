@@ -140,8 +140,8 @@ def running_programs(catalog: Connection) -> tuple[ProgramFacts, ...]:
 def open_moves(catalog: Connection) -> tuple[MoveFacts, ...]:
     """Moves that have not ended."""
     return tuple(
-        MoveFacts(id_, shard, source, target, step, Step.of(step), held, idle_s, problem, tenant)
-        for id_, shard, source, target, step, problem, tenant, held, idle_s in _all(catalog, "moves")
+        MoveFacts(id_, shard, source, target, step, Step.of(step), held, idle_s, problem, tenant, into)
+        for id_, shard, source, target, step, problem, tenant, into, held, idle_s in _all(catalog, "moves")
     )
 
 

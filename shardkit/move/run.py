@@ -14,6 +14,7 @@ from shardkit.core.moving import Step
 from shardkit.db.connect import connect_admin
 from shardkit.errors import MoveInterruptedError, MoveRefusedError, PastNoReturnError, ShardKitError, UnknownMoveError
 from shardkit.move.carrier import Carrier
+from shardkit.move.noting import Noting
 from shardkit.move.options import MoveOptions, Progress, Report
 from shardkit.move.work import Work
 from shardkit.settings import Settings
@@ -142,7 +143,7 @@ def _play(script: m.Script, carrier: Carrier, around: Around) -> None:
 def _carrier(settings: Settings, move_id: int, options: MoveOptions, report: Report, *, take_over: bool) -> Iterator[Carrier]:
     with connect_admin(settings.catalog_url, settings) as catalog:
         journal = Journal(catalog, move_id, take_over=take_over)
-        carrier = Carrier(Work(settings, journal, load_map(catalog), options, report))
+        carrier = Carrier(Work(settings, journal, load_map(catalog), options, Noting(report, journal)))
         try:
             yield carrier
         finally:

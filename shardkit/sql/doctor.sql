@@ -113,7 +113,7 @@ WHERE datname = current_database() AND application_name LIKE %(like)s AND pid <>
 
 -- moves --
 -- Moves that have not ended: whether somebody holds one now, and for how long nothing was written of it.
-SELECT m.id, m.shard, m.source, m.target, m.step, m.problem, m.tenant,
+SELECT m.id, m.shard, m.source, m.target, m.step, m.problem, m.tenant, m.into_shard,
     EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = 1936420214 AND l.objid = m.id::oid
             AND l.objsubid = 2 AND l.granted
             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())),

@@ -143,6 +143,7 @@ class MoveFacts:
     idle_s: float
     problem: str | None = None
     tenant: str | None = None
+    into_shard: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

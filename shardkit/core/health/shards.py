@@ -67,7 +67,12 @@ def row_security(facts: Facts) -> Iterator[Finding]:
 
 def schemas(facts: Facts) -> Iterator[Finding]:
     """The shards of the map are where it says, and nothing else that looks like one is there."""
-    of_moves = {(server, move.shard) for move in facts.moves for server in (move.source, move.target)}
+    of_moves = {
+        (server, shard)
+        for move in facts.moves
+        for server in (move.source, move.target)
+        for shard in (move.shard, move.into_shard)
+    }
     for name, found in facts.answered().items():
         expected = {facts.map.route(shard).schema for shard in facts.map.shards_on(name)}
         there = {schema.name for schema in found.schemas}
@@ -93,7 +98,7 @@ def schemas(facts: Facts) -> Iterator[Finding]:
 
 def copies(facts: Facts) -> Iterator[Finding]:
     """Of every shard one copy takes writes: the one in the map."""
-    moves = {move.shard: move for move in facts.moves}
+    moves = {shard: move for move in facts.moves for shard in (move.shard, move.into_shard)}
     for name, found in facts.answered().items():
         for schema in found.schemas:
             parsed = parse_schema(schema.name)
