@@ -35,9 +35,8 @@ class OneKit:
 def metrics():
     """Names of every sample that the collectors can give."""
     standby = StandbyPulse("pg1b", "streaming", "async", 10, 0.1)
-    server = ServerPulse(
-        name="pg1", state="active", weight=1, placed=1, release="18", size_bytes=1, connections=1, max_connections=2, standbys=(standby,)
-    )  # fmt: skip
+    counts = {"size_bytes": 1, "connections": 1, "max_connections": 2}
+    server = ServerPulse(name="pg1", state="active", weight=1, placed=1, standbys=(standby,), **counts)
     move = MovePulse(
         id=1, shard=1, source="pg1", target="pg2", step="copy", ended=False, held=True, idle_s=0, age_s=1, lag_ms=5.0
     )
