@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from random import uniform
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shardkit._sync import colour
 from shardkit._sync.cache import Store, UnreachableError
@@ -63,6 +63,13 @@ class Counts:
     def values(self) -> dict[str, int]:
         """By name."""
         return asdict(self)
+
+
+class Grounds(NamedTuple):
+    """What a fill needs to be past, and the term in which its lease was given."""
+
+    barrier: int = 0
+    term: bytes = b""
 
 
 class Flight:
@@ -141,10 +148,10 @@ class Filler:
     ) -> Any:
         tag, _ = at
         try:
-            marker, barrier, found = self._lease(tag, route, want, outdated)
+            marker, grounds, found = self._lease(tag, route, want, outdated)
         except UnreachableError:
             self._counts.down += 1
-            marker, barrier, found = b"", 0, (False, None)
+            marker, grounds, found = b"", Grounds(), (False, None)
         if found[0]:
             self._leave(at, flight)
             return found[1]  # joined ones ask for themselves: it may have been there before they came
@@ -155,7 +162,7 @@ class Filler:
         if marker:
             self._leave(at, flight)  # who comes from now on could miss what is committed from now on
             load_ms = round((time.monotonic() - started) * 1000)
-            flight.filled = self._fill(tag, [(want, value, marker)], barrier, loaded, load_ms)
+            flight.filled = self.fill(tag, [(want, value, marker)], grounds, loaded, load_ms)
         return value
 
     def _leave(self, at: tuple[str, str], flight: Flight) -> None:
@@ -169,60 +176,59 @@ class Filler:
         self._usual_s += (time.monotonic() - started - self._usual_s) * 0.1
         return answer
 
-    def _lease(self, tag: str, route: Route, want: Any, outdated: bytes) -> tuple[bytes, int, tuple[bool, Any]]:
-        """Marker and barrier of a lease; or what was there meanwhile; or nothing (b""), and one loads without filling."""
+    def _lease(self, tag: str, route: Route, want: Any, outdated: bytes) -> tuple[bytes, Grounds, tuple[bool, Any]]:
+        """Marker and grounds of a lease; or what was there meanwhile; or nothing (b""), and one loads without filling."""
         give_up, pause = 0.0, 0.001
         while True:
-            barrier, (answer,) = self.leases(tag, route, [want], [outdated])
+            grounds, (answer,) = self.leases(tag, route, [want], [outdated])
             if answer[:1] == b"L":
-                return answer[1:], barrier, (False, None)
+                return answer[1:], grounds, (False, None)
             if answer[:1] == b"V":
-                return b"", 0, want.decode(answer[1:])
+                return b"", grounds, want.decode(answer[1:])
             if answer != b"W":
-                return b"", 0, (False, None)
+                return b"", grounds, (False, None)
             now = time.monotonic()
             give_up = give_up or now + max(WAIT_S, min(4 * self._usual_s, 1.0))
             if now > give_up:
                 self._counts.busy += 1
-                return b"", 0, (False, None)
+                return b"", grounds, (False, None)
             colour.pause(pause)
             pause = min(pause * 2, 0.02)
             (raw,) = self._store.fetch(tag, [want.name])
-            if raw is not None and raw[:1] != proto.MARKER:
+            if raw is not None:
                 found = want.decode(raw)
                 if found[0]:
-                    return b"", 0, found
+                    return b"", grounds, found
 
-    def leases(self, tag: str, route: Route, wants: Sequence[Any], outdated: Sequence[bytes]) -> tuple[int, list[bytes]]:
-        """Barrier and the script's answer for each of *wants*, setting the barrier first where it is on us to do so."""
+    def leases(
+        self, tag: str, route: Route, wants: Sequence[Any], outdated: Sequence[bytes]
+    ) -> tuple[Grounds, list[bytes]]:
+        """Grounds and the script's answer for each of *wants*, setting the barrier first where it is on us to do so."""
         for _ in range(2):
             token = f"{self._token}.{os.getpid()}.{next(self._turn)}"
-            reply = self._store.lease(
+            reply, term = self._store.lease(
                 tag, [w.name for w in wants], token=token, epoch=route.epoch, lease_ms=LEASE_MS, outdated=outdated
             )
             first = bytes(reply[0])
             if first == b"P":
                 xid = self._new_xid(route)
-                new = proto.pack_barrier(epoch=route.epoch, xid=xid)
+                new = proto.pack_barrier(epoch=route.epoch, xid=xid, term=term)
                 self._store.swap(tag, [("@b", b"P|" + token.encode(), new, self._barrier_ttl_ms)])
             elif first[:1] == b"B":
-                return proto.parse_barrier(first), [bytes(one) for one in reply[1:]]
+                return Grounds(proto.parse_barrier(first), term), [bytes(one) for one in reply[1:]]
             else:
                 break
-        return 0, [b"E"] * len(wants)
+        return Grounds(), [b"E"] * len(wants)
 
-    def fill(self, tag: str, taken: Sequence[tuple[Any, Any, bytes]], barrier: int, loaded: Loaded, load_ms: int) -> None:
-        """Put what was loaded under leases into Redis, or give the leases back."""
-        self._fill(tag, taken, barrier, loaded, load_ms)
-
-    def _fill(
-        self, tag: str, taken: Sequence[tuple[Any, Any, bytes]], barrier: int, loaded: Loaded, load_ms: int
+    def fill(
+        self, tag: str, taken: Sequence[tuple[Any, Any, bytes]], grounds: Grounds, loaded: Loaded, load_ms: int
     ) -> bool:
+        """Put what was loaded under leases into Redis, or give the leases back. Whether all is there."""
         changes, filling = [], []
         for want, value, marker in taken:
             new = None
             xids = proto.parse_marker(marker).xids
-            if not (loaded.may_fill and proto.settled(xids, barrier, loaded.snapshot)) or (
+            if not (loaded.may_fill and proto.settled(xids, grounds.barrier, loaded.snapshot)) or (
                 loaded.snapshot.standby and not xids
             ):
                 self._counts.unsettled += 1  # what nobody marked, a standby may simply not have yet
@@ -235,7 +241,7 @@ class Filler:
                 changes.append((want.name, marker, proto.give_back(marker), 0))
             else:
                 ttl_s = want.negative_ttl_s if new == proto.ABSENT else want.ttl_s
-                changes.append((want.name, marker, new, max(1, round(ttl_s * 1000 * uniform(0.9, 1.1)))))  # noqa: S311  # jitter
+                changes.append((want.name, marker, new + grounds.term, max(1, round(ttl_s * 1000 * uniform(0.9, 1.1)))))  # noqa: S311  # jitter
         try:
             done = self._store.swap(tag, changes)
         except UnreachableError:

@@ -13,10 +13,10 @@ from sqlalchemy.exc import DBAPIError
 
 from shardkit._sync import pastcache, verifying
 from shardkit._sync.cache import Store, UnreachableError
-from shardkit._sync.filling import Counts, Filler
+from shardkit._sync.filling import Counts, Filler, Grounds
 from shardkit._sync.marking import BARRIER_TTL_MS, MARKER_TTL_MS, Marking
 from shardkit.catalog.router import Router
-from shardkit.core.cacheproto import ABSENT, VALUE, tag
+from shardkit.core.cacheproto import ABSENT, tag
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
 from shardkit.errors import (
@@ -239,11 +239,10 @@ class Cache:
             if usable:
                 counts.hits += 1
                 return value
-            if raw[:1] != b"M":
-                counts.corrupt += 1
-                if not may_replace(want.entity, raw):
-                    return (self._filler.bypass(load))[0]
-                outdated = raw
+            counts.corrupt += 1
+            if not may_replace(want.entity, raw):
+                return (self._filler.bypass(load))[0]
+            outdated = raw
         counts.misses += 1
         return self._filler.one(at, route, want, outdated, load)
 
@@ -268,8 +267,7 @@ class Cache:
                     if row is not None:
                         rows[key] = row
                     elif raw != ABSENT:
-                        replace = raw is not None and raw[:1] == VALUE and may_replace(entity, raw)
-                        missing[key] = raw if replace else b""
+                        missing[key] = raw if raw is not None and may_replace(entity, raw) else b""
                 self.counts.hits += len(keys) - len(missing)
         if missing:
             wants = {key: RowValue(entity, name) for key, name in zip(keys, names, strict=True) if key in missing}
@@ -287,11 +285,11 @@ class Cache:
     ) -> dict[Any, Any]:
         """Load all of *wants* by one statement, and fill those whose leases are free."""
         at = tag(self._cluster, route.shard)
-        barrier, answers = 0, [b"E"] * len(wants)
+        grounds, answers = Grounds(), [b"E"] * len(wants)
         self.counts.misses += len(wants)
         if self._store is not None:
             try:
-                barrier, answers = self._filler.leases(at, route, list(wants.values()), outdated)
+                grounds, answers = self._filler.leases(at, route, list(wants.values()), outdated)
             except UnreachableError:
                 self.counts.down += 1
         statement = self._statement("rows", cacheloads.rows_statement, entity)
@@ -310,7 +308,7 @@ class Cache:
             if answer[:1] == b"L"
         ]
         if taken:
-            self._filler.fill(at, taken, barrier, loaded, load_ms)
+            self._filler.fill(at, taken, grounds, loaded, load_ms)
         return rows
 
     def _load(

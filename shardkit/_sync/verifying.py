@@ -33,9 +33,9 @@ def verify(store: Store, entity: Entity, cluster: str, session: Callable[..., An
     """Of up to *sample* rows stored by primary key. UnreachableError where Redis cannot be asked."""
     checked = changing = 0
     stale = []
-    for key in store.scan(f"sk:{{{cluster}.*}}:*:{entity.table.name}::*", limit=sample):
+    for key in store.scan(f"sk:{{{cluster}.*}}:{entity.table.name}::*", limit=sample):
         whole = key.decode()
-        shard, name = int(whole[4:].partition("}")[0].partition(".")[2]), whole.split(":", 3)[3]
+        shard, name = int(whole[4:].partition("}")[0].partition(".")[2]), whole.split(":", 2)[2]
         at = tag(cluster, shard)
         (raw,) = store.fetch(at, [name])
         row = entity.codec.decode(raw) if raw is not None else None
