@@ -30,7 +30,7 @@ GATHER_S: Final = 0.002
 UNCACHED: Final = 8
 """Loads past the cache at a time; more wait, up to UNCACHED_WAIT_S."""
 UNCACHED_WAIT_S: Final = 5.0
-JOIN_S: Final = 2.0
+JOIN_S: Final = 5.0
 """How long a caller waits for another one of its process."""
 WAIT_S: Final = 0.05
 """How long it waits for another process, unless loads are known to take longer; then it loads without filling."""
@@ -90,6 +90,8 @@ class Filler:
         self._store, self._counts = store, counts
         self._barrier_ttl_ms, self._new_xid = barrier_ttl_ms, new_xid
         self._flights: dict[tuple[str, str], Flight] = {}
+        self._filling: dict[tuple[str, str], Flight] = {}
+        """What is loaded and on its way to Redis; too late to join, but known to end soon."""
         self._usual_s = 0.0
         self._uncached = colour.Slots(UNCACHED)
         self._token, self._turn = secrets.token_hex(6), count()
@@ -160,9 +162,13 @@ class Filler:
         value, loaded = (self._timed(load) if marker else self.bypass(load))
         flight.value, flight.loaded = value, True
         if marker:
+            self._filling[at] = flight
             self._leave(at, flight)  # who comes from now on could miss what is committed from now on
             load_ms = round((time.monotonic() - started) * 1000)
-            flight.filled = self.fill(tag, [(want, value, marker)], grounds, loaded, load_ms)
+            try:
+                flight.filled = self.fill(tag, [(want, value, marker)], grounds, loaded, load_ms)
+            finally:
+                self._filling.pop(at, None)
         return value
 
     def _leave(self, at: tuple[str, str], flight: Flight) -> None:
@@ -187,6 +193,9 @@ class Filler:
                 return b"", grounds, want.decode(answer[1:])
             if answer != b"W":
                 return b"", grounds, (False, None)
+            ours = self._filling.get((tag, want.name))
+            if ours is not None and ours.done.wait(JOIN_S):
+                continue
             now = time.monotonic()
             give_up = give_up or now + max(WAIT_S, min(4 * self._usual_s, 1.0))
             if now > give_up:
