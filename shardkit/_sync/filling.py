@@ -11,7 +11,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from itertools import count
 from random import uniform
 from typing import Any, Final, NamedTuple
@@ -21,6 +20,7 @@ from shardkit._sync.cache import Store, UnreachableError
 from shardkit.core import cacheproto as proto
 from shardkit.core.shardmap import Route
 from shardkit.orm.cacheloads import Loaded
+from shardkit.orm.cachestats import CacheStats
 
 Load = Callable[[], Any]
 """Gives the value and what it was loaded in."""
@@ -34,35 +34,6 @@ JOIN_S: Final = 5.0
 """How long a caller waits for another one of its process."""
 WAIT_S: Final = 0.05
 """How long it waits for another process, unless loads are known to take longer; then it loads without filling."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """Counters of one kit's cache; plain ints, read as they are."""
-
-    hits: int = 0
-    misses: int = 0
-    loads: int = 0
-    fills: int = 0
-    """Loads that were put into Redis."""
-    unsettled: int = 0
-    """Loads that were not, because a marked transaction was still open."""
-    lost: int = 0
-    """Leases that a writer, or somebody faster, took away."""
-    waits: int = 0
-    """Callers that waited for another one of this process."""
-    busy: int = 0
-    """Callers that did not wait longer for another process."""
-    corrupt: int = 0
-    """Stored values that were not ours, or of another schema."""
-    down: int = 0
-    """Calls that Redis did not answer."""
-    outbox: int = 0
-    """Transactions whose markers were left to the outbox."""
-
-    def values(self) -> dict[str, int]:
-        """By name."""
-        return asdict(self)
 
 
 class Grounds(NamedTuple):
@@ -86,7 +57,7 @@ class Flight:
 class Filler:
     """Loads and fills, for all entities of one kit. Barriers are set here, when a shard's is missing."""
 
-    def __init__(self, store: Store, counts: Counts, *, barrier_ttl_ms: int, new_xid: Callable[[Route], Any]) -> None:
+    def __init__(self, store: Store, counts: CacheStats, *, barrier_ttl_ms: int, new_xid: Callable[[Route], Any]) -> None:
         self._store, self._counts = store, counts
         self._barrier_ttl_ms, self._new_xid = barrier_ttl_ms, new_xid
         self._flights: dict[tuple[str, str], Flight] = {}

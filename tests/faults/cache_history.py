@@ -32,11 +32,10 @@ from redislab import RedisServer, Relay  # noqa: E402
 from sqlalchemy.exc import DBAPIError  # noqa: E402
 from sqlalchemy.orm import Mapped, mapped_column  # noqa: E402
 
-from shardkit import Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local  # noqa: E402
+from shardkit import Cached, ListKey, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local  # noqa: E402
 from shardkit.core import cacheproto as proto  # noqa: E402
 from shardkit.errors import CacheUnavailableError, ShardKitError  # noqa: E402
 from shardkit.local.databases import fresh_databases  # noqa: E402
-from shardkit.orm.cached import Cached, ListKey  # noqa: E402
 from shardkit.schema.blueprint import from_metadata  # noqa: E402
 from shardkit.schema.bootstrap import initialize  # noqa: E402
 
