@@ -156,7 +156,7 @@ def _cache_warnings(settings: Settings) -> tuple[str, ...]:
     from shardkit._sync.kit import ShardKit  # with all of SQLAlchemy, which nothing else here needs
 
     with ShardKit(settings=settings) as kit:
-        return tuple(kit.cache.stats()["warnings"])
+        return tuple(kit.cache.servers()["warnings"])
 
 
 @dataclass(frozen=True, slots=True)
