@@ -47,6 +47,13 @@ def hang(end: End, name: str, schema: str, share: Share, *, wait_ms: int, give_u
             _patiently(end, policy, wait_ms=wait_ms, give_up_after_s=give_up_after_s)
 
 
+def drawing(name: str) -> sql.Composed:
+    """Hides the rows, from its commit on."""
+    return sql.SQL("INSERT INTO {} (name) VALUES ({}) ON CONFLICT DO NOTHING").format(
+        sql.Identifier(SERVER_SCHEMA, "curtains"), sql.Literal(name)
+    )
+
+
 def take_down(end: End, name: str, *, wait_ms: int, give_up_after_s: float) -> None:
     """Take the policy *name* off every table, wherever its schema is called by now, and forget that it was drawn."""
     for schema, table in end.on().execute(SQL["hung"], {"name": name}).fetchall():

@@ -14,7 +14,7 @@ from shardkit.core import moving as m
 from shardkit.core.names import ID_ORIGIN_SEQUENCE, ID_SEQUENCE, curtain_name
 from shardkit.move import objects
 from shardkit.move.carrier import Carrier
-from shardkit.move.curtain import SQL
+from shardkit.move.curtain import SQL, drawing
 from shardkit.move.fence import open_schema
 from shardkit.move.matching import Matcher
 from shardkit.move.stream import ChangeStream
@@ -74,12 +74,13 @@ class TenantSwitching(Switching):
         self.w.stays_empty(on="fence")
 
     def _commit_fence(self, effect: m.CommitFence) -> None:
-        try:
-            if self.w.returning:
+        assert self._fence is not None
+        self._fence.also = drawing(self.w.curtain)
+        if self.w.returning:
+            try:
                 self._carry_claims()
-            self.w.source.on("fence").execute(SQL["draw"], {"name": self.w.curtain})
-        except psycopg.Error as exc:
-            raise m.LostContact(str(exc)) from exc
+            except psycopg.Error as exc:
+                raise m.LostContact(str(exc)) from exc
         super()._commit_fence(effect)
 
     def _carry_claims(self) -> None:

@@ -7,10 +7,6 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
     SELECT EXISTS (SELECT FROM shardkit.curtains WHERE name = curtain)
 $$
 
--- draw --
--- Hide the rows.
-INSERT INTO shardkit.curtains (name) VALUES (%(name)s) ON CONFLICT DO NOTHING
-
 -- lift --
 -- Show the rows again.
 DELETE FROM shardkit.curtains WHERE name = %(name)s

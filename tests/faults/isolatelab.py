@@ -49,7 +49,9 @@ class Lab:
                     text("INSERT INTO accounts SELECT :t, n, :b FROM generate_series(1, :count) n"),
                     {"t": tenant, "b": BALANCE, "count": ACCOUNTS},
                 )
-                session.execute(text("INSERT INTO tokens (tenant_id, what) SELECT :t, 'x' FROM generate_series(1, 50)"), {"t": tenant})
+                session.execute(
+                    text("INSERT INTO tokens (tenant_id, what) SELECT :t, 'x' FROM generate_series(1, 50)"), {"t": tenant}
+                )
         self.home = self.kit.locate(NEIGHBOUR)
 
     def close(self):
@@ -67,7 +69,9 @@ class Lab:
         return self.kit.locate(tenant)
 
     def begin(self, target=None, **options):
-        return begin_isolate(self.settings, TENANT, target or self.other, whole=options.pop("whole", ()), options=MoveOptions(**options))
+        return begin_isolate(
+            self.settings, TENANT, target or self.other, whole=options.pop("whole", ()), options=MoveOptions(**options)
+        )
 
     def go_on(self, move, action="resume", **more):
         return run.go_on(self.settings, move.id, action, **{"options": QUICK, **more})
@@ -102,15 +106,19 @@ class Lab:
                 if not soaking:
                     found += self._left(name, connection)
         for tenant in BOTH:
-            if (total := self.rows("SELECT sum(balance) FROM accounts WHERE tenant_id = %s", tenant)[0][0]) != ACCOUNTS * BALANCE:
+            if (
+                total := self.rows("SELECT sum(balance) FROM accounts WHERE tenant_id = %s", tenant)[0][0]
+            ) != ACCOUNTS * BALANCE:
                 found.append(f"the accounts of {tenant} hold {total}")
         for server, schema in live:
             with self.on(server) as connection:
                 connection.execute(f"SET search_path TO {schema}; SET ROLE shardkit_operator")
                 for table in ("accounts", "entries", "tokens"):
-                    for tenant, in connection.execute(f"SELECT DISTINCT tenant_id FROM {table}").fetchall():
+                    for (tenant,) in connection.execute(f"SELECT DISTINCT tenant_id FROM {table}").fetchall():
                         if self.route(tenant).schema != schema:
-                            found.append(f"{table} of {schema} shows rows of {tenant}, who lives in {self.route(tenant).schema}")
+                            found.append(
+                                f"{table} of {schema} shows rows of {tenant}, who lives in {self.route(tenant).schema}"
+                            )
         for load in loads:
             found += load.complaints(self.rows("SELECT writer, n, id FROM entries WHERE tenant_id = %s", load.tenant))
         return found
