@@ -44,7 +44,7 @@ def hang(end: End, name: str, schema: str, share: Share, *, wait_ms: int, give_u
                 *map(sql.Identifier, (name,)), sql.Identifier(schema, table),
                 *map(sql.Identifier, (APP_ROLE, OPERATOR_ROLE)), rule, rule,
             )  # fmt: skip
-            _patiently(end, policy, wait_ms=wait_ms, give_up_after_s=give_up_after_s)
+            _patiently(end, table, policy, wait_ms=wait_ms, give_up_after_s=give_up_after_s)
 
 
 def drawing(name: str) -> sql.Composed:
@@ -58,7 +58,7 @@ def take_down(end: End, name: str, *, wait_ms: int, give_up_after_s: float) -> N
     """Take the policy *name* off every table, wherever its schema is called by now, and forget that it was drawn."""
     for schema, table in end.on().execute(SQL["hung"], {"name": name}).fetchall():
         off = sql.SQL("DROP POLICY IF EXISTS {} ON {}").format(sql.Identifier(name), sql.Identifier(schema, table))
-        _patiently(end, off, wait_ms=wait_ms, give_up_after_s=give_up_after_s)
+        _patiently(end, table, off, wait_ms=wait_ms, give_up_after_s=give_up_after_s)
     if end.on().execute(SQL["has_curtains"]).fetchone() == (True,):
         end.on().execute(SQL["lift"], {"name": name})
 
@@ -70,8 +70,13 @@ def is_drawn(end: End, name: str) -> bool:
     )
 
 
+def _holders(end: End, table: str) -> list[tuple[int, str, str]]:
+    return end.on().execute(SQL["holders"], {"table": table}).fetchall()
+
+
 def _patiently(
     end: End,
+    table: str,
     command: sql.Composed,
     *,
     wait_ms: int,
@@ -86,9 +91,10 @@ def _patiently(
                 end.on().execute(command)
         except (errors.LockNotAvailable, errors.DeadlockDetected):
             if time.monotonic() > deadline:
+                who = "; ".join(f"pid {pid} ({user}, {name or 'no name'})" for pid, user, name in _holders(end, table))
                 raise FenceTimeoutError(
-                    f"a table on server {end.name!r} could not be locked for a moment: transactions that read or write it stay "
-                    "open. Nothing was switched over; end them (pg_stat_activity), then resume"
+                    f"table {table} on server {end.name!r} could not be locked for a moment, because transactions that read or "
+                    f"write it stay open: {who or 'nobody now'}. Nothing was switched over; end them, then resume"
                 ) from None
             time.sleep(PAUSE_S)
         else:

@@ -32,6 +32,11 @@ class Matcher(Verifier):
     def nobody_else(self) -> None:
         """Who else writes to the copy is not refused here but overruled: what was written is compared too, and mended."""
 
+    def finally_equal(self, *, deadline: float) -> None:
+        """As for a move; and nobody has emptied a table of the target."""
+        self._emptied |= self.watch.take_emptied()
+        Verifier.finally_equal(self, deadline=deadline)
+
     def _take(self) -> None:
         Verifier._take(self)
         for name, keys in self.watch.take_changed().items():

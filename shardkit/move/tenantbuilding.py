@@ -87,6 +87,9 @@ class TenantBuilding(Building):
             case "rows":
                 self._remove_rows(found)
             case "curtain":
+                hidden = [o for o in self.w.journal.objects(inherited=True) if (o.kind, o.move_id) == ("rows", found.move_id)]
+                if hidden:
+                    raise MoveError(f"it hides rows in {hidden[0].name} that are still there")
                 curtain.take_down(end, found.name, wait_ms=options.budget_ms, give_up_after_s=options.give_up_after_s)
             case _:
                 super()._drop(found)

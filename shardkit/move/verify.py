@@ -78,8 +78,8 @@ class Verifier:
         """Under the fence, with every change streamed: all pending keys are equal, or NotEqualError. Busy if it takes too
         long.
         """
-        if self._emptied or (emptied := self.changes.take_emptied()):
-            self._emptied |= emptied
+        self._emptied |= self.changes.take_emptied()
+        if self._emptied:
             raise Busy
         self._take()
         self._compare(deadline=deadline)

@@ -24,6 +24,12 @@ SELECT shardkit.is_drawn(%(name)s)
 SELECT n.nspname, c.relname FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE p.polname = %(name)s ORDER BY 1, 2
 
+-- holders --
+-- Who has locked tables of a name in shards: the oldest three.
+SELECT DISTINCT a.pid, coalesce(a.usename, ''), coalesce(a.application_name, '') FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+JOIN pg_class c ON c.oid = l.relation AND c.relname = %(table)s JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname ~ '^s[0-9]{4,5}_e'
+WHERE l.granted AND l.pid <> pg_backend_pid() AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) LIMIT 3
+
 -- contents --
 -- Tables of a schema: whether they have a tenant's column, and row-level security.
 SELECT c.relname, EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped),

@@ -1,4 +1,4 @@
-"""A small cluster with one shard of two tenants, one of which is carried out under load; and what is wrong afterwards, if anything."""
+"""A cluster with one shard of two tenants, one of which is carried out under load; and what is wrong afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from shardkit.schema.bootstrap import initialize
 
 ACCOUNTS, BALANCE = 8, 100
 BLUEPRINT = """
-CREATE TABLE accounts (tenant_id text NOT NULL, id int NOT NULL, balance int NOT NULL CHECK (balance >= 0), PRIMARY KEY (tenant_id, id));
+CREATE TABLE accounts (tenant_id text NOT NULL, id int NOT NULL, balance int NOT NULL CHECK (balance >= 0),
+                       PRIMARY KEY (tenant_id, id));
 CREATE TABLE entries (id bigint DEFAULT next_id() PRIMARY KEY, tenant_id text NOT NULL, writer int NOT NULL, n int NOT NULL,
                       home uuid NOT NULL, account int NOT NULL, UNIQUE (tenant_id, id), UNIQUE (tenant_id, writer, n),
                       FOREIGN KEY (tenant_id, account) REFERENCES accounts);

@@ -1,4 +1,4 @@
-"""One tenant is carried out of its shard on real servers, ill-treated at every step, while it and its neighbour are written to."""
+"""One tenant is carried out of its shard on real servers, ill-treated at every step, while both tenants are written to."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def _tidy(lab):
                 lab.go_on(move, action, take_over=True)
             except ShardKitError:
                 continue
+    go_home(lab)
     assert lab.complaints() == []
 
 
@@ -119,7 +120,6 @@ def hit_forward(lab, at, fault, then, target=None):
         load.wait_for(3)
         neighbour.wait_for(3)
     assert lab.complaints(load, neighbour) == []
-    go_home(lab)
 
 
 def hit_back(lab, at, fault):
@@ -298,8 +298,13 @@ run.go_on(Settings(catalog_url=sys.argv[1]), int(sys.argv[2]), around=around)
 
 def test_a_transaction_in_the_middle_is_told_that_it_is_not_done(lab):
     with lab.kit.session(NEIGHBOUR) as session:
-        session.execute(text("SELECT 1 FROM accounts"))
-        move = lab.go_on(lab.begin())
+
+        def around(effect, do):
+            if isinstance(effect, m.Lock):
+                session.execute(text("SELECT 1 FROM accounts"))
+            return do(effect)
+
+        move = lab.go_on(lab.begin(), around=around)
         with pytest.raises(ShardMovedError) as caught:
             session.execute(text("UPDATE accounts SET balance = balance WHERE id = 1"))
         assert caught.value.retryable
@@ -322,9 +327,9 @@ def test_an_idle_transaction_holds_up_the_fence_and_is_named(lab):
 
 def test_a_reader_that_stays_keeps_the_curtain_from_being_hung_but_not_for_ever(lab):
     move = lab.begin()
-    with psycopg.connect(lab.servers[lab.home.server]) as idle:
+    with psycopg.connect(lab.servers[lab.home.server], application_name="night reader") as idle:
         idle.execute(f"SELECT count(*) FROM {schema_name(0, move.epoch)}.accounts")
-        with pytest.raises(FenceTimeoutError, match="locked for a moment"):
+        with pytest.raises(FenceTimeoutError, match=r"accounts.*locked for a moment.*night reader"):
             lab.go_on(move, options=run.MoveOptions(give_up_after_s=0.3, budget_ms=50))
     assert lab.go_on(move).step is m.Step.SOAK
     lab.go_back(move)
