@@ -22,6 +22,7 @@ from shardkit._async.reading import AsyncCache
 from shardkit._async.stream import AsyncRowStream
 from shardkit._async.transaction import AsyncTransaction
 from shardkit.catalog.decisions import Decisions
+from shardkit.catalog.loads import Load
 from shardkit.catalog.replicas import ReplicaGuide
 from shardkit.catalog.resolver import BackgroundResolver
 from shardkit.catalog.router import Router
@@ -291,6 +292,10 @@ class AsyncShardKit:
         of its family that has it, which is asked of their servers. Raises IdError, UnknownShardError.
         """
         return await colour.in_greenlet(partial(self._births.route, id))
+
+    def load(self) -> Load:
+        """Units of work of this process by shard and by most active tenant, since the catalog was last told. No I/O."""
+        return self._router.load.now()
 
     @property
     def map(self) -> ShardMap:

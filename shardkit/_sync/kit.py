@@ -22,6 +22,7 @@ from shardkit._sync.reading import Cache
 from shardkit._sync.stream import RowStream
 from shardkit._sync.transaction import Transaction
 from shardkit.catalog.decisions import Decisions
+from shardkit.catalog.loads import Load
 from shardkit.catalog.replicas import ReplicaGuide
 from shardkit.catalog.resolver import BackgroundResolver
 from shardkit.catalog.router import Router
@@ -291,6 +292,10 @@ class ShardKit:
         of its family that has it, which is asked of their servers. Raises IdError, UnknownShardError.
         """
         return colour.in_greenlet(partial(self._births.route, id))
+
+    def load(self) -> Load:
+        """Units of work of this process by shard and by most active tenant, since the catalog was last told. No I/O."""
+        return self._router.load.now()
 
     @property
     def map(self) -> ShardMap:

@@ -15,22 +15,15 @@ def upgrade() -> None:
     op.execute("""
         CREATE TABLE shardkit_catalog.loads (
             program uuid NOT NULL,
-            shard integer NOT NULL,
             at timestamptz NOT NULL DEFAULT now(),
             window_s double precision NOT NULL CHECK (window_s > 0),
-            units bigint NOT NULL CHECK (units >= 0),
-            PRIMARY KEY (at, program, shard)
-        )""")
-    op.execute("""
-        CREATE TABLE shardkit_catalog.tenant_loads (
-            program uuid NOT NULL,
-            tenant text NOT NULL,
-            shard integer NOT NULL,
-            at timestamptz NOT NULL DEFAULT now(),
-            window_s double precision NOT NULL CHECK (window_s > 0),
-            units bigint NOT NULL CHECK (units >= 0),
-            error bigint NOT NULL CHECK (error BETWEEN 0 AND units),
-            PRIMARY KEY (at, program, tenant)
+            shards integer[] NOT NULL,
+            units bigint[] NOT NULL,
+            tenants text[] NOT NULL,
+            tenant_shards integer[] NOT NULL,
+            tenant_units bigint[] NOT NULL,
+            tenant_errors bigint[] NOT NULL,
+            PRIMARY KEY (at, program)
         )""")
     op.execute("""
         ALTER TABLE shardkit_catalog.moves DROP CONSTRAINT moves_check,
@@ -54,4 +47,4 @@ def downgrade() -> None:
     op.execute("""
         ALTER TABLE shardkit_catalog.moves DROP CONSTRAINT moves_goes_elsewhere,
             ADD CONSTRAINT moves_check CHECK (target <> source) NOT VALID""")
-    op.execute("DROP TABLE shardkit_catalog.tenant_loads, shardkit_catalog.loads")
+    op.execute("DROP TABLE shardkit_catalog.loads")
