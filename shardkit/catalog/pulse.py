@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Final, Self
 
+from shardkit.catalog.loads import Load, lately
 from shardkit.catalog.rows import load_map, newest_map
-from shardkit.core.pulse import MigrationPulse, MovePulse, Pulse, ServerPulse, forecast_s, with_rates
+from shardkit.core.pulse import HotTenant, MigrationPulse, MovePulse, Pulse, ServerPulse, forecast_s, with_rates
 from shardkit.core.shardmap import Server, ShardMap
 from shardkit.db.connect import connect_admin, lost
 from shardkit.db.pulse import ask_catalog, ask_server, blank, connect_watcher
@@ -19,6 +21,8 @@ from shardkit.settings import Settings
 PATIENCE_S: Final = 2.0
 """How long a look waits for a server; one that does not answer in time is shown as it was."""
 
+LATELY_S: Final = 60.0
+HOT: Final = 12
 CacheInfo = Callable[[], Mapping[str, Any]]
 
 
@@ -40,7 +44,7 @@ class PulseWatch:
         """The cluster now. Raises CatalogUnavailableError, NotInitializedError; a server's trouble is part of the answer."""
         with self._lock:
             try:
-                moves, migration = self._ask_catalog()
+                moves, migration, load = self._ask_catalog()
             except ServerDownError as exc:
                 self._catalog = None
                 raise CatalogUnavailableError(str(exc.args[0])) from exc
@@ -51,10 +55,11 @@ class PulseWatch:
                 cluster=str(found.cluster_id),
                 version=found.version,
                 shard_count=found.shard_count,
-                servers=self._ask_servers(found),
+                servers=_with_load(self._ask_servers(found), load),
                 moves=tuple(_move(row) for row in moves),
                 migration=MigrationPulse(**migration) if migration else None,
                 cache=self._cache() if self._cache else {},
+                hot=tuple(HotTenant(str(hot.tenant), hot.shard, hot.units / load.window_s) for hot in load.tenants),
             )
             self._last = with_rates(pulse, self._last)
             return self._last
@@ -79,7 +84,8 @@ class PulseWatch:
             self._catalog = connect_admin(self._settings.catalog_url, self._settings)
         with lost(self._catalog, "the catalog"):
             self._map = load_map(self._catalog) if self._map is None else newest_map(self._catalog, self._map)
-            return ask_catalog(self._catalog)
+            load = lately(self._catalog, tenant_type=self._map.tenant_type, since_s=LATELY_S, most=HOT)
+            return *ask_catalog(self._catalog), load
 
     def _ask_servers(self, shardmap: ShardMap) -> tuple[ServerPulse, ...]:
         for name, server in shardmap.servers.items():
@@ -108,6 +114,16 @@ class PulseWatch:
         except BaseException:
             connection.close()
             raise
+
+
+def _with_load(servers: tuple[ServerPulse, ...], load: Load) -> tuple[ServerPulse, ...]:
+    """*servers*, with what programs did in each shard; nothing is said where no program has told anything."""
+    if not load.total:
+        return servers
+    return tuple(
+        replace(s, shards=tuple(replace(one, units_per_s=load.shards.get(one.shard, 0) / load.window_s) for one in s.shards))
+        for s in servers
+    )
 
 
 def take_pulse(settings: Settings) -> Pulse:

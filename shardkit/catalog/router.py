@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.engine import Engine
 
+from shardkit.catalog.loads import LoadCount
 from shardkit.catalog.promotion import after_promotion
 from shardkit.catalog.watch import MapWatch
 from shardkit.core.hashing import TenantKey
@@ -42,6 +43,8 @@ class Router:
         self.engines = Engines(settings, cluster_id=self.map.cluster_id, asyncio=asyncio, lineage=lineage)
         self.replicas = ReplicaWatch(settings, cluster_id=self.map.cluster_id, lineage=lineage)
         self.watch.on_change(lineage.learn)
+        self.load = LoadCount(settings)
+        self._seen = self.load.seen
         self._kind: type = {"str": str, "int": int}[self.map.tenant_type]
         self._memo = _Memo(self.map)
 
@@ -95,6 +98,7 @@ class Router:
             server, engine = memo.map.server(route.server), self._engine(memo, route)
             leg = Leg(route, self.engines.of(server), opening_for(route), self, replicated=bool(server.replicas))
             found = memo.legs[route] = leg, engine
+        self._seen(route)
         return found
 
     def onward(self, leg: Leg) -> Leg | None:
@@ -169,6 +173,7 @@ class Router:
 
     def close(self) -> None:
         """Stop watching the map and the replicas."""
+        self.load.close()
         self.replicas.close()
         self.watch.close()
 

@@ -17,6 +17,8 @@ COMMANDS = {
     "init": ("init", "init", "Make a cluster of empty databases."),
     "status": ("status", "status", "Servers, shards, sizes, and whether they agree with the map."),
     "doctor": ("doctor", "doctor", "What is wrong, what could go wrong, and what to do about it."),
+    "dashboard": ("dashboard", "dashboard", "A page with the shard map, moves and servers as they are."),
+    "top": ("top", "top", "The same in the terminal."),
     "locate": ("routing", "locate", "Shard and server of a tenant, or of an id."),
     "id": ("routing", "id_", "Decode ids."),
     "server": ("server", "server", "Servers of the cluster: list, add, remove."),

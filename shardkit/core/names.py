@@ -46,6 +46,7 @@ FURNITURE: Final = (  # what shardkit puts into every shard
 
 GUARD_TRIGGER: Final = "shardkit_refuse_writes"
 MARKS_TABLE: Final = "move_marks"
+CURTAIN_PREFIX: Final = "shardkit_curtain_"
 
 _SCHEMA = re.compile(r"s(\d{4,5})_e(\d{1,9})")
 _GID = re.compile(r"shardkit:([0-9a-f]{32}):([0-9a-f]{32}):(\d{1,5}):(\d{1,6})")
@@ -88,6 +89,13 @@ def stream_name(cluster: UUID, move: int, way: str) -> str:
 def session_name(cluster: UUID, move: int) -> str:
     """Application name of every session that works on a move, by which the next operator finds and ends them."""
     return f"shardkit move {cluster.hex[:8]}/{move}"
+
+
+def curtain_name(move: int) -> str:
+    """Name of the policies that hide one tenant's rows in the shard it was carried out of by *move*."""
+    if type(move) is not int or move < 1:
+        raise NameRejectedError(f"no curtain name for move {move!r}")
+    return f"{CURTAIN_PREFIX}{move}"
 
 
 def check_server_name(name: str) -> str:

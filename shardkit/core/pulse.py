@@ -20,6 +20,8 @@ class ShardPulse:
     size_bytes: int
     reads: int
     writes: int
+    units_per_s: float | None = None
+    """Units of work of programs, over the last minute, as far as they have told the catalog."""
     reads_per_s: float | None = None
     writes_per_s: float | None = None
 
@@ -95,6 +97,15 @@ class MigrationPulse:
     unfinished: int
 
 
+@dataclass(frozen=True, slots=True)
+class HotTenant:
+    """A tenant that programs do much work for: units of work per second, over the last minute."""
+
+    tenant: str
+    shard: int
+    units_per_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulse:
     """A cluster at one moment (seconds since 1970)."""
@@ -108,8 +119,8 @@ class Pulse:
     migration: MigrationPulse | None = None
     cache: Mapping[str, Any] = field(default_factory=dict)
     """Hits and misses of Redis itself, over all programs: ``hits``, ``misses``, ``hit_rate``; empty where there is none."""
-    hot: tuple[Mapping[str, Any], ...] = ()
-    """Tenants with the most load, where programs report it."""
+    hot: tuple[HotTenant, ...] = ()
+    """Tenants with the most work, as far as programs have told the catalog."""
 
     def steps(self) -> dict[str, int]:
         """How many moves stand at each step, of those that have not ended."""

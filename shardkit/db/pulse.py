@@ -50,7 +50,7 @@ def ask_server(connection: psycopg.Connection[Any], server: Server, shardmap: Sh
         rows = _shards(connection, list(names))
     except psycopg.OperationalError as exc:
         raise ServerDownError(f"it failed or went away: {str(exc).strip().partition(chr(10))[0]}") from exc
-    shards = [ShardPulse(names[name], _epoch(name), *rest) for name, *rest in rows]
+    shards = [ShardPulse(names[name], _epoch(name), size, reads, writes) for name, size, reads, writes in rows]
     return replace(
         blank(server, shardmap),
         release=release,

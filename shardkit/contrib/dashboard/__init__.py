@@ -22,7 +22,10 @@ from shardkit.contrib.dashboard.feed import EVERY_S, Feed
 from shardkit.errors import ShardKitError
 from shardkit.settings import Settings
 
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
+)
 
 
 def dashboard(
