@@ -22,7 +22,7 @@ ROOT: Final = Path("/sys/fs/cgroup")
 
 
 class CapacityUnavailableError(RuntimeError):
-    """This machine does not let us limit a process's CPU; the message says why. Nothing was changed."""
+    """The machine does not let us limit a process's CPU; the message says why. Nothing was changed."""
 
 
 @contextmanager

@@ -97,8 +97,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def _kit(catalog_url: str, pool_size: int) -> ShardKit:
-    limits = {"pool_size": pool_size, "connection_budget": pool_size + 10, "pool_timeout_s": 60.0}
-    return ShardKit(catalog_url, **limits)
+    return ShardKit(catalog_url, pool_size=pool_size, connection_budget=pool_size + 10, pool_timeout_s=60.0)
 
 
 def _carry_out(kit: ShardKit, order: Order, number: int, processes: int, begin_at: float) -> list[float]:

@@ -86,7 +86,9 @@ class Bench:
                 taken[name].append(times)
         return taken
 
-    def schedule(self, names: Sequence[str], *, rounds: int, block: int = 1, warmup: int | None = None) -> Iterator[tuple[str, int, bool]]:
+    def schedule(
+        self, names: Sequence[str], *, rounds: int, block: int = 1, warmup: int | None = None
+    ) -> Iterator[tuple[str, int, bool]]:
         """(variant, operations, whether they count), in the order to run them: for what is not timed one by one."""
         task = self.progress.add_task(" · ".join(names), total=rounds * len(names))
         yield from ((name, block if warmup is None else warmup, False) for name in names)

@@ -78,9 +78,7 @@ def run(bench: Bench) -> None:
             bench.skip(key, "not in a --quick run")
 
 
-def _made(
-    bench: Bench, stack: ExitStack, cluster: LocalCluster, wanted: Sequence[tuple[str, int, int]]
-) -> Iterator[Layout]:
+def _made(bench: Bench, stack: ExitStack, cluster: LocalCluster, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Layout]:
     """The clusters, each in databases of its own on the same servers."""
     task = bench.progress.add_task("making shards", total=sum(shards for _, shards, _ in wanted))
     for load, shards, servers in wanted:
@@ -107,7 +105,7 @@ def by_load(load: str, shards: int, servers: Sequence[str]) -> dict[int, str]:
 def _free(bench: Bench, clients: Crowd, layouts: list[Layout], *, prefix: str = "") -> None:
     """Every layout with all the CPU there is, which client and servers share."""
     rounds, lasting_s = bench.pick(7, 5), bench.pick(1.5, 0.4)
-    before = {}
+    before: dict[str, tuple[int, int]] = {}
     tallies: dict[str, list[Tally]] = {layout.label: [] for layout in layouts}
     by_label = {layout.label: layout for layout in layouts}
     warm_s = bench.pick(2.0, 0.6)
