@@ -140,7 +140,8 @@ class Bench:
     def report(self) -> report.Report:
         """The run so far, in the form of BENCH.md."""
         return report.Report(
-            benchmark=self.name, schema=1, commit=report.commit(), when=self._when, machine=self._machine,
+            benchmark=self.name, schema=1, commit=report.commit(), when=self._when,
+            machine=structs.replace(self._machine, load_end=report.load()),
             versions=report.versions(self.versions), question=self.question, params=self.params,
             rounds=self._rounds, results=self.results, skipped=self.skipped, samples=self.samples,
         )  # fmt: skip
