@@ -51,9 +51,9 @@ def chrome():
         yield running
 
 
-@pytest.fixture
-def config(fleet, cluster, tmp_path):
-    path = settings_file(tmp_path / "shardkit.toml", fleet)
+@pytest.fixture(scope="module")
+def config(fleet, cluster, tmp_path_factory):
+    path = settings_file(tmp_path_factory.mktemp("settings") / "shardkit.toml", fleet)
     path.write_text(f'redis_url = "{cluster.redis_url}"\n' + path.read_text())
     return path
 
@@ -74,6 +74,13 @@ def served(config, *arguments):
         _, said = running.communicate(timeout=30)
         assert "Traceback" not in said, said
         assert running.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def address(config):
+    """One dashboard for the tests that only look."""
+    with served(config) as (address, _):
+        yield address
 
 
 @contextmanager
@@ -125,8 +132,8 @@ def cell(server, shard):
     return f'.cell[data-key="{server}/{shard}"]'
 
 
-def test_a_move_is_seen_from_its_copy_to_its_end_without_a_reload(chrome, fleet, config):
-    with served(config) as (address, _), opened(chrome, address) as tab:
+def test_a_move_is_seen_from_its_copy_to_its_end_without_a_reload(chrome, fleet, address):
+    with opened(chrome, address) as tab:
         page = tab.page
         assert "token" not in page.url
         assert page.locator(".server").count() == 2
@@ -156,8 +163,8 @@ def test_a_move_is_seen_from_its_copy_to_its_end_without_a_reload(chrome, fleet,
         assert tab.complaints == []
 
 
-def test_heat_follows_what_is_chosen_and_names_itself(chrome, fleet, config):
-    with served(config) as (address, _), opened(chrome, address) as tab:
+def test_heat_follows_what_is_chosen_and_names_itself(chrome, fleet, address):
+    with opened(chrome, address) as tab:
         page = tab.page
         heat = page.eval_on_selector_all(".cell", "cells => cells.map(cell => [Number(cell.dataset.heat), cell.ariaLabel])")
         assert max(heat)[0] == 6
@@ -170,8 +177,8 @@ def test_heat_follows_what_is_chosen_and_names_itself(chrome, fleet, config):
         page.wait_for_selector('.cell[aria-label*="(writes per second)"]')  # remembered
 
 
-def test_keyboard_alone_reaches_every_shard(chrome, fleet, config):
-    with served(config) as (address, _), opened(chrome, address) as tab:
+def test_keyboard_alone_reaches_every_shard(chrome, fleet, address):
+    with opened(chrome, address) as tab:
         page = tab.page
         for _ in range(8):
             page.keyboard.press("Tab")
@@ -202,8 +209,8 @@ def test_keyboard_alone_reaches_every_shard(chrome, fleet, config):
         assert page.locator('.cell[tabindex="0"]').count() == 1
 
 
-def test_a_screen_reader_finds_names_for_everything(chrome, fleet, config):
-    with served(config) as (address, _), opened(chrome, address) as tab:
+def test_a_screen_reader_finds_names_for_everything(chrome, fleet, address):
+    with opened(chrome, address) as tab:
         page = tab.page
         assert page.get_attribute("html", "lang") == "en"
         assert page.get_by_role("heading", name="Shard map").count() == 1
@@ -223,22 +230,20 @@ def luminance(page, selector="body"):
     return sum(map(int, re.findall(r"\d+", text)[:3]))
 
 
-def test_light_dark_and_a_telephone(chrome, fleet, config):
-    with served(config) as (address, _):
-        with opened(chrome, address, color_scheme="light") as tab:
-            assert luminance(tab.page) > 600
-            tab.page.select_option("#theme", "dark")
-            assert luminance(tab.page) < 150
-        with opened(chrome, address, color_scheme="dark") as tab:
-            assert luminance(tab.page) < 150
-            tab.page.select_option("#theme", "light")
-            assert luminance(tab.page) > 600
-        with opened(chrome, address, viewport={"width": 360, "height": 740}) as tab:
-            assert tab.page.evaluate("document.documentElement.scrollWidth") <= 360
+def test_light_dark_and_a_telephone(chrome, fleet, address):
+    with opened(chrome, address, color_scheme="light") as tab:
+        assert luminance(tab.page) > 600
+        tab.page.select_option("#theme", "dark")
+        assert luminance(tab.page) < 150
+    with opened(chrome, address, color_scheme="dark", viewport={"width": 360, "height": 740}) as tab:
+        assert luminance(tab.page) < 150
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= 360
+        tab.page.select_option("#theme", "light")
+        assert luminance(tab.page) > 600
 
 
-def test_what_is_wrong_is_said(chrome, fleet, config, cluster):
-    with served(config) as (address, _), opened(chrome, address) as tab:
+def test_what_is_wrong_is_said(chrome, fleet, address, cluster):
+    with opened(chrome, address) as tab:
         page = tab.page
         cluster.kill_server("pg2")
         try:
