@@ -205,7 +205,7 @@ class AsyncShardKit:
         """Tenant of the block one stands in, if any."""
         return self._context.tenant
 
-    def session_for_id(self, id: int, *, tenant: TenantKey | None = None, **options: Any) -> AsyncRoutedSession:  # noqa: A002
+    def session_for_id(self, id: int, *, tenant: TenantKey | None = None, **options: Any) -> AsyncRoutedSession:  # noqa: A002  what it is
         """A session on the shard an id was born in.
 
         With a tenant (given, or the block's) it is that tenant's session; without one it is operator access to the shard,
@@ -278,7 +278,7 @@ class AsyncShardKit:
         tenant = await colour.in_greenlet(partial(self._keys.tenant_of, attribute, value))
         return None if tenant is None else self._router.locate(tenant)
 
-    def locate_id(self, id: int) -> Route:  # noqa: A002
+    def locate_id(self, id: int) -> Route:  # noqa: A002  what it is
         """Route of the shard an id was born in. No I/O."""
         return self._router.map.route(shard_of_id(id))
 
