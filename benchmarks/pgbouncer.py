@@ -68,7 +68,7 @@ def pgbouncer(url: str, *, size: int = 5) -> Iterator[Callable[[str | None], str
 def _make_login(url: str) -> None:
     login = sql.Identifier(LOGIN)
     with psycopg.connect(url, autocommit=True) as connection:
-        if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", (LOGIN,)).fetchone():
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (LOGIN,)).fetchone():
             connection.execute(sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER").format(login))
         connection.execute(sql.SQL("GRANT shardkit_app, shardkit_operator TO {}").format(login))
 

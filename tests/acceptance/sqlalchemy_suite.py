@@ -105,13 +105,9 @@ def run(sources: Path, suite: str, mode: str, database: str, *, select: str = ""
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         # -s: SQLAlchemy's conftest then tests what is installed, not its own unbuilt sources
         argv = [sys.executable, "-s", "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:timeout", "-p", "no:cacheprovider"]
-        argv += [
-            "--maxfail=100000",
-            "--tb=short" if mode == "routed" else "--tb=no",
-            f"--junit-xml={report.name}",
-            "--dburi",
-            url.render_as_string(False),
-        ]
+        traces = "short" if mode == "routed" else "no"  # thousands fail under control, and each trace costs its time
+        argv += ["--maxfail=100000", f"--tb={traces}", f"--junit-xml={report.name}"]
+        argv += ["--dburi", url.render_as_string(False)]
         if mode != "plain":
             argv += ["-p", "tests.acceptance.suite_plugin"]
         argv += [f"test/{file}" for file in files] + (["-k", select] if select else [])
