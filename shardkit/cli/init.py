@@ -98,7 +98,7 @@ def show(plan: InitPlan, blueprint: Blueprint) -> None:
     print_table(("SERVER", "DATABASE", "WEIGHT", "SHARDS"), rows, err=True)
     if plan.shard_count == MAX_SHARDS:
         click.echo(
-            f"warning: {MAX_SHARDS} shards take every number an id has room for, so no tenant can ever be isolated into a shard "
+            f"warning: {MAX_SHARDS} shards take every number an id has room for, so no tenant can ever be isolated into one "
             f"of its own. If one may outgrow the others, take {MAX_SHARDS // 2}",
             err=True,
         )
