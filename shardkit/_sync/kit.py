@@ -210,7 +210,7 @@ class ShardKit:
         """Tenant of the block one stands in, if any."""
         return self._context.tenant
 
-    def session_for_id(self, id: int, *, tenant: TenantKey | None = None, **options: Any) -> RoutedSession:  # noqa: A002
+    def session_for_id(self, id: int, *, tenant: TenantKey | None = None, **options: Any) -> RoutedSession:  # noqa: A002  what it is
         """A session on the shard an id was born in, or, where tenants were isolated out of that, on the one that has its row.
 
         With a tenant (given, or the block's) it is that tenant's session; without one it is operator access to the shard,
@@ -285,11 +285,11 @@ class ShardKit:
         tenant = colour.in_greenlet(partial(self._keys.tenant_of, attribute, value))
         return None if tenant is None else self._router.locate(tenant)
 
-    def locate_id(self, id: int) -> Route:  # noqa: A002
+    def locate_id(self, id: int) -> Route:  # noqa: A002  what it is
         """Route of the shard an id was born in. No I/O. ``route_of_id`` says where its row is."""
         return self._router.map.route(shard_of_id(id))
 
-    def route_of_id(self, id: int) -> Route:  # noqa: A002
+    def route_of_id(self, id: int) -> Route:  # noqa: A002  what it is
         """Route of the shard that has the row of an id: that of its birth, or, where tenants were isolated out of that, the one
         of its family that has it, which is asked of their servers. Raises IdError, UnknownShardError.
         """
