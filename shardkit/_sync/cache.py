@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from redis import exceptions as redis_errors
 from redis.connection import Connection as RedisConnection
-from redis.connection import UnixDomainSocketConnection, parse_url
+from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -217,7 +217,10 @@ class _Cluster:
 
 def _connection(options: dict[str, Any]) -> Any:
     options = dict(options)
-    return options.pop("connection_class", RedisConnection)(**options)
+    kind = options.pop("connection_class", RedisConnection)
+    if issubclass(kind, SSLConnection) and str(options.get("ssl_cert_reqs", "required")) != "none":
+        options["ssl_check_hostname"] = True  # a certificate of somebody else's is none; redis-py 5 does not look
+    return kind(**options)
 
 
 def topology(url: str, *, timeout_s: float, limit: int) -> _One | _Cluster:
