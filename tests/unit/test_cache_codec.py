@@ -34,6 +34,7 @@ from sqlalchemy import (
     inspect,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, INET, JSONB
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, composite, mapped_column, reconstructor
 from sqlalchemy.types import TypeDecorator
 
@@ -267,6 +268,15 @@ def test_declaration_that_cannot_be_kept_is_an_error(body, message):
             (Own,),
             {"__tablename__": "bad", "__module__": __name__, "id": mapped_column(Integer, primary_key=True), **body},
         )
+
+
+def test_entity_without_a_primary_key_is_an_error():
+    class Own(DeclarativeBase):
+        pass
+
+    body = {"__tablename__": "bad", "__module__": __name__, "n": mapped_column(Integer), "__cached__": Cached()}
+    with pytest.raises(ArgumentError, match="primary key"):
+        type("Bad", (Own,), body)
 
 
 @pytest.mark.parametrize("limit", [0, -1, None, True, 10**6])
