@@ -281,9 +281,9 @@ class Store:
             value, term = await self._run(tag, lambda _: ("GET", f"sk:{{{tag}}}:{name}"))
             return [cacheproto.of_term(value, term)]
         if len({tag for tag, _ in wanted}) == 1 or isinstance(self._topology, _One):
-            keys = [f"sk:{{{t}}}:{n}" for t, n in wanted]
+            keys = [f"sk:{{{at}}}:{name}" for at, name in wanted]
             values, term = await self._run(wanted[0][0], lambda _: ("MGET", *keys))
-            return [cacheproto.of_term(value, term) for value in values]
+            return cacheproto.all_of_term(values, term)
         found: dict[tuple[str, str], Any] = {}
         for tag in {tag for tag, _ in wanted}:
             ours = [key for key in wanted if key[0] == tag]

@@ -233,9 +233,8 @@ class AsyncCache(Tended):
             except UnreachableError:
                 self.counts.down += 1
             else:
-                missing, decode = {}, entity.codec.decode
-                for key, raw in zip(keys, found, strict=True):
-                    row = decode(raw) if raw is not None else None
+                missing = {}
+                for key, raw, row in zip(keys, found, entity.codec.decode_many(found), strict=True):
                     if row is not None:
                         rows[key] = row
                     elif raw != ABSENT:
@@ -345,8 +344,7 @@ class AsyncCache(Tended):
     def _built(self, entity: Entity, rows: Sequence[Any], tenant: Any, session: Any) -> Any:
         """Instances of *rows*; without a session they share a read session, which they keep."""
         own = None if session is not None else self._session(tenant, read_only=True, autoflush=False)
-        inner, build = inner_of(own if session is None else session), entity.build
-        made = [build(inner, row) for row in rows]
+        made = entity.build(inner_of(own if session is None else session), rows)
         if own is not None:
             for one in made:
                 one._sa_instance_state.info["shardkit_session"] = own

@@ -21,7 +21,7 @@ changes its replication id when its first replica comes), but whoever writes mar
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Final, NamedTuple
 
@@ -207,3 +207,8 @@ def term(info: Mapping[str, str]) -> bytes:
 def of_term(value: bytes | None, term: bytes) -> bytes | None:
     """What is stored, without its end, if it was put there in *term*; else None. A marker is of none."""
     return value[:-TERM_LENGTH] if value is not None and value.endswith(term) else None
+
+
+def all_of_term(values: Iterable[bytes | None], term: bytes) -> list[bytes | None]:
+    """``of_term`` of each; a hundred at a time, where a call for each would be seen."""
+    return [value[:-TERM_LENGTH] if value is not None and value.endswith(term) else None for value in values]

@@ -36,8 +36,6 @@ def open_kit(fleet, server):
     with contextlib.ExitStack() as opened:
         usual = {"redis_url": server.url, "cache_timeout_s": 0.05}
         yield lambda **given: opened.enter_context(ShardKit(settings=fleet.settings(**(usual | given))))
-            ShardKit(settings=fleet.settings(**{"redis_url": server.url, "cache_timeout_s": 0.05, **given}))
-        )
 
 
 def add(kit, slug):
