@@ -48,3 +48,7 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+
+
+def silent(_: Progress) -> None:
+    """No report."""

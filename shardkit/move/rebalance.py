@@ -15,8 +15,8 @@ from shardkit.core.placement import Plan, PlannedMove, plan
 from shardkit.core.shardmap import ServerState, ShardMap
 from shardkit.db.connect import connect_admin, server_url
 from shardkit.errors import ShardKitError
-from shardkit.move.options import MoveOptions, Report
-from shardkit.move.run import begin, go_on, silent
+from shardkit.move.options import MoveOptions, Report, silent
+from shardkit.move.run import begin, go_on
 from shardkit.settings import Settings
 from shardkit.sql import statements
 
