@@ -275,6 +275,11 @@ class Store:
         """What is stored under *names*, None for markers too: one GET or MGET, with those of other callers of the moment."""
         return await self._batch.get(tag, names)
 
+    async def peek(self, tag: str, names: Sequence[str]) -> list[bytes | None]:
+        """What is stored under *names*, of whatever term, markers too."""
+        values, _ = await self._run(tag, lambda _: ("MGET", *[f"sk:{{{tag}}}:{name}" for name in names]), SCRIPT_WAIT_S)
+        return values  # type: ignore[no-any-return]
+
     async def _get_all(self, wanted: Sequence[tuple[str, str]]) -> list[Any]:
         if len(wanted) == 1:
             ((tag, name),) = wanted

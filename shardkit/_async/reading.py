@@ -56,7 +56,7 @@ class AsyncCache(Tended):
                 limit=settings.cache_pool_size,
                 recovered=self._recovered,
             )
-            self._filler = Filler(self._store, self.counts, barrier_ttl_ms=BARRIER_TTL_MS, new_xid=self._new_xid)
+            self._filler = Filler(self._store, self.counts, barrier_ttl_ms=BARRIER_TTL_MS, new_xid=self.new_xid)
             self.writer = AsyncMarking(
                 self._store, self.counts, cluster=self._cluster, on_down=settings.cache_on_down, marker_ttl_ms=MARKER_TTL_MS
             )
@@ -175,7 +175,7 @@ class AsyncCache(Tended):
         if self._store is None:
             raise SettingsError("there is no redis_url, so there is no cache to invalidate")
         route = self._route(tenant, None)
-        xid = await self._new_xid(route)
+        xid = await self.new_xid(route)
         try:
             await self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=MARKER_TTL_MS)
         except UnreachableError as exc:
@@ -293,7 +293,7 @@ class AsyncCache(Tended):
             result = await connection.execute(statement, parameters)
             return cacheloads.loaded(result.all(), absent_at=key_at)
 
-    async def _new_xid(self, route: Route) -> int:
+    async def new_xid(self, route: Route) -> int:
         """A transaction id assigned now, of a transaction that ends at once."""
         async with self._session(None, shard=route.shard) as session:
             connection = await session.connection()

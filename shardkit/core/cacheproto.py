@@ -173,6 +173,19 @@ def give_back(marker: bytes) -> bytes:
     return pack_marker(parts._replace(token=b"", deadline_ms=0)) if parts.xids else b""
 
 
+def heard_of(value: bytes | None, *, xid: int, xmin: int | None) -> bool:
+    """Whether nothing older than the finished transaction *xid* is, or can come to be, stored where *value* is.
+
+    *xmin* is that of the snapshot in which a stored row was read. A lease could be filled by what was read before *xid* ended.
+    """
+    if value is None:
+        return True
+    if value[:2] == b"M|":
+        marker = parse_marker(value)
+        return not marker.token or marker.xids == b"%d" % xid or b"%d" % xid in marker.xids.split(b",")
+    return xmin is not None and xmin > xid
+
+
 def parse_barrier(value: bytes) -> int:
     """The transaction a stored barrier names."""
     return int(value[:-TERM_LENGTH].split(b"|")[2])
