@@ -98,7 +98,7 @@ class Lane:
 
     def _open(self) -> Connection:
         if self._connection is None or self._connection.closed or self._connection.broken:
-            connection = connect_admin(self._url, self._shared.settings, name=f"server {self.server!r}")
+            connection = connect_admin(self._url, self._shared.settings, name=f"server {self.server!r}", watched=True)
             self._connection = private(connection)
         return self._connection
 

@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool
 from shardkit.catalog.ledger import hold_shards, moving_shards
 from shardkit.catalog.rows import load_map
 from shardkit.db.connect import connect_admin, server_url
-from shardkit.db.steps import stand_in
+from shardkit.db.steps import Connection, stand_in
 from shardkit.errors import FleetBusyError
 from shardkit.settings import Settings
 
@@ -36,7 +36,9 @@ def schema_engine(
     """An engine on the server at *url* whose connections stand in *schema*, with their own wait for locks (0: no limit)."""
     engine = create_engine(
         "postgresql+psycopg://",
-        creator=lambda: stand_in(connect_admin(url, settings, name=name), schema, lock_timeout_ms=lock_timeout_ms),
+        creator=lambda: stand_in(
+            connect_admin(url, settings, name=name, watched=True), schema, lock_timeout_ms=lock_timeout_ms
+        ),
         poolclass=NullPool,
         hide_parameters=True,
     )
