@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool
 from shardkit.catalog.ledger import hold_shards, moving_shards
 from shardkit.catalog.rows import load_map
 from shardkit.db.connect import connect_admin, server_url
-from shardkit.db.steps import Connection, stand_in
+from shardkit.db.steps import stand_in
 from shardkit.errors import FleetBusyError
 from shardkit.settings import Settings
 
