@@ -27,10 +27,9 @@ from shardkit.catalog.resolver import BackgroundResolver
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
-from shardkit.core.lag import Position, lsn_number
 from shardkit.core.outcome import safe_to_retry
 from shardkit.core.shardmap import Route, ShardMap
-from shardkit.core.token import Token, seal, token_key, unseal
+from shardkit.core.token import Token, seal, token_after, token_key, unseal
 from shardkit.db.deadline import left, within
 from shardkit.errors import CommitUnknownError, Outcome, SessionError, ShardKitError, ShardMovedError
 from shardkit.orm.context import TenantContext
@@ -69,7 +68,10 @@ class AsyncShardKit:
         self.outbox = AsyncOutbox(self._router, self._fan_out, self._open)
 
     def _open(self, tenant: TenantKey | None, **options: Any) -> AsyncRoutedSession:
-        return AsyncRoutedSession(guide=self._router, tenant=tenant, cache=self.cache.writer, **options)
+        return AsyncRoutedSession(guide=self._router, tenant=tenant, cache=self.cache.writer, seal=self._seal, **options)
+
+    def _seal(self, token: Token) -> str:
+        return seal(token, self._token_key)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
@@ -100,7 +102,7 @@ class AsyncShardKit:
         *,
         replica: bool | None = None,
         max_lag_s: float | None = None,
-        after: str | None = None,
+        token: str | None = None,
         **options: Any,
     ) -> AsyncRoutedSession:
         """A read-only session, the cheapest way: plain SELECTs make one round trip and hold no transaction.
@@ -110,10 +112,11 @@ class AsyncShardKit:
 
         *replica* (or the setting ``read_from``, or a *max_lag_s*) lets a replica serve plain SELECTs, if it shows everything
         that was committed up to *max_lag_s* seconds ago, everything this block of ``kit.tenant`` has written, and everything
-        up to *after*, a token of ``kit.token``. Where no replica is known to do so, and for anything else, it is the primary.
+        up to *token* (``session.token`` or ``kit.token``). Where no replica is known to do so, and for anything else, it is
+        the primary.
         Raises TokenError for a token that is malformed, forged or another cluster's.
         """
-        tokens = () if after is None else (unseal(after, self._token_key),)
+        tokens = () if token is None else (unseal(token, self._token_key),)
         if max_lag_s is not None and not 0 < max_lag_s < float("inf"):
             raise SessionError("max_lag_s must be a number of seconds above 0; nothing was read")
         if replica is None:
@@ -137,14 +140,14 @@ class AsyncShardKit:
         )
 
     async def token(self, tenant: TenantKey | None = None) -> str:
-        """A read-your-writes token, for a cookie or a header: ``kit.read(tenant, after=token)``, in any program of the cluster,
-        sees everything that was committed for the tenant before this call. One question to the primary.
+        """A read-your-writes token, for a cookie or a header: ``kit.read(tenant, token=token)``, in any program of the cluster,
+        sees everything that was committed for the tenant before this call. One question to the primary; ``session.token`` needs
+        none.
         """
         async with self.session(tenant, read_only=True) as session:
             timeline, lsn = (await session.execute(POSITION)).one()
             route = session.route
-        position = Position(int(timeline, 16), lsn_number(lsn))
-        return seal(Token(route.shard, route.epoch, position), self._token_key)
+        return self._seal(token_after(route, timeline, lsn))
 
     async def run(
         self,
@@ -183,13 +186,13 @@ class AsyncShardKit:
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311  # jitter, not a secret
                 pause = min(pause * 2, 1.0)
 
-    def tenant(self, tenant: TenantKey, *, lock: bool = False, after: str | None = None) -> AbstractContextManager[TenantKey]:
+    def tenant(self, tenant: TenantKey, *, lock: bool = False, token: str | None = None) -> AbstractContextManager[TenantKey]:
         """Make *tenant* the current one inside a block; with *lock* asking for another one inside it is an error.
 
-        Reads inside see what was written inside, also on replicas; and up to *after*, a token of ``kit.token``.
+        Reads inside see what was written inside, also on replicas; and up to *token*, a session's or one of ``kit.token``.
         """
         self._router.locate(tenant)
-        return self._context.enter(tenant, lock=lock, after=None if after is None else unseal(after, self._token_key))
+        return self._context.enter(tenant, lock=lock, after=None if token is None else unseal(token, self._token_key))
 
     def deadline(self, seconds: float) -> AbstractContextManager[None]:
         """Every call to a server inside the block ends by *seconds* from now (and a quarter): DeadlineError, or, for a COMMIT

@@ -1,7 +1,7 @@
 # Generated from shardkit/_async/cache.py by tests/generate_sync.py: change that file instead.
 """The one door to Redis: short time-outs, no retries, a bounded pool and a breaker, so that its trouble stays its own.
 
-Every connection knows its *incarnation*, the term of the server process behind it, and it is in every key: what
+Every connection knows the *term* of the master behind it, and every value ends with the one it was put there in: what
 another master wrote, or this one before a restart, is not seen. Whatever goes wrong is one error, ``UnreachableError``.
 """
 
@@ -30,12 +30,12 @@ SCRIPT_WAIT_S: Final = 0.5
 """The few that fill, and the writers, wait longer for a connection than the many that read."""
 PROBE_S: Final = 1.0
 RECHECK_S: Final = 0.25
-"""How long a connection may believe that its server is still the same master."""
+"""How long a connection may believe that its server is still a master."""
 FAILURES: Final = 5
 """Failures in a row that open the breaker; silence opens it at once, because it cost somebody time."""
 
-Command = Callable[[str], Sequence[Any]]
-"""From the incarnation to the arguments of a command."""
+Command = Callable[[bytes], Sequence[Any]]
+"""From the term to the arguments of a command."""
 
 
 class UnreachableError(Exception):
@@ -46,21 +46,21 @@ class BusyError(UnreachableError):
     """All connections stayed in use; says nothing about Redis."""
 
 
-class _OtherMasterError(Exception):
-    """The server is not the master it was."""
+class _NoMasterError(Exception):
+    """The server is a replica."""
 
 
-_TROUBLE: Final = (redis_errors.RedisError, OSError, EOFError, TimeoutError, _OtherMasterError)
+_TROUBLE: Final = (redis_errors.RedisError, OSError, EOFError, TimeoutError, _NoMasterError)
 
 
 class Link:
     """One connection and whom it leads to."""
 
-    __slots__ = ("checked", "connection", "incarnation")
+    __slots__ = ("checked", "connection", "term")
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self.incarnation = ""
+        self.term = b""
         self.checked = 0.0
 
     def call(self, arguments: Sequence[Any]) -> Any:
@@ -70,13 +70,13 @@ class Link:
         return connection.read_response()
 
     def check(self) -> None:
-        """Ask the server who it is; only a master that is still the same will do."""
+        """Ask the server who it is; only a master will do."""
         answers = [self.call(("INFO", section)) for section in ("server", "replication")]
         lines = b"\n".join(bytes(answer) for answer in answers).decode().splitlines()
-        incarnation = cacheproto.incarnation(found := dict(line.split(":", 1) for line in lines if ":" in line))
-        if found.get("role") != "master" or (self.incarnation and incarnation != self.incarnation):
-            raise _OtherMasterError("the server behind this connection is not the master it was")
-        self.incarnation, self.checked = incarnation, time.monotonic()
+        found = dict(line.split(":", 1) for line in lines if ":" in line)
+        if found.get("role") != "master":
+            raise _NoMasterError("the server behind this connection is no master")
+        self.term, self.checked = cacheproto.term(found), time.monotonic()
 
     def close(self) -> None:
         """End it, whatever state it is in."""
@@ -92,15 +92,15 @@ class Node:
         self._idle: deque[Link] = deque()
         self._slots = colour.Slots(limit)
 
-    def call(self, command: Command, *, wait_s: float = POOL_WAIT_S) -> Any:
-        """Run *command*; once more on a fresh connection where an idle one had been closed from the other side."""
+    def call(self, command: Command, *, wait_s: float = POOL_WAIT_S) -> tuple[Any, bytes]:
+        """Answer of *command* and the term of it; once more on a fresh connection where an idle one had been closed."""
         if not self._slots.take(wait_s):
             raise BusyError
         try:
             while True:
                 link, reused = self._take()
                 try:
-                    reply = link.call(command(link.incarnation))
+                    reply = link.call(command(link.term))
                 except redis_errors.ResponseError:
                     self._idle.append(link)
                     raise
@@ -116,7 +116,7 @@ class Node:
                     link.close()
                     raise
                 self._idle.append(link)
-                return reply
+                return reply, link.term
         finally:
             self._slots.give()
 
@@ -203,7 +203,7 @@ class _Cluster:
         problem: BaseException | None = None
         for node in known:
             try:
-                ranges = node.call(lambda _: ("CLUSTER", "SLOTS"))
+                ranges, _ = node.call(lambda _: ("CLUSTER", "SLOTS"))
             except (*_TROUBLE, UnreachableError) as exc:
                 problem = exc
                 continue
@@ -270,15 +270,18 @@ class Store:
         self._batch = colour.Batch(self._get_all)
 
     def fetch(self, tag: str, names: Sequence[str]) -> list[Any]:
-        """What is stored under *names*: one GET or MGET, with those of other callers of the same moment."""
+        """What is stored under *names*, None for markers too: one GET or MGET, with those of other callers of the moment."""
         return self._batch.get(tag, names)
 
     def _get_all(self, wanted: Sequence[tuple[str, str]]) -> list[Any]:
         if len(wanted) == 1:
             ((tag, name),) = wanted
-            return [self._run(tag, lambda inc: ("GET", f"sk:{{{tag}}}:{inc}:{name}"))]
+            value, term = self._run(tag, lambda _: ("GET", f"sk:{{{tag}}}:{name}"))
+            return [cacheproto.of_term(value, term)]
         if len({tag for tag, _ in wanted}) == 1 or isinstance(self._topology, _One):
-            return self._run(wanted[0][0], lambda inc: ("MGET", *[f"sk:{{{t}}}:{inc}:{n}" for t, n in wanted]))  # type: ignore[no-any-return]
+            keys = [f"sk:{{{t}}}:{n}" for t, n in wanted]
+            values, term = self._run(wanted[0][0], lambda _: ("MGET", *keys))
+            return [cacheproto.of_term(value, term) for value in values]
         found: dict[tuple[str, str], Any] = {}
         for tag in {tag for tag, _ in wanted}:
             ours = [key for key in wanted if key[0] == tag]
@@ -287,29 +290,33 @@ class Store:
 
     def lease(
         self, tag: str, names: Sequence[str], *, token: str, epoch: int, lease_ms: int, outdated: Sequence[bytes]
-    ) -> list[bytes]:
-        """The script LEASE."""
-        arguments = (token, epoch, lease_ms, 3000, *outdated)
-        return self._script(cachescripts.LEASE, tag, ("@b", *names), arguments)  # type: ignore[no-any-return]
+    ) -> tuple[list[bytes], bytes]:
+        """The script LEASE, and the term in which it ran: what is put there under the lease belongs to that one."""
+
+        def arguments(term: bytes) -> Sequence[Any]:
+            return (token, epoch, lease_ms, 3000, term, *(old and old + term for old in outdated))
+
+        (first, *answers), term = self._script(cachescripts.LEASE, tag, ("@b", *names), arguments)
+        return [first, *(b"V" + a[1 : -len(term)] if a[:1] == b"V" else a for a in answers)], term
 
     def swap(self, tag: str, changes: Sequence[tuple[str, bytes, bytes, int]]) -> list[bool]:
         """The script SWAP, of (name, old, new, ttl ms); true for each that was done."""
         arguments = [part for _, old, new, ttl in changes for part in (old, new, ttl)]
-        done = self._script(cachescripts.SWAP, tag, [name for name, *_ in changes], arguments)
+        done, _ = self._script(cachescripts.SWAP, tag, [name for name, *_ in changes], lambda _: arguments)
         return [bool(one) for one in done]
 
     def mark(self, tag: str, names: Sequence[str], *, xid: int, epoch: int, ttl_ms: int) -> None:
         """The script MARK."""
-        self._script(cachescripts.MARK, tag, names, (xid, epoch, ttl_ms))
+        self._script(cachescripts.MARK, tag, names, lambda _: (xid, epoch, ttl_ms))
 
     def scan(self, pattern: str, *, limit: int) -> list[bytes]:
-        """Some keys (whole ones) of this incarnation like *pattern*, below ``sk:{...}:<incarnation>:``."""
+        """Some keys like *pattern*."""
         found: list[bytes] = []
         for node in self._topology.nodes():
             cursor: Any = 0
             while len(found) < limit:
                 at = cursor
-                cursor, keys = self._node_call(node, lambda _, at=at: ("SCAN", at, "MATCH", pattern, "COUNT", 500))  # type: ignore[misc]
+                (cursor, keys), _ = self._node_call(node, lambda _, at=at: ("SCAN", at, "MATCH", pattern, "COUNT", 500))  # type: ignore[misc]
                 found += keys
                 if int(cursor) == 0:
                     break
@@ -319,7 +326,8 @@ class Store:
         """What each server says of itself."""
         answers = []
         for node in self._topology.nodes():
-            text = bytes(self._node_call(node, lambda _: ("INFO",))).decode()
+            answer, _ = self._node_call(node, lambda _: ("INFO",))
+            text = bytes(answer).decode()
             answers.append(dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#")))
         return answers
 
@@ -330,16 +338,16 @@ class Store:
             for node in self._topology.nodes():
                 node.close()
 
-    def _script(self, source: str, tag: str, names: Sequence[str], arguments: Sequence[Any]) -> Any:
-        def command(inc: str, verb: str = "EVALSHA", what: str = _SHA[source]) -> Sequence[Any]:
-            return (verb, what, len(names), *[f"sk:{{{tag}}}:{inc}:{name}" for name in names], *arguments)
-
+    def _script(
+        self, source: str, tag: str, names: Sequence[str], arguments: Callable[[bytes], Sequence[Any]]
+    ) -> tuple[Any, bytes]:
+        keys = [f"sk:{{{tag}}}:{name}" for name in names]
         try:
-            return self._run(tag, command, SCRIPT_WAIT_S)
+            return self._run(tag, lambda t: ("EVALSHA", _SHA[source], len(keys), *keys, *arguments(t)), SCRIPT_WAIT_S)
         except NoScriptError:
-            return self._run(tag, lambda inc: command(inc, "EVAL", source), SCRIPT_WAIT_S)
+            return self._run(tag, lambda t: ("EVAL", source, len(keys), *keys, *arguments(t)), SCRIPT_WAIT_S)
 
-    def _run(self, tag: str, command: Command, wait_s: float = POOL_WAIT_S) -> Any:
+    def _run(self, tag: str, command: Command, wait_s: float = POOL_WAIT_S) -> tuple[Any, bytes]:
         if self.open:
             raise UnreachableError
         try:
@@ -349,9 +357,9 @@ class Store:
             raise UnreachableError from exc
         return self._node_call(node, command, wait_s)
 
-    def _node_call(self, node: Node, command: Command, wait_s: float = POOL_WAIT_S) -> Any:
+    def _node_call(self, node: Node, command: Command, wait_s: float = POOL_WAIT_S) -> tuple[Any, bytes]:
         try:
-            reply = node.call(command, wait_s=wait_s)
+            answer = node.call(command, wait_s=wait_s)
         except redis_errors.NoScriptError as exc:
             raise NoScriptError from exc
         except (
@@ -370,7 +378,7 @@ class Store:
             self._failed(exc)
             raise UnreachableError from exc
         self._failures, self._answered = 0, time.monotonic()
-        return reply
+        return answer
 
     def _failed(self, exc: BaseException) -> None:
         self._failures += 1

@@ -89,8 +89,8 @@ class Router:
         if found is None:
             if len(memo.legs) >= _REMEMBERED:
                 memo.legs.clear()
-            engine = self._engine(memo, route)
-            leg = Leg(route, self.engines.of(memo.map.server(route.server)), opening_for(route), self)
+            server, engine = memo.map.server(route.server), self._engine(memo, route)
+            leg = Leg(route, self.engines.of(server), opening_for(route), self, replicated=bool(server.replicas))
             found = memo.legs[route] = leg, engine
         return found
 
@@ -119,7 +119,8 @@ class Router:
                 f"after {self._settings.move_wait_s:g} s; nothing took effect, run the unit of work again"
             )
         new = _again(found, route)
-        return Leg(new, self.engines.of(found.server(new.server)), opening_for(new), self, was=leg.was or route.schema)
+        server, was = found.server(new.server), leg.was or route.schema
+        return Leg(new, self.engines.of(server), opening_for(new), self, was=was, replicated=bool(server.replicas))
 
     def _ask(self) -> None:
         try:

@@ -25,14 +25,21 @@ def cache() -> None:
 @config_option
 @json_option
 def stats(config: Path | None, as_json: bool) -> None:  # noqa: FBT001  # click's signature
-    """Memory and eviction policy of the Redis servers; exit code 3 with a warning."""
+    """Redis' memory, eviction policy and hits, and what still has to be drained; exit code 3 with a warning."""
     with ShardKit(settings=settings_from(config)) as kit:
-        found = kit.cache.stats()
+        found = {**kit.cache.servers(), "undrained": kit.cache.undrained()}
+    if found["undrained"]:
+        found["warnings"].append(
+            f"{found['undrained']} transactions were committed while Redis was away and are not marked: shardkit cache drain"
+        )
     if as_json:
         print_json(found)
     else:
-        for server in found.get("servers", []):
-            click.echo(f"{server['version']}  {server['memory']}  {server['policy']}  evicted {server['evicted']}")
+        for server in found["servers"]:
+            click.echo(
+                f"{server['version']}  {server['memory']}  {server['policy']}  evicted {server['evicted']}  "
+                f"GET found {server['found']} of {server['asked']}"
+            )
     for warning in found["warnings"]:
         click.echo(f"warning: {warning}", err=True)
     if found["warnings"]:
@@ -65,7 +72,8 @@ def verify(config: Path | None, as_json: bool, models: str, sample: int) -> None
 def drain(config: Path | None) -> None:
     """Mark what writers could not mark while Redis was away: outbox rows of every shard, also of programs that died."""
     with ShardKit(settings=settings_from(config)) as kit:
-        click.echo(f"{kit.cache.drain()} transactions")
+        found = kit.cache.drain()
+    click.echo(f"{found} transactions marked")
 
 
 def cached_classes(metadata: MetaData) -> list[type[Any]]:

@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import random
+import select
 import signal
 import struct
 import subprocess
@@ -31,16 +32,16 @@ from redislab import RedisServer, Relay  # noqa: E402
 from sqlalchemy.exc import DBAPIError  # noqa: E402
 from sqlalchemy.orm import Mapped, mapped_column  # noqa: E402
 
-from shardkit import Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local  # noqa: E402
+from shardkit import Cached, ListKey, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local  # noqa: E402
 from shardkit.core import cacheproto as proto  # noqa: E402
 from shardkit.errors import CacheUnavailableError, ShardKitError  # noqa: E402
 from shardkit.local.databases import fresh_databases  # noqa: E402
-from shardkit.orm.cached import Cached, ListKey  # noqa: E402
 from shardkit.schema.blueprint import from_metadata  # noqa: E402
 from shardkit.schema.bootstrap import initialize  # noqa: E402
 
 KEYS, THREADS, TENANT = 8, 4, "acme"
 READS, STALE, NAIVE_READS, NAIVE_STALE, WRITES, HITS, DEATHS = range(KEYS, KEYS + 7)
+WORK = (READS, WRITES)
 SLOT = KEYS + 7
 
 
@@ -92,7 +93,11 @@ def work(plan: dict) -> None:
     """A process: its threads read or write until it is killed."""
     board = Board(plan["board"], plan["slots"])
     settings = Settings(
-        catalog_url=plan["catalog_url"], redis_url=plan["redis_url"], cache_on_down="strict", pool_size=THREADS + 4
+        catalog_url=plan["catalog_url"],
+        redis_url=plan["redis_url"],
+        cache_on_down="strict",
+        cache_timeout_s=0.2,  # a busy machine is not yet a fault
+        pool_size=THREADS + 4,
     )
     kit = ShardKit(settings=settings)
     if plan["broken"]:  # planted: fills do not ask whether the marked transactions are over, and half the markers are left out
@@ -105,6 +110,52 @@ def work(plan: dict) -> None:
         todo = (Writer if plan["role"] == "writer" else Reader)(kit, board, slot, draw, plan["ids"], plan["redis_url"])
         threading.Thread(target=todo.run, daemon=True).start()
     threading.Event().wait()
+
+
+class Nursery:
+    """Forks workers from one process that has imported everything: a death costs milliseconds, also where a machine is slow."""
+
+    def __init__(self) -> None:
+        argv = [sys.executable, __file__, "--nursery"]
+        self.parent = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def spawn(self, plan: dict) -> Worker:
+        self.parent.stdin.write(json.dumps(plan) + "\n")
+        self.parent.stdin.flush()
+        return Worker(int(self.parent.stdout.readline()))
+
+    def close(self) -> None:
+        self.parent.stdin.close()
+        self.parent.wait(20)
+
+
+def nursery() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries them
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            work(json.loads(line))
+        sys.stdout.write(f"{child}\n")
+        sys.stdout.flush()
+
+
+class Worker:
+    """A process that is nobody's child here, held by a descriptor: its number may be another's by now."""
+
+    def __init__(self, pid: int) -> None:
+        self.fd = os.pidfd_open(pid)
+
+    def dead(self, timeout_s: float = 0) -> bool:
+        return bool(select.select([self.fd], [], [], timeout_s)[0])
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.fd, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.kill()
+        self.dead(20)
+        os.close(self.fd)
 
 
 class Naive:
@@ -135,25 +186,26 @@ class Reader:
         self.hits = 0
         slow, filler = threading.Event(), kit.cache._filler
         if not hasattr(filler, "honest_fill"):
-            filler.honest_fill = fill = filler._fill
+            filler.honest_fill = fill = filler.fill
 
             def late(*given):
                 if draw.random() < 0.005:
                     slow.wait(draw.choice((0.02, 0.3, 3.5)))  # the last is longer than a lease
                 return fill(*given)
 
-            filler._fill = late
+            filler.fill = late
 
     def run(self) -> None:
         while True:
             number = min(self.draw.randrange(KEYS), self.draw.randrange(KEYS))  # some are hot
-            if self.draw.random() < 0.7:
+            if self.draw.random() < 0.8:
                 self.all_at_once()
             else:
                 self.check(number, self.ours, READS, STALE)
             hits, self.hits = self.hits, self.kit.cache.counts.hits // THREADS
             self.board.add(self.slot, HITS, self.hits - hits)
-            self.check(number, lambda n: self.naive.read(self.kit, self.ids[n]), NAIVE_READS, NAIVE_STALE)
+            if self.draw.random() < 0.5:
+                self.check(number, lambda n: self.naive.read(self.kit, self.ids[n]), NAIVE_READS, NAIVE_STALE)
 
     def all_at_once(self) -> None:
         owed = [self.board.known(number) for number in range(KEYS)]
@@ -245,8 +297,10 @@ class Writer:
             row.version += 1
 
 
-def history(*, seconds: float, reads: int, seed: int, broken: bool = False, talk=lambda _: None) -> dict[str, int]:
-    """Run until *seconds* have passed and *reads* were checked; the totals."""
+def history(
+    *, seconds: float, reads: int, seed: int, spacing: int = 100, broken: bool = False, talk=lambda _: None
+) -> dict[str, int]:
+    """Run until *seconds* have passed and *reads* were checked, with *spacing* reads and writes between faults; the totals."""
     chance, processes = random.Random(seed), {}
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(run_local(servers=1, redis=False, trust=True, fast=True))
@@ -276,22 +330,29 @@ def history(*, seconds: float, reads: int, seed: int, broken: bool = False, talk
             "broken": broken,
         }
 
+        def done(number: int) -> int:
+            return sum(board.get(slot, place) for slot in range(number * THREADS, (number + 1) * THREADS) for place in WORK)
+
+        born: dict[int, int] = {}
+
         def spawn(number: int) -> None:
+            born[number] = done(number)
             role = "writer" if number < 2 else "reader"
-            argv = [sys.executable, __file__, "--work", json.dumps({**plan, "role": role, "slot": number * THREADS})]
-            processes[number] = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+            if number in processes:
+                processes[number].close()
+            processes[number] = workers.spawn({**plan, "role": role, "slot": number * THREADS})
 
         def end() -> None:
-            for process in processes.values():
-                process.kill()
-            for process in processes.values():
-                process.wait(20)
+            while processes:
+                processes.popitem()[1].close()
 
+        workers = stack.enter_context(contextlib.closing(Nursery()))
         stack.callback(end)
         for number in range(4):
             spawn(number)
         counts = {"flushes": 0, "freezes": 0, "promotions": 0, "killed": 0}
         started = last = said = time.monotonic()
+        worked = 0
         pause = threading.Event()
         while time.monotonic() - started < seconds or board.total(READS) < reads:
             if broken and board.total(STALE):
@@ -300,11 +361,12 @@ def history(*, seconds: float, reads: int, seed: int, broken: bool = False, talk
                 for number, key in enumerate(ids):
                     board.learn(slots - 1, number, session.get(Register, key).version)
             for number, process in list(processes.items()):
-                if process.poll() is not None:
+                if process.dead():
                     spawn(number)
-            if time.monotonic() - last > 0.4 and board.total(READS) > 50:
-                hurt(chance, servers, relay, processes, counts)
-                last = time.monotonic()
+            if time.monotonic() - last > 0.4 and sum(map(done, processes)) - worked >= spacing:
+                busy = [process for number, process in processes.items() if done(number) - born[number] > 20]
+                hurt(chance, servers, relay, busy, counts)
+                last, worked = time.monotonic(), sum(map(done, processes))
             if time.monotonic() - said > 10:
                 said = time.monotonic()
                 talk(f"{board.total(READS)} reads, {board.total(STALE)} stale; control {board.total(NAIVE_STALE)}")
@@ -315,7 +377,7 @@ def history(*, seconds: float, reads: int, seed: int, broken: bool = False, talk
         return {name: board.total(place) for name, place in names.items()} | counts
 
 
-def hurt(chance, servers, relay, processes, counts) -> None:
+def hurt(chance, servers, relay, busy, counts) -> None:
     """One fault, drawn by lot."""
     master = next(s for s in servers if s.port == relay.target)
     other = next(s for s in servers if s.port != relay.target)
@@ -326,13 +388,10 @@ def hurt(chance, servers, relay, processes, counts) -> None:
         case "freeze":
             counts["freezes"] += 1
             master.freeze()
-            threading.Event().wait(chance.choice((0.03, 0.12)))
+            threading.Event().wait(chance.choice((0.03, 0.12, 0.5)))
             master.thaw()
         case "promote":
             counts["promotions"] += 1
-            until = time.monotonic() + 10  # nobody promotes a replica that has not caught up with its first copy
-            while other.ask("INFO", "replication").get("master_link_status") != "up" and time.monotonic() < until:
-                threading.Event().wait(0.005)
             master.kill()  # first: two masters that both take markers are what no protocol over Redis can survive
             other.ask("REPLICAOF", "NO", "ONE")
             relay.point(other.port)
@@ -340,24 +399,27 @@ def hurt(chance, servers, relay, processes, counts) -> None:
             master.ask("REPLICAOF", "127.0.0.1", other.port)
         case "kill":
             counts["killed"] += 1
-            processes[chance.randrange(len(processes))].kill()
+            for process in chance.sample(busy, min(1, len(busy))):
+                process.kill()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--nursery", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--reads", type=int, default=0)
+    parser.add_argument("--spacing", type=int, default=1000, help="reads and writes between two faults")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--broken", action="store_true", help="with a planted bug, to see that it is found")
     given = parser.parse_args()
-    if given.work:
-        work(json.loads(given.work))
+    if given.nursery:
+        nursery()
     else:
         found = history(
             seconds=given.seconds,
             reads=given.reads,
             seed=given.seed,
+            spacing=given.spacing,
             broken=given.broken,
             talk=lambda t: print(t, file=sys.stderr),
         )

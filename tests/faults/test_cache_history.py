@@ -23,7 +23,7 @@ def test_checker_finds_a_planted_bug():
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_no_stale_read_in_a_million():
-    found = history(seconds=60, reads=1_000_000, seed=20260102)
+    found = history(seconds=60, reads=1_000_000, seed=20260102, spacing=1000)
     print(found)
     assert found["stale"] == 0
     assert found["naive_stale"] * 100 >= found["naive_reads"]

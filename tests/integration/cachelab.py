@@ -10,8 +10,7 @@ from fleet import Fleet, fleet_on
 from sqlalchemy import DateTime, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from shardkit import ShardKey, TenantScoped
-from shardkit.orm.cached import Cached, ListKey
+from shardkit import Cached, ListKey, ShardKey, TenantScoped
 from shardkit.schema.blueprint import from_metadata
 
 

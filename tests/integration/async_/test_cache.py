@@ -452,3 +452,72 @@ async def test_value_without_redis_comes_from_postgresql(open_kit, tenant):
     kit = open_kit(redis_url=None)
     key = await add(kit, tenant)
     assert await by_pk_unique_and_list(kit, tenant, key) == ("first", "first", ["first"])
+
+
+async def test_stats_count_what_was_done(open_kit, tenant):
+    kit = open_kit()
+    key = await add(kit, tenant)
+    before = kit.cache.stats()
+    assert before.marks == 3  # primary key, unique key, list
+    await title_of(kit, tenant, key)
+    await title_of(kit, tenant, key)
+    async with kit.begin(tenant) as s:
+        (await s.get(Photo, key)).title = "second"
+        await s.flush()
+        await kit.cache.get(Photo, key, session=s)
+    after = kit.cache.stats()
+    assert (before.hits, before.misses, before.bypasses) == (0, 0, 0)  # a copy
+    assert (after.hits, after.misses, after.loads, after.fills, after.bypasses, after.marks) == (1, 1, 1, 1, 1, 5)
+    assert not after.breaker_open
+
+
+async def test_verify_finds_a_planted_stale_row(kit, fleet, tenant):
+    keys = [await add(kit, tenant, slug=f"v{n}") for n in range(3)]
+    for key in keys:
+        await title_of(kit, tenant, key)
+    found = await kit.cache.verify(Photo)
+    assert found.checked >= 3
+    assert found.stale == ()
+    route = kit.locate(tenant)
+    with fleet.admin(route.server) as psql:  # a writer that passes us by, twice
+        psql.execute(f"UPDATE {route.schema}.photos SET title = 'by hand' WHERE id = %s", (keys[0],))
+        psql.execute(f"DELETE FROM {route.schema}.photos WHERE id = %s", (keys[1],))
+    found = await kit.cache.verify(Photo)
+    assert sorted(found.stale) == sorted(f"photos::{tenant}:{key}" for key in keys[:2])
+    await kit.cache.invalidate(Photo, *keys, tenant=tenant)
+    assert (await kit.cache.verify(Photo)).stale == ()
+
+
+async def test_verify_is_not_misled_by_a_write_under_way(kit, tenant):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    honest, fetched = kit.cache._store.fetch, []
+
+    async def write_between(at, names):
+        found = await honest(at, names)
+        if not fetched and names == [f"photos::{tenant}:{key}"]:
+            fetched.append(found)
+            async with kit.begin(tenant) as s:
+                (await s.get(Photo, key)).title = "second"
+        return found
+
+    kit.cache._store.fetch = write_between
+    found = await kit.cache.verify(Photo)
+    assert fetched
+    assert (found.changing, found.stale) == (1, ())
+
+
+async def test_servers_that_may_evict_a_marker_are_warned_of(kit, raw_redis):
+    assert (await kit.cache.servers())["warnings"] == []
+    try:
+        raw_redis.config_set("maxmemory", "1gb")
+        for policy, word in (("volatile-lru", "evict the marker"), ("noeviction", "no marker can be placed")):
+            raw_redis.config_set("maxmemory-policy", policy)
+            (warning,) = (await kit.cache.servers())["warnings"]
+            assert policy in warning
+            assert word in warning
+        raw_redis.config_set("maxmemory-policy", "allkeys-lfu")
+        assert (await kit.cache.servers())["warnings"] == []
+    finally:
+        raw_redis.config_set("maxmemory", 0)
+        raw_redis.config_set("maxmemory-policy", "noeviction")

@@ -453,3 +453,72 @@ def test_value_without_redis_comes_from_postgresql(open_kit, tenant):
     kit = open_kit(redis_url=None)
     key = add(kit, tenant)
     assert by_pk_unique_and_list(kit, tenant, key) == ("first", "first", ["first"])
+
+
+def test_stats_count_what_was_done(open_kit, tenant):
+    kit = open_kit()
+    key = add(kit, tenant)
+    before = kit.cache.stats()
+    assert before.marks == 3  # primary key, unique key, list
+    title_of(kit, tenant, key)
+    title_of(kit, tenant, key)
+    with kit.begin(tenant) as s:
+        (s.get(Photo, key)).title = "second"
+        s.flush()
+        kit.cache.get(Photo, key, session=s)
+    after = kit.cache.stats()
+    assert (before.hits, before.misses, before.bypasses) == (0, 0, 0)  # a copy
+    assert (after.hits, after.misses, after.loads, after.fills, after.bypasses, after.marks) == (1, 1, 1, 1, 1, 5)
+    assert not after.breaker_open
+
+
+def test_verify_finds_a_planted_stale_row(kit, fleet, tenant):
+    keys = [add(kit, tenant, slug=f"v{n}") for n in range(3)]
+    for key in keys:
+        title_of(kit, tenant, key)
+    found = kit.cache.verify(Photo)
+    assert found.checked >= 3
+    assert found.stale == ()
+    route = kit.locate(tenant)
+    with fleet.admin(route.server) as psql:  # a writer that passes us by, twice
+        psql.execute(f"UPDATE {route.schema}.photos SET title = 'by hand' WHERE id = %s", (keys[0],))
+        psql.execute(f"DELETE FROM {route.schema}.photos WHERE id = %s", (keys[1],))
+    found = kit.cache.verify(Photo)
+    assert sorted(found.stale) == sorted(f"photos::{tenant}:{key}" for key in keys[:2])
+    kit.cache.invalidate(Photo, *keys, tenant=tenant)
+    assert (kit.cache.verify(Photo)).stale == ()
+
+
+def test_verify_is_not_misled_by_a_write_under_way(kit, tenant):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    honest, fetched = kit.cache._store.fetch, []
+
+    def write_between(at, names):
+        found = honest(at, names)
+        if not fetched and names == [f"photos::{tenant}:{key}"]:
+            fetched.append(found)
+            with kit.begin(tenant) as s:
+                (s.get(Photo, key)).title = "second"
+        return found
+
+    kit.cache._store.fetch = write_between
+    found = kit.cache.verify(Photo)
+    assert fetched
+    assert (found.changing, found.stale) == (1, ())
+
+
+def test_servers_that_may_evict_a_marker_are_warned_of(kit, raw_redis):
+    assert (kit.cache.servers())["warnings"] == []
+    try:
+        raw_redis.config_set("maxmemory", "1gb")
+        for policy, word in (("volatile-lru", "evict the marker"), ("noeviction", "no marker can be placed")):
+            raw_redis.config_set("maxmemory-policy", policy)
+            (warning,) = (kit.cache.servers())["warnings"]
+            assert policy in warning
+            assert word in warning
+        raw_redis.config_set("maxmemory-policy", "allkeys-lfu")
+        assert (kit.cache.servers())["warnings"] == []
+    finally:
+        raw_redis.config_set("maxmemory", 0)
+        raw_redis.config_set("maxmemory-policy", "noeviction")
