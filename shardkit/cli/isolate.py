@@ -41,8 +41,8 @@ def _show(found: IsolateForecast, *, as_json: bool) -> None:
         return
     click.echo(
         f"tenant {found.tenant}: out of shard {found.shard} on {found.source} into shard {found.into_shard} on {found.target}; "
-        f"{found.rows} rows, {readable_size(found.size)}; about {found.duration_s:.0f} s, writers of shard {found.shard} held off "
-        f"for about {found.stall_ms:.0f} ms",
+        f"{found.rows} rows, {readable_size(found.size)}; about {found.duration_s:.0f} s, writers of shard {found.shard} "
+        f"held off for about {found.stall_ms:.0f} ms",
         err=True,
     )
     print_table(("TABLE", "ROWS"), sorted(found.tables.items()), err=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from shardkit import ShardKit
 from shardkit.catalog import journal
 from shardkit.catalog.loads import HotTenant, lately
 from shardkit.catalog.overview import current_map, opened
@@ -238,7 +240,7 @@ def carry(
     """Go on with a move, showing how it goes, and say what came of it."""
     began = time.monotonic()
     try:
-        with shown(as_json=as_json) as display:
+        with shown(as_json=as_json) as display, forgetting(settings, options) as options:
             ended = run.go_on(settings, move_id, action, options=options, report=display.report, take_over=take_over)
     except KeyboardInterrupt:
         click.echo(f"stopped; nothing is lost. Go on: shardkit moves resume {move_id} (or: moves abort {move_id})", err=True)
@@ -261,6 +263,16 @@ def carry(
             f"{'it' if ended.tenant is None else 'them'}",
             err=True,
         )
+
+
+@contextmanager
+def forgetting(settings: Settings, options: MoveOptions) -> Iterator[MoveOptions]:
+    """*options* that can drop from the cache what it has of a tenant under a shard, where there is a cache."""
+    if settings.redis_url is None:
+        yield options
+        return
+    with ShardKit(settings=settings) as kit:
+        yield replace(options, forget=lambda tenant, shard: kit.cache.forget(tenant, shard=shard))
 
 
 def _show_forecast(found: Forecast, *, as_json: bool) -> None:
