@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 if TYPE_CHECKING:
     from benchmarks.harness import Bench
 
-NAMES: Final = ("routing", "ids", "placement", "local", "cache", "moves", "migrations", "fanout", "trouble", "shards", "load")
+NAMES: Final = (
+    "routing",
+    "ids",
+    "placement",
+    "local",
+    "cache",
+    "moves",
+    "migrations",
+    "fanout",
+    "trouble",
+    "shards",
+    "year",
+    "load",
+)
 
 
 class Benchmark(Protocol):

@@ -22,7 +22,8 @@ from shardkit.db.deadline import left
 from shardkit.errors import FanOutError, FanOutRefusedError, SettingsError
 from shardkit.orm.fancheck import value_of
 from shardkit.orm.fanload import FanOutResult, finished, merged
-from shardkit.orm.fanplan import Aggregate, Plan, each_plan, plan_of
+from shardkit.orm.fanplan import Aggregate, Plan
+from shardkit.orm.fanread import each_plan, plan_of
 from shardkit.orm.tenancy import of_tenants
 from shardkit.settings import Settings
 

@@ -166,7 +166,25 @@ class Servers:
         return self._router
 
     def declare(self, asking: Asking, routes: Sequence[Route]) -> list[tuple[Any, str]]:
-        """A cursor for each chunk, open on a view of its server: connection and name."""
+        """A cursor for each chunk, open on a view of its server: connection and name.
+
+        An open cursor reads its view to the end, wherever its shards move meanwhile. Where one has moved before, everything is
+        begun again: a view taken before a shard arrived would show only a part of its rows.
+        """
+        while True:
+            found = self._declare(asking, routes)
+            if asking.moved and not asking.failures:
+                self.let_go(asking)
+                moved, asking.moved = asking.moved, []
+                onward = {route.shard: route for route in self._onward(asking, moved)}
+                routes = [onward.get(route.shard, route) for route in routes]
+            if asking.failures:
+                said = next(iter(asking.failures.values()))
+                raise FanOutError(f"{len(asking.failures)} shards did not answer: {said}", failures=asking.failures) from said
+            if asking.held:
+                return found
+
+    def _declare(self, asking: Asking, routes: Sequence[Route]) -> list[tuple[Any, str]]:
         known = self._router.map
         chunks = chunks_of(routes, of=len(known.placements))
         calls: list[Callable[[], Any]] = [partial(self._view, asking, known.server(name)) for name in chunks]
@@ -175,9 +193,6 @@ class Servers:
             partial(self._open, asking, asking.held[name], mine) for name, mine in chunks.items() if name in asking.held
         ]
         found = colour.gather(opened, timeout_s=asking.left_s, cut=asking.cut) if opened else []
-        if asking.failures:
-            said = next(iter(asking.failures.values()))
-            raise FanOutError(f"{len(asking.failures)} shards did not answer: {said}", failures=asking.failures) from said
         return [cursor for part in found for cursor in part]
 
     def _open(self, asking: Asking, connection: Any, chunks: Sequence[Chunk]) -> list[tuple[Any, str]]:
@@ -186,10 +201,24 @@ class Servers:
             try:
                 connection.execute(declared(number, asking.text(chunk)), asking.values)
             except DriverError as exc:
-                asking.fail(chunk, exc)
+                if not self._has_moved(asking, connection, chunk, exc):
+                    asking.fail(chunk, exc)
                 break
             cursors.append((connection, f"c{number}"))
         return cursors
+
+    def _has_moved(self, asking: Asking, connection: Any, chunk: Chunk, error: Any) -> bool:
+        """Whether *error* comes from shards of *chunk* that moved, which are noted."""
+        if connection.closed or error.sqlstate not in FENCE:
+            return False
+        try:
+            connection.execute(b"ROLLBACK")
+            cursor = connection.execute(missing_schemas(), [[route.schema for route in chunk]])
+            gone = {row[0] for row in cursor.fetchall()}
+        except DriverError:
+            return False
+        asking.moved += [route for route in chunk if route.schema in gone]
+        return bool(gone)
 
     def fetch(self, asking: Asking, connection: Any, streams: Sequence[tuple[int, str]], batch: int) -> dict[int, Answer]:
         """The next *batch* rows of cursors of one connection, by the number of their streams."""

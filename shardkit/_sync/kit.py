@@ -30,6 +30,7 @@ from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
 from shardkit.core.outcome import safe_to_retry
 from shardkit.core.shardmap import Route, ShardMap
+from shardkit.core.tally import KitStats
 from shardkit.core.token import Token, seal, token_after, token_key, unseal
 from shardkit.db.deadline import left, within
 from shardkit.errors import CommitUnknownError, Outcome, SessionError, ShardKitError, ShardMovedError
@@ -185,6 +186,7 @@ class ShardKit:
                 moved = isinstance(exc, ShardMovedError)
             else:
                 return result
+            self._router.tally.retries += 1
             if not moved:  # it waited for the map already
                 time.sleep(random.uniform(pause / 2, pause))  # noqa: S311  # jitter, not a secret
                 pause = min(pause * 2, 1.0)
@@ -301,6 +303,10 @@ class ShardKit:
     def map(self) -> ShardMap:
         """The shard map in memory."""
         return self._router.map
+
+    def stats(self) -> KitStats:
+        """What this process says of itself: map version, pools, retries, fences, counters of the cache. No I/O."""
+        return self._router.stats(self.cache.stats().values())
 
     def refresh(self) -> ShardMap:
         """Ask the catalog for a newer map now. Raises CatalogUnavailableError."""

@@ -222,13 +222,13 @@ class Cache(Tended):
         if raw is not None:
             usable, value = want.decode(raw)
             if usable:
-                counts.hits += 1
+                counts.hit()
                 return value
             counts.corrupt += 1
             if not may_replace(want.entity, raw):
                 return (self._filler.bypass(load))[0]
             outdated = raw
-        counts.misses += 1
+        counts.miss()
         return self._filler.one(at, route, want, outdated, load)
 
     def _rows(
@@ -253,7 +253,7 @@ class Cache(Tended):
                         rows[key] = row
                     elif raw != ABSENT:
                         missing[key] = raw if raw is not None and may_replace(entity, raw) else b""
-                self.counts.hits += len(keys) - len(missing)
+                self.counts.hit(len(keys) - len(missing))
         if missing:
             wants = {key: RowValue(entity, name) for key, name in zip(keys, names, strict=True) if key in missing}
             rows |= self._load_many(entity, wants, list(missing.values()), route, tenant, session)
@@ -271,7 +271,7 @@ class Cache(Tended):
         """Load all of *wants* by one statement, and fill those whose leases are free."""
         at = tag(self._cluster, route.shard)
         grounds, answers = Grounds(), [b"E"] * len(wants)
-        self.counts.misses += len(wants)
+        self.counts.miss(len(wants))
         if self._store is not None:
             try:
                 grounds, answers = self._filler.leases(at, route, list(wants.values()), outdated)

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shardkit.core.fleet import Entry, State
+from shardkit.core.moving import Step
 from shardkit.core.names import FLEET_LOCK_CLASS, SHARD_LOCK_CLASS
 from shardkit.errors import FleetBusyError
 from shardkit.sql import statements
@@ -105,8 +106,30 @@ def let_go(connection: Any, shards: Iterable[int]) -> None:
     connection.execute(SQL["let_go"], {"shards": list(shards), "lock_class": SHARD_LOCK_CLASS})
 
 
-def moving_shards(connection: Any, shards: Sequence[int]) -> set[int]:
-    """Which of *shards* have a move that is not over."""
+class OpenMove(NamedTuple):
+    """A move that is not over, and the step it is at."""
+
+    id: int
+    step: str
+
+    @property
+    def soaks(self) -> bool:
+        """Whether its shard is open where it went, and its old copy only follows."""
+        return self.step == Step.SOAK.word
+
+    @property
+    def text(self) -> str:
+        """Why its shard has to wait, and for what."""
+        if self.soaks:
+            return (
+                f"move {self.id} soaks, and its old copy, which follows row by row, would break: finish it "
+                f"(`shardkit moves finish {self.id}`, or --finish-soaks), then run this again"
+            )
+        return f"move {self.id} is at step {self.step}: run this again when it is over"
+
+
+def moving_shards(connection: Any, shards: Sequence[int]) -> dict[int, OpenMove]:
+    """Which of *shards* have a move that is not over, also if nobody works on it now."""
     if not connection.execute(SQL["has_moves"]).fetchone()[0]:
-        return set()
-    return {row[0] for row in connection.execute(SQL["moving"], {"shards": list(shards)})}
+        return {}
+    return {row[0]: OpenMove(*row[1:]) for row in connection.execute(SQL["moving"], {"shards": list(shards)})}

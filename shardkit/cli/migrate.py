@@ -90,6 +90,18 @@ def run_options(command: F) -> F:
         click.option(
             "--patience", "patience_s", default=60.0, show_default=True, help="Seconds to try again for a shard others lock."
         ),
+        click.option(
+            "--wait-for-moves",
+            "moves_wait_s",
+            default=60.0,
+            show_default=True,
+            help="Seconds to wait for shards that are being moved.",
+        ),
+        click.option(
+            "--finish-soaks",
+            is_flag=True,
+            help="End the soak of moves that are in the way: their old copies go, and with them the way back without a copy.",
+        ),
         dry_run_option,
         yes_option,
         json_option,
@@ -140,9 +152,13 @@ def _run(
     dry_run: bool,
     yes: bool,
     as_json: bool,
+    finish_soaks: bool,
     **options: Any,
 ) -> None:
-    fleet = Fleet(settings_from(config), tree or own_tree("shard"))
+    from shardkit.move.run import go_on as go_on_with
+
+    settings = settings_from(config)
+    fleet = Fleet(settings, tree or own_tree("shard"))
     chosen = Options(**options)
     if dry_run or not yes:
         planned = fleet.migrate(revision, direction=direction, options=chosen, phase=phase, dry_run=True)
@@ -151,7 +167,14 @@ def _run(
             return
         go_on(f"Go {direction} to {revision}?", yes=yes, dry_run=dry_run, name=revision if direction == "down" else None)
     with _bar(quiet=as_json) as progress:
-        report = fleet.migrate(revision, direction=direction, options=chosen, phase=phase, progress=progress)
+        report = fleet.migrate(
+            revision,
+            direction=direction,
+            options=chosen,
+            phase=phase,
+            finish_soak=(lambda move: go_on_with(settings, move, "finish")) if finish_soaks else None,
+            progress=progress,
+        )
     if as_json:
         print_json(_as_json(report))
     else:

@@ -98,6 +98,7 @@ class Options:
     batch: int = MOST_IN_ONE_TRANSACTION
     budget_ms: int = 1000
     patience_s: float = 60.0
+    moves_wait_s: float = 0.0
 
     def takes(self, shard: int) -> bool:
         """Whether *shard* is to be worked on."""

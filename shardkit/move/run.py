@@ -15,6 +15,7 @@ from shardkit.db.connect import connect_admin
 from shardkit.errors import MoveInterruptedError, MoveRefusedError, PastNoReturnError, ShardKitError, UnknownMoveError
 from shardkit.move.carrier import Carrier
 from shardkit.move.isolate import begin_return
+from shardkit.move.noting import Noting
 from shardkit.move.options import MoveOptions, Report, silent
 from shardkit.move.parting import TenantCarrier
 from shardkit.move.tenantwork import TenantWork
@@ -143,7 +144,7 @@ def _play(script: m.Script, carrier: Carrier, around: Around) -> None:
 def _carrier(settings: Settings, move_id: int, options: MoveOptions, report: Report, *, take_over: bool) -> Iterator[Carrier]:
     with connect_admin(settings.catalog_url, settings) as catalog:
         journal = Journal(catalog, move_id, take_over=take_over)
-        given = settings, journal, load_map(catalog), options, report
+        given = settings, journal, load_map(catalog), options, Noting(report, journal)
         carrier = Carrier(Work(*given)) if journal.move.tenant is None else TenantCarrier(TenantWork(*given))
         try:
             yield carrier

@@ -22,6 +22,7 @@ from shardkit.core.token import Token, token_after
 from shardkit.db.leg import Leg, driver_connection
 from shardkit.db.wire import Receipt
 from shardkit.errors import Outcome, ReadOnlyError, ServerError, SessionError, UnknownKeysError
+from shardkit.orm.bulk import refuse_unreserved, refuse_unreserved_mapper
 from shardkit.orm.cached import INFO
 from shardkit.orm.changes import ANNOUNCED, Changes, Writer, gather, gather_returned, look_ahead, settle, with_keys
 from shardkit.orm.context import Trail
@@ -139,8 +140,11 @@ class RoutedSession(Session):
             and not isinstance(params, Sequence)
         ):
             statement = statement.options(criteria_of(self._tenant))
-        if self._cache is not None and isinstance(statement, Insert | Update | Delete):
-            return self._write(statement, params, keywords)
+        if isinstance(statement, Insert | Update | Delete):
+            if not isinstance(statement, Delete):
+                refuse_unreserved(statement, params)
+            if self._cache is not None:
+                return self._write(statement, params, keywords)
         return super()._execute_internal(statement, params, **keywords)
 
     def _write(self, statement: Any, params: Any, keywords: dict[str, Any]) -> Any:
@@ -168,6 +172,7 @@ class RoutedSession(Session):
         return self._changes
 
     def _bulk_save_mappings(self, mapper: Any, *arguments: Any, **keywords: Any) -> None:
+        refuse_unreserved_mapper(mapper)
         if self._cache is not None and INFO in mapper.local_table.info:
             raise UnknownKeysError(
                 "bulk_save_objects and bulk_..._mappings do not tell which rows of the cached table "

@@ -18,7 +18,7 @@ from shardkit.core.fleet import Options, Step, Version, Why, in_phase, plan, why
 from shardkit.db.connect import connect_admin, server_url
 from shardkit.db.steps import Target, stamp
 from shardkit.schema.lanes import Shared
-from shardkit.schema.run import Progress, Report, Run, schema_of
+from shardkit.schema.run import FinishSoak, Progress, Report, Run, schema_of
 from shardkit.schema.tree import Direction, Tree
 from shardkit.schema.trees import upgrade_catalog
 from shardkit.schema.workers import Workers
@@ -45,10 +45,13 @@ class Fleet:
         options: Options | None = None,
         phase: str | None = None,
         dry_run: bool = False,
+        finish_soak: FinishSoak | None = None,
         progress: Progress = lambda _done, _total, _failed: None,
     ) -> Report:
         """Take every shard to *target*. Raises FleetBusyError, UnknownRevisionError, NoDowngradeError before anything is done.
 
+        Shards that are being moved are waited for, up to ``options.moves_wait_s``, and migrated when the move is over. A
+        soak is not waited for: with *finish_soak* it is ended (there is no going back without a copy then).
         *phase* ``pre`` stops before the first revision marked ``deploy = "post"``. A dry run looks, and changes nothing.
         """
         began = time.monotonic()
@@ -65,7 +68,7 @@ class Fleet:
             if dry_run:
                 return Report(wanted, direction, first.current, behind=first.behind, online=run.online(), planned=first)
             assert ledger is not None
-            report = run.all(first)
+            report = run.all(first, finish_soak=finish_soak)
             ledger.end(done=len(report.done), behind=sum(one.why is not Why.LEFT_OUT for one in report.behind))
             return replace(
                 report, target=wanted, run=ledger.run, seconds=time.monotonic() - began, online=run.online(), planned=first
@@ -97,7 +100,7 @@ class Fleet:
             with ledger.lease():
                 shard_map = load_map(catalog)
                 shards = sorted(shard for shard in shard_map.placements if only is None or shard in only)
-                held = hold_shards(catalog, shards) - moving_shards(catalog, shards)
+                held = hold_shards(catalog, shards) - moving_shards(catalog, shards).keys()
                 for name in sorted({shard_map.placement(shard).server for shard in held}):
                     url = server_url(shard_map.server(name), self.settings)
                     with connect_admin(url, self.settings, name=f"server {name!r}") as connection:

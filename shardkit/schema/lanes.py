@@ -53,7 +53,7 @@ class Shared:
     options: Options
     workers: Workers
     rendered: dict[str, Rendered] = field(default_factory=dict)
-    news: queue.SimpleQueue[News | None] = field(default_factory=queue.SimpleQueue)
+    news: queue.SimpleQueue[News | int] = field(default_factory=queue.SimpleQueue)
     stop: threading.Event = field(default_factory=threading.Event)
     slowest_ms: dict[str, float] = field(default_factory=dict)
 
@@ -74,12 +74,12 @@ class Lane:
                 raise ServerDownError(f"server {self.server!r} does not answer: {exc}; nothing was done") from exc
             raise
 
-    def work(self, jobs: Mapping[tuple[Step, ...], Sequence[Target]]) -> None:
-        """Take all shards through their steps; tells the news as it goes, None when it is at rest. Raises no shard's error."""
+    def work(self, jobs: Mapping[tuple[Step, ...], Sequence[Target]], wave: int) -> None:
+        """Take all shards through their steps; tells the news as it goes, and at the end *wave*. Raises no shard's error."""
         try:
             self._work(jobs)
         finally:
-            self._shared.news.put(None)
+            self._shared.news.put(wave)
 
     def _work(self, jobs: Mapping[tuple[Step, ...], Sequence[Target]]) -> None:
         most = self._shared.options.batch

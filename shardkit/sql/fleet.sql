@@ -64,5 +64,5 @@ SELECT to_regclass('shardkit_catalog.moves') IS NOT NULL
 
 -- moving --
 -- Shards with a move that is not over, also if nobody works on it now: its copies must stay alike.
-SELECT DISTINCT part FROM shardkit_catalog.moves, unnest(ARRAY[shard, into_shard]) AS part
-WHERE NOT ended AND part = ANY(%(shards)s::int[])
+SELECT DISTINCT ON (part) part, id, step FROM shardkit_catalog.moves, unnest(ARRAY[shard, into_shard]) AS part
+WHERE NOT ended AND part = ANY(%(shards)s::int[]) ORDER BY part, id DESC
