@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from hashlib import sha1
+from functools import partial
 from typing import Any, Final
 
 from redis import exceptions as redis_errors
@@ -24,6 +24,7 @@ from redis.crc import key_slot
 
 from shardkit._sync import colour
 from shardkit.core import cacheproto, cachescripts
+from shardkit.db.forked import in_forked_child
 
 POOL_WAIT_S: Final = 0.01
 SCRIPT_WAIT_S: Final = 0.5
@@ -261,13 +262,18 @@ class Store:
     """Values by tag and name. Every call raises UnreachableError where Redis is not to be had."""
 
     def __init__(self, url: str, *, timeout_s: float, limit: int, recovered: Callable[[], Any]) -> None:
-        self._topology = topology(url, timeout_s=timeout_s, limit=limit)
+        self._begin = partial(topology, url, timeout_s=timeout_s, limit=limit)
+        self._topology = self._begin()
         self._recovered = recovered
         self._timeout_s, self._failures, self._answered = timeout_s, 0, 0.0
         self.open = False
         """The breaker: while it is open nobody waits for Redis; a background probe closes it."""
         self._closed = False
         self._batch = colour.Batch(self._get_all)
+        in_forked_child(self._after_fork)
+
+    def _after_fork(self) -> None:
+        self._topology, self.open = self._begin(), False  # connections, slots and the probe are the parent's
 
     def fetch(self, tag: str, names: Sequence[str]) -> list[Any]:
         """What is stored under *names*: one GET or MGET, with those of other callers of the same moment."""
@@ -331,12 +337,12 @@ class Store:
                 node.close()
 
     def _script(self, source: str, tag: str, names: Sequence[str], arguments: Sequence[Any]) -> Any:
-        def command(inc: str, verb: str = "EVALSHA", what: str = _SHA[source]) -> Sequence[Any]:
+        def command(inc: str, verb: str = "EVALSHA", what: str = cachescripts.SHA1[source]) -> Sequence[Any]:
             return (verb, what, len(names), *[f"sk:{{{tag}}}:{inc}:{name}" for name in names], *arguments)
 
         try:
             return self._run(tag, command, SCRIPT_WAIT_S)
-        except NoScriptError:
+        except redis_errors.NoScriptError:
             return self._run(tag, lambda inc: command(inc, "EVAL", source), SCRIPT_WAIT_S)
 
     def _run(self, tag: str, command: Command, wait_s: float = POOL_WAIT_S) -> Any:
@@ -352,8 +358,8 @@ class Store:
     def _node_call(self, node: Node, command: Command, wait_s: float = POOL_WAIT_S) -> Any:
         try:
             reply = node.call(command, wait_s=wait_s)
-        except redis_errors.NoScriptError as exc:
-            raise NoScriptError from exc
+        except redis_errors.NoScriptError:
+            raise
         except (
             redis_errors.ReadOnlyError,
             redis_errors.MovedError,
@@ -392,10 +398,3 @@ class Store:
             self.open, self._failures = False, 0
             self._recovered()
             return
-
-
-class NoScriptError(Exception):
-    """The server does not know the script yet."""
-
-
-_SHA: Final = {s: sha1(s.encode()).hexdigest() for s in (cachescripts.LEASE, cachescripts.MARK, cachescripts.SWAP)}  # noqa: S324  # Redis' name for it
