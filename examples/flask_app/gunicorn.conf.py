@@ -11,3 +11,4 @@ preload_app = True
 max_requests = 20_000  # a worker is replaced now and then
 max_requests_jitter = 2_000
 accesslog = None
+control_socket_disable = True

@@ -100,8 +100,6 @@ PHOTOS = {
     "moon.png": ("Sea of something", "Clear sky tonight"),
     "ihc.png": ("Through the microscope",),
     "retina.jpg": ("An eye, from the inside",),
-    "grass.png": ("Close to the ground",),
-    "brick.png": ("Texture study", "A wall I like"),
 }
 SAID = (
     "Love this!", "Wow.", "Where is that?", "So good.", "Great light.", "I want to be there.", "That made my day.",
@@ -142,7 +140,7 @@ def _crop(image: Image.Image, luck: random.Random) -> Image.Image:
     share = luck.uniform(0.65, 1.0)
     width = max(200, int(image.width * share))
     height = max(200, min(image.height, int(width * luck.choice((0.75, 1.0, 1.25)))))
-    left, top = luck.randint(0, max(0, image.width - width)), luck.randint(0, max(0, image.height - height))
+    left, top = luck.randint(0, max(0, image.width - width)), luck.randint(0, max(0, (image.height - height) // 4))
     part = image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
     if luck.random() < 0.4:
         part = ImageOps.mirror(part)

@@ -80,7 +80,7 @@ class Visitor:
         self.name = name or f"person{next(_numbers)}"
 
     def get(self, path, **how):
-        return self.client.get(path, **how)
+        return self.client.get(path, buffered=True, **how)
 
     def form(self, path):
         """Hidden fields of the (last) form on a page."""
