@@ -75,7 +75,8 @@ def upload(kit: ShardKit, me, *, file: IO[bytes], caption: str, nonce: str, dire
 
 
 def take_down(kit: ShardKit, me, photo_id: int, *, directory: Path) -> None:
-    """Delete a photo of my own. Raises NotFound for any other, whether there is one or not."""
+    """Delete a photo of my own. Raises NotFound for any other, whether there is one or not; IdError, UnknownShardError."""
+    kit.locate_id(photo_id)
 
     def work(session) -> None:
         photo = session.get(Photo, photo_id)  # a session of mine: another's photo is not in it

@@ -16,6 +16,7 @@ from photos.images import BadImageError
 from photos.media import SIZES, path_of
 from photos.models import Comment, Follow, Follower, Photo, User
 from photos.visitor import enter, leave, me, shards
+from shardkit.core.ids import check_id
 
 views = Blueprint("photos", __name__)
 PEOPLE = 100
@@ -41,7 +42,7 @@ def home():
     """My feed; for strangers, what this is."""
     if me() is None:
         return render_template("welcome.html", items=_seen(_explore().photos(shards.kit)[:9]))
-    before = request.args.get("before", type=int)
+    before = _before()
     items = feeds.feed(shards.kit, me().tenant_id, before=before)
     return _page("feed.html", items, more="photos.home")
 
@@ -50,7 +51,7 @@ def home():
 @shards.tenant_optional
 def explore():
     """The newest photos of everybody."""
-    before = request.args.get("before", type=int)
+    before = _before()
     return _page("explore.html", _seen(_explore().photos(shards.kit, before=before)), more="photos.explore")
 
 
@@ -59,7 +60,7 @@ def explore():
 def profile(name: str):
     """Somebody's photos and counts."""
     kit, them = shards.kit, social.person(shards.kit, name)
-    before = request.args.get("before", type=int)
+    before = _before()
     photos = list(kit.cache.list(Photo, them.name, by="author", tenant=them.tenant_id)) if before is None else []
     if before is not None:
         with kit.read(them.tenant_id) as session:
@@ -226,6 +227,11 @@ def _page(template: str, items, *, more: str, **values):
     if "HX-Request" in request.headers and "before" in request.args:
         template = "_posts.html" if template == "feed.html" else "_grid.html"
     return render_template(template, items=items, next_url=next_url, **values)
+
+
+def _before() -> int | None:
+    """Up to which id a page goes back; what cannot be an id is as if it were not there."""
+    return request.args.get("before", type=lambda text: check_id(int(text)))
 
 
 def _me():

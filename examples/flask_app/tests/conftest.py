@@ -22,17 +22,22 @@ QUICK = "scrypt:1024:8:1"
 
 
 @pytest.fixture(scope="session")
-def cluster(local_cluster):
-    """Settings of sixteen shards on two servers, with a cache."""
+def databases(local_cluster):
+    """Sixteen shards on two servers."""
     with fresh_databases(local_cluster.servers, 2) as databases:
-        settings = Settings(catalog_url=databases.catalog_url)
-        make_cluster(settings, databases.servers, shards=16)
-        yield {
-            "SHARDKIT_CATALOG_URL": databases.catalog_url,
-            "SHARDKIT_REDIS_URL": local_cluster.redis_url,
-            "SHARDKIT_POOL_TIMEOUT_S": 60.0,
-            "SHARDKIT_CACHE_TIMEOUT_S": 5.0,  # a busy machine is not a Redis in trouble
-        }
+        make_cluster(Settings(catalog_url=databases.catalog_url), databases.servers, shards=16)
+        yield databases
+
+
+@pytest.fixture(scope="session")
+def cluster(local_cluster, databases):
+    """Settings of the cluster, with a cache."""
+    return {
+        "SHARDKIT_CATALOG_URL": databases.catalog_url,
+        "SHARDKIT_REDIS_URL": local_cluster.redis_url,
+        "SHARDKIT_POOL_TIMEOUT_S": 60.0,
+        "SHARDKIT_CACHE_TIMEOUT_S": 5.0,  # a busy machine is not a Redis in trouble
+    }
 
 
 @pytest.fixture(scope="session")
