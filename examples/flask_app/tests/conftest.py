@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import threading
+import time
 
 import pytest
 from PIL import Image
@@ -75,6 +77,21 @@ def both(request, app, configured):
 @pytest.fixture
 def kit(app):
     return app.extensions["shardkit"].kit
+
+
+@pytest.fixture
+def eventually():
+    """``eventually(condition)`` returns the condition's first true value, or fails after *within_s*."""
+
+    def wait(condition, *, within_s=60.0):
+        deadline, pause = time.monotonic() + within_s, threading.Event()
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"still not so after {within_s:g} s: {condition}")
+            pause.wait(0.05)
+        return value
+
+    return wait
 
 
 class Visitor:
