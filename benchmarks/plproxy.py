@@ -64,9 +64,7 @@ def proxied(urls: Mapping[str, str], rows: Sequence[tuple[str, int]]) -> Iterato
         )
         proxy.execute(sql.SQL("CREATE SERVER photos FOREIGN DATA WRAPPER plproxy OPTIONS ({})").format(options))
         user = conninfo.conninfo_to_dict(next(iter(urls.values())))["user"]
-        proxy.execute(
-            sql.SQL("CREATE USER MAPPING FOR CURRENT_USER SERVER photos OPTIONS (user {})").format(sql.Literal(user))
-        )
+        proxy.execute(sql.SQL("CREATE USER MAPPING FOR CURRENT_USER SERVER photos OPTIONS (user {})").format(sql.Literal(user)))
         proxy.execute(PROXY)
         _fill(proxy, urls, rows)
         proxy.prepare_threshold = 1
@@ -78,18 +76,22 @@ def proxied(urls: Mapping[str, str], rows: Sequence[tuple[str, int]]) -> Iterato
 
 
 def _partition(url: str) -> str:
-    parts = conninfo.conninfo_to_dict(url)
+    parts: dict[str, Any] = {**conninfo.conninfo_to_dict(url)}
     return conninfo.make_conninfo(**{key: parts[key] for key in ("host", "port", "dbname") if key in parts})
 
 
 def _fill(proxy: psycopg.Connection[Any], urls: Mapping[str, str], rows: Sequence[tuple[str, int]]) -> None:
     """Each row where PL/Proxy looks for it."""
-    found = proxy.execute("SELECT hashtext(name) & %s FROM unnest(%s::text[]) name", (len(urls) - 1, [name for name, _ in rows]))
+    found = proxy.execute(
+        "SELECT hashtext(name) & %s FROM unnest(%s::text[]) name", (len(urls) - 1, [name for name, _ in rows])
+    )
     homes = [home for (home,) in found]
     for number, url in enumerate(urls.values()):
         with psycopg.connect(url, autocommit=True) as partition:
             partition.execute(TABLE)
-            mine = [(key, f"photo {key}", 0, None, name) for (name, key), home in zip(rows, homes, strict=True) if home == number]
+            mine = [
+                (key, f"photo {key}", 0, None, name) for (name, key), home in zip(rows, homes, strict=True) if home == number
+            ]
             with partition.cursor() as cursor:
                 cursor.executemany("INSERT INTO public.photos VALUES (%s, %s, %s, %s, %s)", mine)
             partition.execute("VACUUM ANALYZE public.photos")

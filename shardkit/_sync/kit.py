@@ -92,9 +92,14 @@ class ShardKit:
 
         Use it as a context manager; it commits when told to. Raises NoTenantError, TenantKeyError, TenantLockedError.
         """
+        return RoutedSession(**self.session_arguments(tenant), **options)
+
+    def session_arguments(self, tenant: TenantKey | None = None) -> dict[str, Any]:
+        """What a subclass of RoutedSession is made with, to be a session as ``session`` gives it."""
         tenant = self._context.resolve(tenant)
         self._router.locate(tenant)
-        return self._open(tenant, trail=self._context.trail_of(tenant), **options)
+        trail = self._context.trail_of(tenant)
+        return {"guide": self._router, "tenant": tenant, "cache": self.cache.writer, "trail": trail}
 
     def begin(self, tenant: TenantKey | None = None, **options: Any) -> Unit:
         """A session that commits at the end of its block, or rolls back on an error."""
@@ -209,6 +214,11 @@ class ShardKit:
     def current_tenant(self) -> TenantKey | None:
         """Tenant of the block one stands in, if any."""
         return self._context.tenant
+
+    @property
+    def wrote(self) -> bool:
+        """Whether a unit of work of this block's tenant that may have written has ended in the block one stands in."""
+        return self._context.wrote
 
     def session_for_id(self, id: int, *, tenant: TenantKey | None = None, **options: Any) -> RoutedSession:  # noqa: A002  what it is
         """A session on the shard an id was born in, or, where tenants were isolated out of that, on the one that has its row.
