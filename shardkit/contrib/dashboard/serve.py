@@ -45,7 +45,7 @@ def make_app(settings: Settings, *, token: str, allow_changes: bool = False, eve
 def make_dashboard_server(
     settings: Settings, *, host: str, port: int, allow_changes: bool = False, every_s: float = EVERY_S
 ) -> tuple[BaseWSGIServer, Feed, str]:
-    """A server that listens, its feed, and the address to open. Raises SettingsError for a *host* off loopback, or a port in use."""
+    """A server that listens, its feed, the address to open. Raises SettingsError for a *host* off loopback or a port in use."""
     if not is_loopback(host):
         raise SettingsError(
             f"the dashboard listens on loopback only, not on {host!r}; nothing was started. From elsewhere use an SSH tunnel, "
