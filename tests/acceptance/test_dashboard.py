@@ -70,7 +70,8 @@ def served(config, *arguments):
         assert address.startswith("http://127.0.0.1:"), running.stderr.read() if running.poll() is not None else address
         yield address, running
     finally:
-        running.send_signal(signal.SIGINT)
+        if running.poll() is None:
+            running.send_signal(signal.SIGINT)
         _, said = running.communicate(timeout=30)
         assert "Traceback" not in said, said
         assert running.returncode == 0
@@ -261,6 +262,7 @@ def test_a_dashboard_that_is_gone_does_not_look_alive(chrome, fleet, config):
         with opened(chrome, address) as tab:
             os.kill(running.pid, signal.SIGINT)
             tab.page.locator("#live.bad", has_text="the dashboard does not answer").wait_for()
+            assert running.wait(60) == 0
 
 
 def test_a_shard_is_moved_from_the_page_only_where_that_is_allowed(chrome, fleet, config):

@@ -70,7 +70,8 @@ function draw() {
   const found = scale(pulse.servers.flatMap((server) => server.shards.map((shard) => shard[measure] ?? 0)));
   drawLegend(measure, found);
   const most = Math.max(...pulse.servers.map((server) => server.placed), 0);
-  $("servers").className = `servers ${most > 700 ? "most" : most > 140 ? "many" : ""}`;
+  const all = pulse.servers.reduce((sum, server) => sum + server.placed, 0);
+  $("servers").className = `servers ${most > 700 || all > 1500 ? "most" : most > 140 || all > 600 ? "many" : ""}`;
   keep($("servers"), pulse.servers, (server) => server.name, makeServer, (column, server) => {
     drawServer(column, server);
     const cells = server.shards.map((shard) => ({ ...shard, server: server.name, move: moving.get(`${server.name}/${shard.shard}`), coming: false }));
