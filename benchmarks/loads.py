@@ -89,7 +89,8 @@ class Load(ABC):
                 for shard in kit.map.shards_on(server):
                     schema = sql.Identifier(kit.map.route(shard).schema)
                     for statement in self.fill if shard in tenants else ():
-                        connection.execute(statement.format(schema=schema), [tenants[shard]])
+                        filling: sql.Composed = statement.format(schema=schema)
+                        connection.execute(filling, [tenants[shard]])
                 connection.commit()
                 connection.autocommit = True
                 connection.execute("ANALYZE")

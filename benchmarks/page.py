@@ -112,8 +112,10 @@ def _section(found: Report) -> str:
     parts = [
         f"## {found.benchmark}",
         f"**{found.question}** `python -m benchmarks {found.benchmark}{quick}`",
-        f"Commit {found.commit}, {found.when}; {found.machine.cores} cores, load when it began {tables.load(found)}; "
-        f"up to {found.rounds} rounds; {versions}.",
+        (
+            f"Commit {found.commit}, {found.when}; {found.machine.cores} cores, load when it began {tables.load(found)}; "
+            f"up to {found.rounds} rounds; {versions}."
+        ),
     ]
     if goals:
         parts.append(_table(goals, judged=True))
@@ -132,7 +134,8 @@ def _table(results: dict[str, Result], *, judged: bool) -> str:
     for key, result in results.items():
         noisy = "noisy" if result.noisy else ""
         cells = [
-            f"`{key}`", result.unit, tables.number(result.median), _quartiles(result), " to ".join(map(tables.number, result.ci)),
+            f"`{key}`", result.unit, tables.number(result.median), _quartiles(result),
+            " to ".join(map(tables.number, result.ci)),
             tables.number(result.max) if result.better == "lower" else "", str(result.n),
         ]  # fmt: skip
         if judged:

@@ -1,4 +1,4 @@
-"""PL/Proxy as a user would run it: a proxy database in front of one plain database on each server, and functions for queries."""
+"""PL/Proxy as a user would run it: a proxy database before one plain database on each server, and functions for queries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from shardkit import run_local
 BINARIES: Final = Path("/usr/lib/postgresql")
 """Where Debian keeps each major version, which is where its package of PL/Proxy puts its library."""
 TABLE: Final = """
-CREATE TABLE public.photos (id bigint PRIMARY KEY, title text NOT NULL, likes integer NOT NULL, place text, tenant_id text NOT NULL);
+CREATE TABLE public.photos (
+  id bigint PRIMARY KEY, title text NOT NULL, likes integer NOT NULL, place text, tenant_id text NOT NULL
+);
 CREATE UNIQUE INDEX ON public.photos (tenant_id, id);
 CREATE FUNCTION public.get_photo(tenant text, photo bigint) RETURNS SETOF public.photos LANGUAGE sql STABLE AS
   $$ SELECT * FROM public.photos WHERE id = photo AND tenant_id = tenant $$;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy.orm import Bundle
 from sqlalchemy.sql.selectable import CompoundSelect, Select
@@ -31,7 +31,7 @@ def each_plan(statement: Any) -> Plan:
 
 def _remembered(statement: Any, make: Callable[[Any, Any], Plan]) -> Plan:
     if isinstance(statement, CompoundSelect) and make is _plan:
-        make = united
+        make = cast("Callable[[Any, Any], Plan]", united)
     elif not isinstance(statement, Select):
         raise refuse(f"a fan-out takes a select(), not {type(statement).__name__}")
     key = key_of(statement)
