@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
-from typing import Final
+from typing import Final, Literal
 
 import psycopg
 from psycopg import sql
@@ -68,7 +68,7 @@ def run(bench: Bench) -> None:
         home = Path(tempfile.mkdtemp(prefix="shardkit-bench-", dir=parent))
         try:
             with _up(home / "cluster", cold) as cluster:
-                bench.versions["postgresql"] = _postgresql_version(cluster)
+                bench.versions["postgresql"] = postgresql_version(cluster)
                 _down(cluster, down)
             with _up(home / "cluster", warm) as cluster:
                 memory.append(pss_mb(cluster.running().values()))
@@ -124,11 +124,16 @@ def pss_mb(roots: Iterable[int]) -> float:
 
     That is PSS: RSS would count PostgreSQL's shared buffers once per backend.
     """
+    return sum(pss_kb(pid) for pid in family(roots)) * 1024 / 1e6
+
+
+def family(roots: Iterable[int]) -> set[int]:
+    """The processes *roots* and all below them."""
     parents = {int(stat.parent.name): parent for stat in Path("/proc").glob("[0-9]*/stat") if (parent := _parent(stat))}
-    family = set(roots)
-    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= grown
-    return sum(_pss_kb(pid) for pid in family) * 1024 / 1e6
+    found = set(roots)
+    while grown := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= grown
+    return found
 
 
 def _parent(stat: Path) -> int | None:
@@ -138,12 +143,13 @@ def _parent(stat: Path) -> int | None:
         return None  # it ended just now
 
 
-def _pss_kb(pid: int) -> int:
+def pss_kb(pid: int, kind: Literal["Pss", "Pss_Anon"] = "Pss") -> int:
+    """Proportional memory of one process in kB; *Pss_Anon* leaves out shared buffers, the program and its libraries."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0  # it ended just now
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
 
 
 def _up(data_dir: Path, taken: list[float]) -> LocalCluster:
@@ -159,7 +165,7 @@ def _down(cluster: LocalCluster, taken: list[float]) -> None:
     taken.append(perf_counter() - start)
 
 
-def _postgresql_version(cluster: LocalCluster) -> str:
+def postgresql_version(cluster: LocalCluster) -> str:
     with closing(psycopg.connect(cluster.servers[0].url, connect_timeout=10)) as connection:
         number = connection.info.server_version
     return f"{number // 10000}.{number % 10000}"

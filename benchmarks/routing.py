@@ -20,6 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from benchmarks import pgbouncer
 from benchmarks.delay_proxy import DelayProxy
 from benchmarks.harness import Bench
+from benchmarks.plproxy import NoPlproxyError, proxied
 from shardkit import AsyncShardKit, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local
 from shardkit.catalog.changes import create_cluster, make_ready
 from shardkit.core.shardmap import Server
@@ -118,6 +119,7 @@ def run(bench: Bench) -> None:
                 _direct(bench, place, shards=shards, rounds=rounds)
                 if shards == 256:
                     _peers(bench, place, rounds=rounds)
+                    _stored_functions(bench, place, cluster, rounds=rounds)
                     _async(bench, place, rounds=rounds)
                     _far(bench, place, rounds=rounds)
                     _pooled(bench, place, rounds=rounds)
@@ -215,6 +217,30 @@ def _peers(bench: Bench, place: Place, *, rounds: int) -> None:
         bench.ratio("read_256_vs_horizontal_shard", ours=taken["ours"], other=taken["horizontal_shard"], goal=0.75)
         bench.ratio("read_256_vs_translate_map", ours=taken["ours"], other=taken["translate_map"])
         bench.ratio("read_256_vs_psycopg", ours=taken["ours"], other=taken["psycopg"])
+
+
+def _stored_functions(bench: Bench, place: Place, cluster: LocalCluster, *, rounds: int) -> None:
+    """PL/Proxy, which routes calls of functions: the row as a tuple, no ORM, so read it beside `read_256_vs_psycopg`."""
+    draw = random.Random(4)
+    with ExitStack() as stack:
+        try:
+            databases = stack.enter_context(fresh_databases(cluster.servers, 2))
+            get = stack.enter_context(proxied(databases.servers, place.owned))
+        except NoPlproxyError as exc:
+            bench.skip("read_256_vs_plproxy", str(exc))
+        else:
+            kit = stack.enter_context(_kit(place))
+
+            def plproxy() -> None:
+                assert get(*draw.choice(place.owned)) is not None
+
+            variants = {"ours": _reads(draw, place, kit, None)["ours"], "plproxy": plproxy}
+            taken = bench.interleave(variants, rounds=rounds, block=bench.pick(200, 100), warmup=bench.pick(4 * 256, 512))
+            bench.ratio("read_256_vs_plproxy", ours=taken["ours"], other=taken["plproxy"])
+    with psycopg.connect(cluster.servers[0].url) as connection:
+        found = connection.execute("SELECT FROM pg_available_extensions WHERE name = 'citus'").fetchone()
+    why = "installed, but no way to measure it is written yet" if found else "not an extension of the servers that this starts"
+    bench.skip("read_256_vs_citus", why)
 
 
 def _async(bench: Bench, place: Place, *, rounds: int) -> None:
