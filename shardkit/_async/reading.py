@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Text, cast, func, select
 
-from shardkit._async import pastcache
-from shardkit._async.cache import Store, UnreachableError
+from shardkit._async import forgetting, pastcache
+from shardkit._async.cache import Store
 from shardkit._async.filling import Filler, Grounds
 from shardkit._async.marking import BARRIER_TTL_MS, MARKER_TTL_MS, AsyncMarking
+from shardkit._async.nodes import UnreachableError
 from shardkit._async.tending import Tended
 from shardkit.catalog.router import Router
 from shardkit.core.cacheproto import ABSENT, tag
@@ -181,6 +182,18 @@ class AsyncCache(Tended):
         except UnreachableError as exc:
             raise CacheUnavailableError("Redis did not take the markers: nothing was invalidated, try again") from exc
         self.counts.marks += len(names)
+
+    async def forget(self, tenant: TenantKey, *, shard: int) -> int:
+        """Drop all that is stored of *tenant* under *shard*: it has left that shard, or comes back to it. How many keys it was.
+
+        Raises CacheUnavailableError where Redis does not answer: what it has may then be old.
+        """
+        if self._store is None:
+            return 0
+        try:
+            return await forgetting.forget(self._store, self._cluster, tenant, shard=shard)
+        except UnreachableError as exc:
+            raise CacheUnavailableError("Redis does not answer, so nothing was dropped from it; try again") from exc
 
     async def _row(
         self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: Any, session: AsyncRoutedSession | None

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Text, cast, func, select
 
-from shardkit._sync import pastcache
-from shardkit._sync.cache import Store, UnreachableError
+from shardkit._sync import forgetting, pastcache
+from shardkit._sync.cache import Store
 from shardkit._sync.filling import Filler, Grounds
 from shardkit._sync.marking import BARRIER_TTL_MS, MARKER_TTL_MS, Marking
+from shardkit._sync.nodes import UnreachableError
 from shardkit._sync.tending import Tended
 from shardkit.catalog.router import Router
 from shardkit.core.cacheproto import ABSENT, tag
@@ -182,6 +183,18 @@ class Cache(Tended):
         except UnreachableError as exc:
             raise CacheUnavailableError("Redis did not take the markers: nothing was invalidated, try again") from exc
         self.counts.marks += len(names)
+
+    def forget(self, tenant: TenantKey, *, shard: int) -> int:
+        """Drop all that is stored of *tenant* under *shard*: it has left that shard, or comes back to it. How many keys it was.
+
+        Raises CacheUnavailableError where Redis does not answer: what it has may then be old.
+        """
+        if self._store is None:
+            return 0
+        try:
+            return forgetting.forget(self._store, self._cluster, tenant, shard=shard)
+        except UnreachableError as exc:
+            raise CacheUnavailableError("Redis does not answer, so nothing was dropped from it; try again") from exc
 
     def _row(
         self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: Any, session: RoutedSession | None

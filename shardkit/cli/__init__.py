@@ -24,6 +24,7 @@ COMMANDS = {
     "server": ("server", "server", "Servers of the cluster: list, add, remove."),
     "migrate": ("migrate", "migrate", "Alembic revisions over every shard: run, resume, look, compare."),
     "move": ("moves", "move", "Carry a shard to another server while it is written to."),
+    "isolate": ("isolate", "isolate", "Carry one tenant into a shard of its own while it is written to."),
     "moves": ("moves", "moves_", "Moves: list, show, resume, abort, rollback, finish."),
     "plan": ("moves", "plan", "Which shards would move where, and why."),
     "rebalance": ("moves", "rebalance", "Make the servers even."),

@@ -12,6 +12,7 @@ from psycopg import errors, sql
 
 from shardkit.core import moving as m
 from shardkit.core.names import ID_ORIGIN_SEQUENCE, ID_SEQUENCE, curtain_name
+from shardkit.errors import MoveRefusedError, ShardKitError
 from shardkit.move import objects
 from shardkit.move.carrier import Carrier
 from shardkit.move.curtain import SQL, drawing
@@ -42,12 +43,13 @@ class TenantSwitching(Switching):
         more: dict[type[m.Effect], Callable[[Any], Any]] = {
             m.CatchUp: self._catch_up, m.AwaitMark: self._await_mark, m.VerifyChanged: self._verify_changed,
             m.CarrySequences: self._carry_sequences, m.CommitFence: self._commit_fence, m.Open: self._open,
-            m.Follow: self._follow,
+            m.Flip: self._flip, m.Follow: self._follow,
         }  # fmt: skip
         self.effects |= more
 
     def _catch_up(self, _: m.CatchUp) -> None:
         if self.w.returning:  # nothing was built for the way back
+            self._forget(self.w.into_shard)
             prepare(self.w)
             arm(self.w)
 
@@ -143,6 +145,12 @@ class TenantSwitching(Switching):
     def _tables_there(self) -> list[Table]:
         return tables_of(self.w.target.on(), self.w.into)
 
+    def _flip(self, effect: m.Flip) -> None:
+        super()._flip(effect)
+        if self.w.options.forget is not None:  # a program with the old map finds nothing there, and asks where the tenant went
+            with contextlib.suppress(ShardKitError):
+                self.w.options.forget(self.w.tenant, self.w.shard)
+
     def _follow(self, _: m.Follow) -> None:
         if self._verifier is not None:
             self._verifier.close()
@@ -152,6 +160,17 @@ class TenantSwitching(Switching):
                 objects.drop(self.w.ends[found.server], found.kind, found.name)
                 self.w.journal.gone(found)
         self.w.journal.note(self.w.facts)
+
+    def _forget(self, shard: int) -> None:
+        """What was cached of the tenant under *shard* before others wrote for it elsewhere is older than what is there now."""
+        forget = self.w.options.forget
+        if forget is not None:
+            forget(self.w.tenant, shard)
+        elif self.w.settings.redis_url is not None:
+            raise MoveRefusedError(
+                "there is a cache (redis_url), and nobody to drop from it what it has of the tenant under the shard it "
+                "comes back to: use `shardkit moves rollback`, or give MoveOptions(forget=...). Nothing was switched over"
+            )
 
 
 class TenantCarrier(Carrier):
