@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 NAMES: Final = (
     "routing",
+    "steps",
     "ids",
     "placement",
     "local",
@@ -41,7 +42,7 @@ def present() -> list[str]:
     return [name for name in NAMES if find_spec(f"{__name__}.{name}")]
 
 
-def load(name: str) -> Benchmark:
+def find(name: str) -> Benchmark:
     """The benchmark called *name*, which must be one of :func:`present`."""
     if name not in present():
         raise LookupError(f"no benchmark is called {name!r}; there are: {', '.join(present())}")

@@ -93,19 +93,16 @@ def server_url(server: Server, settings: Settings) -> str:
 def replica_url(server: Server, dsn: str, settings: Settings) -> str:
     """URL of a replica of *server*: its own *dsn*, with the database and the credentials of the server."""
     primary, own = conninfo_to_dict(server_url(server, settings)), conninfo_to_dict(dsn)
-    return make_conninfo(dsn, **{k: primary[k] for k in (*_CREDENTIALS, "dbname") if primary.get(k) and not own.get(k)})
+    ours = {k: primary[k] for k in (*_CREDENTIALS, "dbname") if primary.get(k) and not own.get(k)}
+    return make_conninfo(dsn, **ours, target_session_attrs="any")
 
 
 def app_conninfo(server: Server, settings: Settings, *, replica: str | None = None) -> Secret:
     """How application code connects: as the least role, and with an empty path, so that unrouted names fail."""
     direct = not settings.pooled
     url = server_url(server, settings) if replica is None else replica_url(server, replica, settings)
-    return conninfo(
-        url,
-        settings,
-        **({"options": f"-c role={APP_ROLE} -c search_path= -c client_connection_check_interval=2s"} if direct else {}),
-        **({} if replica is None else {"target_session_attrs": "any"}),
-    )
+    own = {"options": f"-c role={APP_ROLE} -c search_path= -c client_connection_check_interval=2s"} if direct else {}
+    return conninfo(url, settings, **own)
 
 
 def can_fail_over(server: Server, settings: Settings) -> bool:
@@ -323,6 +320,12 @@ def listen(connection: psycopg.Connection[Any], channel: str) -> psycopg.Connect
         return connection
     connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
     return connection
+
+
+def announce(connection: psycopg.Connection[Any], name: str) -> None:
+    """Call this session *name* in pg_stat_activity; not behind a pooler, where the backend is everybody's."""
+    ask = "SELECT set_config('application_name', %s, false) WHERE pg_backend_pid() = %s"
+    connection.execute(ask, (name, connection.info.backend_pid))
 
 
 def wait_for_notice(connection: psycopg.Connection[Any], *, timeout_s: float, unless: threading.Event) -> None:
