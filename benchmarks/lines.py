@@ -24,7 +24,12 @@ PANELS: Final = {
         ("p99, ms", "shards", r"p99_ms_(?P<x>\d+)_on_(?P<line>\d+)", "{} servers"),
         ("memory of a backend, MB", "shards", r"backend_mb_(?P<x>\d+)_on_(?P<line>\d+)", "{} servers"),
         ("operations a second, bank", "shards", r"bank_ops_(?P<x>\d+)_on_(?P<line>\d+)", "{} servers"),
-        ("operations a second, fixed capacity of each server", "servers", r"fixed_ops_(?P<line>\d+)_on_(?P<x>\d+)", "{} shards"),
+        (
+            "operations a second, each server of fixed capacity",
+            "servers",
+            r"fixed_ops_(?P<line>\d+)_on_(?P<x>\d+)",
+            "{} shards",
+        ),
     ),
     "year": (
         ("fullest server over its fair share, by week", "servers", r"(?P<line>drifted|fullest)_over_share_(?P<x>\d+)", "{}"),
