@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import NAMES, compare, load, page, plots, present, report, tables
+from benchmarks import NAMES, compare, find, page, plots, present, report, tables
 from benchmarks.harness import Bench
 
 DONE, FAILED, USAGE, WORSE = 0, 1, 2, 3
@@ -56,7 +56,7 @@ def _console() -> Console:
 def _list() -> int:
     console = _console()
     for name in present():
-        console.print(f"[bold]{name:<12}[/]{load(name).QUESTION}", highlight=False)
+        console.print(f"[bold]{name:<12}[/]{find(name).QUESTION}", highlight=False)
     usage = ("NAME [--quick] [--json FILE] [--plot DIR]", "compare BEFORE.json AFTER.json", "page [--from DIR]")
     console.print("\n" + "\n".join(f"python -m benchmarks {line}" for line in usage), markup=False, highlight=False)
     return DONE
@@ -66,7 +66,7 @@ def _run(name: str, *, quick: bool, json: Path | None, plot: Path | None) -> int
     for target in (json.parent if json else None, plot.parent if plot else None):
         if target and not target.is_dir():
             return _usage(f"there is no folder {target}")  # said now, not after an hour of measuring
-    benchmark = load(name)
+    benchmark = find(name)
     bench = Bench(name=name, question=benchmark.QUESTION, quick=quick)
     with bench.progress:
         benchmark.run(bench)

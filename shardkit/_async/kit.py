@@ -22,6 +22,7 @@ from shardkit._async.reading import AsyncCache
 from shardkit._async.stream import AsyncRowStream
 from shardkit._async.transaction import AsyncTransaction
 from shardkit.catalog.decisions import Decisions
+from shardkit.catalog.loads import Load
 from shardkit.catalog.replicas import ReplicaGuide
 from shardkit.catalog.resolver import BackgroundResolver
 from shardkit.catalog.router import Router
@@ -29,9 +30,11 @@ from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
 from shardkit.core.outcome import safe_to_retry
 from shardkit.core.shardmap import Route, ShardMap
+from shardkit.core.tally import KitStats
 from shardkit.core.token import Token, seal, token_after, token_key, unseal
 from shardkit.db.deadline import left, within
 from shardkit.errors import CommitUnknownError, Outcome, SessionError, ShardKitError, ShardMovedError
+from shardkit.orm.births import Births
 from shardkit.orm.context import TenantContext
 from shardkit.orm.fanload import FanOutResult
 from shardkit.orm.session import AsyncRoutedSession, FixedGuide
@@ -62,6 +65,7 @@ class AsyncShardKit:
         """Entities by key, through Redis."""
         self._token_key = token_key(self._router.cluster_id, settings.token_key)
         self._keys = KeyLookup(self._router)
+        self._births = Births(self._router, asyncio=colour.ASYNC)
         self._decisions = Decisions(settings)
         self._resolver = BackgroundResolver(settings, lambda: self._router.map)
         self._fan_out = AsyncFanOut(self._router, settings, self._decisions)
@@ -182,6 +186,7 @@ class AsyncShardKit:
                 moved = isinstance(exc, ShardMovedError)
             else:
                 return result
+            self._router.tally.retries += 1
             if not moved:  # it waited for the map already
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311  # jitter, not a secret
                 pause = min(pause * 2, 1.0)
@@ -205,8 +210,8 @@ class AsyncShardKit:
         """Tenant of the block one stands in, if any."""
         return self._context.tenant
 
-    def session_for_id(self, id: int, *, tenant: TenantKey | None = None, **options: Any) -> AsyncRoutedSession:  # noqa: A002
-        """A session on the shard an id was born in.
+    def session_for_id(self, id: int, *, tenant: TenantKey | None = None, **options: Any) -> AsyncRoutedSession:  # noqa: A002  what it is
+        """A session on the shard an id was born in, or, where tenants were isolated out of that, on the one that has its row.
 
         With a tenant (given, or the block's) it is that tenant's session; without one it is operator access to the shard,
         because an id does not say whose row it is. Raises IdError, UnknownShardError.
@@ -215,6 +220,8 @@ class AsyncShardKit:
         tenant = tenant if tenant is not None else self._context.tenant
         if tenant is not None:
             return self.session(tenant, **options)
+        if len(self._router.map.family(shard)) > 1:
+            return AsyncRoutedSession(guide=self._births.guide(id), cache=self.cache.writer, **options)
         return self.shard(shard).session(**options)
 
     def shard(self, shard: int) -> AsyncShardAccess:
@@ -278,14 +285,28 @@ class AsyncShardKit:
         tenant = await colour.in_greenlet(partial(self._keys.tenant_of, attribute, value))
         return None if tenant is None else self._router.locate(tenant)
 
-    def locate_id(self, id: int) -> Route:  # noqa: A002
-        """Route of the shard an id was born in. No I/O."""
+    def locate_id(self, id: int) -> Route:  # noqa: A002  what it is
+        """Route of the shard an id was born in. No I/O. ``route_of_id`` says where its row is."""
         return self._router.map.route(shard_of_id(id))
+
+    async def route_of_id(self, id: int) -> Route:  # noqa: A002  what it is
+        """Route of the shard that has the row of an id: that of its birth, or, where tenants were isolated out of that, the one
+        of its family that has it, which is asked of their servers. Raises IdError, UnknownShardError.
+        """
+        return await colour.in_greenlet(partial(self._births.route, id))
+
+    def load(self) -> Load:
+        """Units of work of this process by shard and by most active tenant, since the catalog was last told. No I/O."""
+        return self._router.load.now()
 
     @property
     def map(self) -> ShardMap:
         """The shard map in memory."""
         return self._router.map
+
+    def stats(self) -> KitStats:
+        """What this process says of itself: map version, pools, retries, fences, counters of the cache. No I/O."""
+        return self._router.stats(self.cache.stats().values())
 
     async def refresh(self) -> ShardMap:
         """Ask the catalog for a newer map now. Raises CatalogUnavailableError."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from shardkit._sync import colour
 from shardkit.catalog.decisions import Decisions
@@ -35,10 +35,23 @@ IN_ONE_FLIGHT = 4
 Chunk = tuple[Route, ...]
 
 
+class Aim(NamedTuple):
+    """Which shards to ask, by which map."""
+
+    known: ShardMap
+    choose: Callable[[ShardMap], list[Route]]
+
+    @property
+    def routes(self) -> list[Route]:
+        """Those shards."""
+        return self.choose(self.known)
+
+
 @dataclass(slots=True, kw_only=True)
 class Asking:
     """One fan-out under way."""
 
+    aim: Aim
     before: str
     branch: str
     after: str
@@ -49,6 +62,8 @@ class Asking:
     answers: list[Answer] = field(default_factory=list)
     failures: dict[int, BaseException] = field(default_factory=dict)
     moved: list[Route] = field(default_factory=list)
+    torn: bool = False
+    """Whether tenants went from shard to shard meanwhile, so that what was answered is counted twice or not at all."""
     busy: set[Any] = field(default_factory=set)
     held: dict[str, Any] = field(default_factory=dict)
     """By server, the connection whose transaction is a consistent view."""
@@ -67,6 +82,13 @@ class Asking:
         if self.left_s <= 0:
             error = DeadlineError("the deadline of the fan-out passed before the answer came; nothing was changed")
         self.failures.update((route.shard, error) for route in routes)
+
+    def afresh(self, known: ShardMap) -> list[Route]:
+        """Forget what was answered: whom to ask by the map *known*."""
+        self.answers.clear()
+        self.failures.clear()
+        self.moved, self.torn, self.aim = [], False, self.aim._replace(known=known)
+        return self.aim.routes
 
     def cut(self) -> None:
         """End every wait: the deadline has passed."""
@@ -93,6 +115,11 @@ class Servers:
             colour.gather(calls, timeout_s=asking.left_s, cut=asking.cut)
             moved, asking.moved = asking.moved, []
             routes = self._onward(asking, moved) if moved else []
+            if moved and self._router.map.pins is not asking.aim.known.pins:
+                asking.torn = bool(asking.held)
+                if asking.torn:
+                    return
+                routes = asking.afresh(self._router.map)
 
     def ask_at_once(self, asking: Asking, routes: Sequence[Route]) -> None:
         """Ask on views of all servers between which no cross-shard transaction was being committed.
@@ -110,7 +137,10 @@ class Servers:
                     if asking.failures or not colour.in_thread(self._decisions.decided_since, moment):
                         routes = [route for route in routes if route.shard not in asking.failures]
                         self.ask(asking, routes)
-                        return
+                        if not asking.torn:
+                            return
+                        routes = asking.afresh(self._router.map)
+                        names = sorted({route.server for route in routes})
             finally:
                 self.let_go(asking)
             if asking.left_s < PAUSE_S:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from redis import exceptions as redis_errors
 from redis.connection import Connection as RedisConnection
-from redis.connection import UnixDomainSocketConnection, parse_url
+from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -217,7 +217,10 @@ class _Cluster:
 
 def _connection(options: dict[str, Any]) -> Any:
     options = dict(options)
-    return options.pop("connection_class", RedisConnection)(**options)
+    kind = options.pop("connection_class", RedisConnection)
+    if issubclass(kind, SSLConnection) and str(options.get("ssl_cert_reqs", "required")) != "none":
+        options["ssl_check_hostname"] = True  # a certificate of somebody else's is none; redis-py 5 does not look
+    return kind(**options)
 
 
 def topology(url: str, *, timeout_s: float, limit: int) -> _One | _Cluster:
@@ -273,15 +276,20 @@ class Store:
         """What is stored under *names*, None for markers too: one GET or MGET, with those of other callers of the moment."""
         return self._batch.get(tag, names)
 
+    def peek(self, tag: str, names: Sequence[str]) -> list[bytes | None]:
+        """What is stored under *names*, of whatever term, markers too."""
+        values, _ = self._run(tag, lambda _: ("MGET", *[f"sk:{{{tag}}}:{name}" for name in names]), SCRIPT_WAIT_S)
+        return values  # type: ignore[no-any-return]
+
     def _get_all(self, wanted: Sequence[tuple[str, str]]) -> list[Any]:
         if len(wanted) == 1:
             ((tag, name),) = wanted
             value, term = self._run(tag, lambda _: ("GET", f"sk:{{{tag}}}:{name}"))
             return [cacheproto.of_term(value, term)]
         if len({tag for tag, _ in wanted}) == 1 or isinstance(self._topology, _One):
-            keys = [f"sk:{{{t}}}:{n}" for t, n in wanted]
+            keys = [f"sk:{{{at}}}:{name}" for at, name in wanted]
             values, term = self._run(wanted[0][0], lambda _: ("MGET", *keys))
-            return [cacheproto.of_term(value, term) for value in values]
+            return cacheproto.all_of_term(values, term)
         found: dict[tuple[str, str], Any] = {}
         for tag in {tag for tag, _ in wanted}:
             ours = [key for key in wanted if key[0] == tag]

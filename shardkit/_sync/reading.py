@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Text, cast, func, select
 
-from shardkit._sync import pastcache
+from shardkit._sync import forgetting, pastcache
 from shardkit._sync.cache import Store, UnreachableError
 from shardkit._sync.filling import Filler, Grounds
 from shardkit._sync.marking import BARRIER_TTL_MS, MARKER_TTL_MS, Marking
@@ -57,7 +57,7 @@ class Cache(Tended):
                 limit=settings.cache_pool_size,
                 recovered=self._recovered,
             )
-            self._filler = Filler(self._store, self.counts, barrier_ttl_ms=BARRIER_TTL_MS, new_xid=self._new_xid)
+            self._filler = Filler(self._store, self.counts, barrier_ttl_ms=BARRIER_TTL_MS, new_xid=self.new_xid)
             self.writer = Marking(
                 self._store, self.counts, cluster=self._cluster, on_down=settings.cache_on_down, marker_ttl_ms=MARKER_TTL_MS
             )
@@ -176,12 +176,24 @@ class Cache(Tended):
         if self._store is None:
             raise SettingsError("there is no redis_url, so there is no cache to invalidate")
         route = self._route(tenant, None)
-        xid = self._new_xid(route)
+        xid = self.new_xid(route)
         try:
             self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=MARKER_TTL_MS)
         except UnreachableError as exc:
             raise CacheUnavailableError("Redis did not take the markers: nothing was invalidated, try again") from exc
         self.counts.marks += len(names)
+
+    def forget(self, tenant: TenantKey, *, shard: int) -> int:
+        """Drop all that is stored of *tenant* under *shard*: it has left that shard, or comes back to it. How many keys it was.
+
+        Raises CacheUnavailableError where Redis does not answer: what it has may then be old.
+        """
+        if self._store is None:
+            return 0
+        try:
+            return forgetting.forget(self._store, self._cluster, tenant, shard=shard)
+        except UnreachableError as exc:
+            raise CacheUnavailableError("Redis does not answer, so nothing was dropped from it; try again") from exc
 
     def _row(
         self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: Any, session: RoutedSession | None
@@ -210,13 +222,13 @@ class Cache(Tended):
         if raw is not None:
             usable, value = want.decode(raw)
             if usable:
-                counts.hits += 1
+                counts.hit()
                 return value
             counts.corrupt += 1
             if not may_replace(want.entity, raw):
                 return (self._filler.bypass(load))[0]
             outdated = raw
-        counts.misses += 1
+        counts.miss()
         return self._filler.one(at, route, want, outdated, load)
 
     def _rows(
@@ -234,14 +246,13 @@ class Cache(Tended):
             except UnreachableError:
                 self.counts.down += 1
             else:
-                missing, decode = {}, entity.codec.decode
-                for key, raw in zip(keys, found, strict=True):
-                    row = decode(raw) if raw is not None else None
+                missing = {}
+                for key, raw, row in zip(keys, found, entity.codec.decode_many(found), strict=True):
                     if row is not None:
                         rows[key] = row
                     elif raw != ABSENT:
                         missing[key] = raw if raw is not None and may_replace(entity, raw) else b""
-                self.counts.hits += len(keys) - len(missing)
+                self.counts.hit(len(keys) - len(missing))
         if missing:
             wants = {key: RowValue(entity, name) for key, name in zip(keys, names, strict=True) if key in missing}
             rows |= self._load_many(entity, wants, list(missing.values()), route, tenant, session)
@@ -259,7 +270,7 @@ class Cache(Tended):
         """Load all of *wants* by one statement, and fill those whose leases are free."""
         at = tag(self._cluster, route.shard)
         grounds, answers = Grounds(), [b"E"] * len(wants)
-        self.counts.misses += len(wants)
+        self.counts.miss(len(wants))
         if self._store is not None:
             try:
                 grounds, answers = self._filler.leases(at, route, list(wants.values()), outdated)
@@ -295,7 +306,7 @@ class Cache(Tended):
             result = connection.execute(statement, parameters)
             return cacheloads.loaded(result.all(), absent_at=key_at)
 
-    def _new_xid(self, route: Route) -> int:
+    def new_xid(self, route: Route) -> int:
         """A transaction id assigned now, of a transaction that ends at once."""
         with self._session(None, shard=route.shard) as session:
             connection = session.connection()
@@ -346,8 +357,7 @@ class Cache(Tended):
     def _built(self, entity: Entity, rows: Sequence[Any], tenant: Any, session: Any) -> Any:
         """Instances of *rows*; without a session they share a read session, which they keep."""
         own = None if session is not None else self._session(tenant, read_only=True, autoflush=False)
-        inner, build = inner_of(own if session is None else session), entity.build
-        made = [build(inner, row) for row in rows]
+        made = entity.build(inner_of(own if session is None else session), rows)
         if own is not None:
             for one in made:
                 one._sa_instance_state.info["shardkit_session"] = own

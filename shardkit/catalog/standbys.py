@@ -7,9 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-import psycopg
-from psycopg.conninfo import make_conninfo
-
 from shardkit.catalog.changes import set_replicas
 from shardkit.catalog.overview import current_map, opened
 from shardkit.core.lag import Position, lsn_number
@@ -104,8 +101,7 @@ def _look(settings: Settings, shardmap: ShardMap, server: Server, dsn: str) -> S
 def _position(settings: Settings, shardmap: ShardMap, server: Server, dsn: str) -> Position:
     """How far the replica of *server* at *dsn* is."""
     name = f"the replica of server {server.name!r} at {dsn!r}"
-    url = make_conninfo(replica_url(server, dsn, settings), target_session_attrs="any")
-    with at(url, settings, name=name) as connection:
+    with at(replica_url(server, dsn, settings), settings, name=name) as connection:
         if identity(connection) != (shardmap.cluster_id, server.server_id):
             raise WrongServerError(f"{name} is not a copy of that server; nothing was changed. Give the address of a standby")
         if not _one(connection, "SELECT pg_is_in_recovery()")[0]:
@@ -116,5 +112,5 @@ def _position(settings: Settings, shardmap: ShardMap, server: Server, dsn: str) 
     return Position(row[0], lsn_number(row[1]))
 
 
-def _one(connection: psycopg.Connection[Any], query: Any) -> Any:
+def _one(connection: Any, query: Any) -> Any:
     return connection.execute(query).fetchone()

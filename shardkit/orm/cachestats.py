@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(slots=True)
@@ -35,3 +36,21 @@ class CacheStats:
     """Transactions whose markers were left to the outbox."""
     breaker_open: bool = False
     """Whether Redis is not asked at present."""
+    on_read: Callable[[int, int], None] | None = field(default=None, repr=False, compare=False)
+    """Hears of every read, if somebody traces: how many values were there, how many were not."""
+
+    def hit(self, count: int = 1) -> None:
+        """*count* values were there."""
+        self.hits += count
+        if self.on_read is not None and count:
+            self.on_read(count, 0)
+
+    def miss(self, count: int = 1) -> None:
+        """*count* values were not."""
+        self.misses += count
+        if self.on_read is not None:
+            self.on_read(0, count)
+
+    def values(self) -> dict[str, int]:
+        """The counters by name."""
+        return {one.name: int(getattr(self, one.name)) for one in fields(self) if one.name != "on_read"}

@@ -11,10 +11,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from benchmarks import capacity, loads
+from benchmarks import capacity, workloads
 from benchmarks.capacity import CapacityUnavailableError, fixed_capacity, used_s
 from benchmarks.crowd import Order, crowd
-from benchmarks.loads import LOADS, name
+from benchmarks.workloads import LOADS, name
 from benchmarks.local import family
 from benchmarks.shards import by_load
 from shardkit import Settings, ShardKit
@@ -34,7 +34,7 @@ input()
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(loads, "TENANTS", 40)
+    monkeypatch.setattr(workloads, "TENANTS", 40)
 
 
 def made(databases, shards, load):
