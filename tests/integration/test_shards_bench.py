@@ -14,9 +14,9 @@ from psycopg import sql
 from benchmarks import capacity, workloads
 from benchmarks.capacity import CapacityUnavailableError, fixed_capacity, used_s
 from benchmarks.crowd import Order, crowd
-from benchmarks.workloads import LOADS, name
 from benchmarks.local import family
 from benchmarks.shards import by_load
+from benchmarks.workloads import LOADS, name
 from shardkit import Settings, ShardKit
 from shardkit.core.hashing import shard_of
 from shardkit.schema.blueprint import from_metadata
