@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, assert_type
 
 from sqlalchemy import Row, select
@@ -10,6 +11,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 from shardkit import (
     AsyncRoutedSession,
     AsyncShardKit,
+    Cached,
+    CacheStats,
+    ListKey,
     Outcome,
     Route,
     RoutedSession,
@@ -33,6 +37,7 @@ class Order(TenantScoped, ShardedBase):
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
     note: Mapped[str]
+    __cached__ = Cached(lists=[ListKey("note", limit=10)])
 
 
 class Visit(TenantScoped, ShardedBase):
@@ -116,3 +121,16 @@ def errors(error: ShardKitError) -> None:
 def settings() -> Settings:
     Settings(catalog_url="postgresql:///x", pool_size="3")  # type: ignore[arg-type]
     return Settings(catalog_url="postgresql:///x", servers={"pg1": "postgresql:///y"})
+
+
+def cached(kit: ShardKit) -> None:
+    assert_type(kit.cache.get(Order, 1, tenant="acme"), Order | None)
+    assert_type(list(kit.cache.get_many(Order, [1, 2], tenant="acme").values()), list[Order])
+    assert_type(kit.cache.list(Order, "x", by="note", tenant="acme"), Sequence[Order])
+    assert_type(kit.cache.stats(), CacheStats)
+    assert_type(kit.cache.drain(), int)
+
+
+async def cached_async(kit: AsyncShardKit) -> None:
+    assert_type(await kit.cache.get(Order, 1, tenant="acme"), Order | None)
+    assert_type(kit.cache.stats(), CacheStats)
