@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 if TYPE_CHECKING:
     from benchmarks.harness import Bench
 
-NAMES: Final = ("routing", "ids", "placement", "local", "cache", "moves", "migrations", "fanout", "shards", "load")
+NAMES: Final = (
+    "routing",
+    "steps",
+    "ids",
+    "placement",
+    "local",
+    "cache",
+    "moves",
+    "migrations",
+    "fanout",
+    "trouble",
+    "shards",
+    "year",
+    "load",
+)
 
 
 class Benchmark(Protocol):
@@ -28,7 +42,7 @@ def present() -> list[str]:
     return [name for name in NAMES if find_spec(f"{__name__}.{name}")]
 
 
-def load(name: str) -> Benchmark:
+def find(name: str) -> Benchmark:
     """The benchmark called *name*, which must be one of :func:`present`."""
     if name not in present():
         raise LookupError(f"no benchmark is called {name!r}; there are: {', '.join(present())}")

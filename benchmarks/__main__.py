@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: list them, run one, compare two reports."""
+"""Command line of the benchmarks: list them, run one, compare two reports, make the page of results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import NAMES, compare, load, plots, present, report, tables
+from benchmarks import NAMES, compare, find, page, plots, present, report, tables
 from benchmarks.harness import Bench
 
 DONE, FAILED, USAGE, WORSE = 0, 1, 2, 3
@@ -21,6 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _compare(given.files)
     if given.files:
         return _usage("only compare takes files")
+    if given.name == "page":
+        return _page(given.source)
+    if given.source:
+        return _usage("only page takes --from")
     if given.name is None:
         return _list()
     if given.name not in present():
@@ -35,11 +39,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Without a name: list the benchmarks and the question each one answers.",
         epilog="Exit codes: 0 done (goals may be missed: read the table), 1 failed, 2 usage, 3 compare found something worse.",
     )
-    parser.add_argument("name", nargs="?", help="a benchmark, or 'compare'")
+    parser.add_argument("name", nargs="?", help="a benchmark, or 'compare', or 'page'")
     parser.add_argument("files", nargs="*", type=Path, help="for compare: the report before and the report after")
     parser.add_argument("--quick", action="store_true", help="the same figures from fewer rounds, in under 60 s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to FILE")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the figures as SVG and PNG in DIR")
+    parser.add_argument("--from", type=Path, metavar="DIR", dest="source", help="for page: take over the reports in DIR first")
     return parser
 
 
@@ -51,8 +56,9 @@ def _console() -> Console:
 def _list() -> int:
     console = _console()
     for name in present():
-        console.print(f"[bold]{name:<12}[/]{load(name).QUESTION}", highlight=False)
-    console.print("\npython -m benchmarks NAME [--quick] [--json FILE] [--plot DIR]", markup=False, highlight=False)
+        console.print(f"[bold]{name:<12}[/]{find(name).QUESTION}", highlight=False)
+    usage = ("NAME [--quick] [--json FILE] [--plot DIR]", "compare BEFORE.json AFTER.json", "page [--from DIR]")
+    console.print("\n" + "\n".join(f"python -m benchmarks {line}" for line in usage), markup=False, highlight=False)
     return DONE
 
 
@@ -60,7 +66,7 @@ def _run(name: str, *, quick: bool, json: Path | None, plot: Path | None) -> int
     for target in (json.parent if json else None, plot.parent if plot else None):
         if target and not target.is_dir():
             return _usage(f"there is no folder {target}")  # said now, not after an hour of measuring
-    benchmark = load(name)
+    benchmark = find(name)
     bench = Bench(name=name, question=benchmark.QUESTION, quick=quick)
     with bench.progress:
         benchmark.run(bench)
@@ -89,6 +95,16 @@ def _compare(files: list[Path]) -> int:
     worse = [change.key for change in found if change.bad]
     print(f"worse: {', '.join(worse)}" if worse else "nothing is worse beyond noise")
     return WORSE if worse else DONE
+
+
+def _page(source: Path | None) -> int:
+    try:
+        written = page.write(source)
+    except report.ReportError as exc:
+        return _usage(str(exc))
+    for file in written:
+        print(file.relative_to(report.ROOT))
+    return DONE
 
 
 def _usage(problem: str) -> int:

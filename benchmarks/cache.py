@@ -29,9 +29,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from benchmarks.delay_proxy import DelayProxy
 from benchmarks.harness import Bench
-from shardkit import AsyncShardKit, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local
+from shardkit import AsyncShardKit, Cached, ListKey, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local
 from shardkit.local.databases import fresh_databases
-from shardkit.orm.cached import Cached, ListKey
 from shardkit.schema.blueprint import from_metadata
 from shardkit.schema.bootstrap import initialize
 

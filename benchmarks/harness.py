@@ -56,7 +56,7 @@ class Bench:
         *warmup* operations of each variant (a block, if not given) run first and are not counted.
         """
         taken: Samples = {name: [] for name in variants}
-        for name, count, kept in self._schedule(list(variants), rounds=rounds, block=block, warmup=warmup):
+        for name, count, kept in self.schedule(list(variants), rounds=rounds, block=block, warmup=warmup):
             operation, times = variants[name], []
             for _ in range(count):
                 start = perf_counter()
@@ -76,7 +76,7 @@ class Bench:
     ) -> Samples:
         """:meth:`interleave` for coroutine functions; each operation is awaited before the next begins."""
         taken: Samples = {name: [] for name in variants}
-        for name, count, kept in self._schedule(list(variants), rounds=rounds, block=block, warmup=warmup):
+        for name, count, kept in self.schedule(list(variants), rounds=rounds, block=block, warmup=warmup):
             operation, times = variants[name], []
             for _ in range(count):
                 start = perf_counter()
@@ -85,6 +85,18 @@ class Bench:
             if kept:
                 taken[name].append(times)
         return taken
+
+    def schedule(
+        self, names: Sequence[str], *, rounds: int, block: int = 1, warmup: int | None = None
+    ) -> Iterator[tuple[str, int, bool]]:
+        """(variant, operations, whether they count), in the order to run them: for what is not timed one by one."""
+        task = self.progress.add_task(" · ".join(names), total=rounds * len(names))
+        yield from ((name, block if warmup is None else warmup, False) for name in names)
+        for _ in range(rounds):
+            for name in self._draw.sample(names, len(names)):
+                gc.collect()  # a variant pays for its own garbage, not for that of the one before it
+                yield name, block, True
+                self.progress.advance(task)
 
     def ratio(
         self, key: str, *, ours: Rounds, other: Rounds, goal: float | None = None, goal_max: float | None = None,
@@ -128,20 +140,11 @@ class Bench:
     def report(self) -> report.Report:
         """The run so far, in the form of BENCH.md."""
         return report.Report(
-            benchmark=self.name, schema=1, commit=report.commit(), when=self._when, machine=self._machine,
+            benchmark=self.name, schema=1, commit=report.commit(), when=self._when,
+            machine=structs.replace(self._machine, load_end=report.load()),
             versions=report.versions(self.versions), question=self.question, params=self.params,
             rounds=self._rounds, results=self.results, skipped=self.skipped, samples=self.samples,
         )  # fmt: skip
-
-    def _schedule(self, names: list[str], *, rounds: int, block: int, warmup: int | None) -> Iterator[tuple[str, int, bool]]:
-        """(variant, operations, whether they count), in the order to run them."""
-        task = self.progress.add_task(" · ".join(names), total=rounds * len(names))
-        yield from ((name, block if warmup is None else warmup, False) for name in names)
-        for _ in range(rounds):
-            for name in self._draw.sample(names, len(names)):
-                gc.collect()  # a variant pays for its own garbage, not for that of the one before it
-                yield name, block, True
-                self.progress.advance(task)
 
 
 def _rounded(rounds: Rounds) -> list[list[float]]:

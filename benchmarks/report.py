@@ -28,11 +28,12 @@ class ReportError(ValueError):
     """A file is not a report of this form; the message says what is wrong and where."""
 
 
-class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Where it ran. Reports of different machines compare in ratios at best."""
 
     cores: Annotated[int, Meta(ge=1)]
     load: Annotated[float, Meta(ge=0, description="1-minute load average when the run began")]
+    load_end: Annotated[float | None, Meta(description="the same when it ended, its own load included")] = None
 
 
 class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -122,6 +123,12 @@ def write(report: Report, path: Path) -> None:
     path.write_bytes(text + b"\n")
 
 
+def small(report: Report) -> Report:
+    """*report* without the single operations: one value per round stays, which the intervals can be checked with."""
+    kept = {key: report.samples[key] for key in report.results}
+    return msgspec.structs.replace(report, samples=kept)
+
+
 def schema_json() -> str:
     """JSON Schema of the form; ``schema.json`` is this text and a test holds them together."""
     return json.dumps(msgspec.json.schema(Report), indent=2, ensure_ascii=False) + "\n"
@@ -132,7 +139,11 @@ def now() -> str:
 
 
 def machine() -> Machine:
-    return Machine(cores=len(os.sched_getaffinity(0)), load=round(os.getloadavg()[0], 2))
+    return Machine(cores=len(os.sched_getaffinity(0)), load=load())
+
+
+def load() -> float:
+    return round(os.getloadavg()[0], 2)
 
 
 def commit() -> str:

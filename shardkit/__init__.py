@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from shardkit.errors import Outcome, ShardKitError
     from shardkit.local import LocalCluster, run_local
     from shardkit.orm.base import ShardedBase
+    from shardkit.orm.cached import Cached, ListKey
+    from shardkit.orm.cachestats import CacheStats
     from shardkit.orm.keys import ShardKey
     from shardkit.orm.session import AsyncRoutedSession, RoutedSession
     from shardkit.orm.tenancy import TenantScoped
@@ -23,7 +25,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncRoutedSession": "orm.session",
     "AsyncShardKit": "_async.kit",
+    "CacheStats": "orm.cachestats",
+    "Cached": "orm.cached",
     "GlobalUnique": "orm.unique",
+    "ListKey": "orm.cached",
     "LocalCluster": "local",
     "Outcome": "errors",
     "Route": "core.shardmap",
@@ -41,7 +46,10 @@ _HOMES = {
 __all__ = [
     "AsyncRoutedSession",
     "AsyncShardKit",
+    "CacheStats",
+    "Cached",
     "GlobalUnique",
+    "ListKey",
     "LocalCluster",
     "Outcome",
     "Route",

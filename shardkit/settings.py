@@ -85,6 +85,10 @@ class Settings:
     """How long a call to Redis may take before PostgreSQL is asked instead."""
     cache_pool_size: int = 32
     """Connections this process may hold to one Redis server."""
+    count_loads: bool = True
+    """Count units of work by tenant and shard, for `rebalance --by load` and `kit.load()`."""
+    load_interval_s: float = 30.0
+    """How often the catalog is told of them, in the background."""
     insecure_transport: bool = False
     """Allow a host off loopback without sslmode=verify-full (or a redis:// URL off loopback)."""
     application_name: str = "shardkit"
@@ -94,8 +98,9 @@ class Settings:
         for name in ("catalog_url", "redis_url", "application_name"):
             _text(name, getattr(self, name))
         _table("servers", self.servers)
-        if type(self.insecure_transport) is not bool:
-            raise SettingsError("insecure_transport is true or false; nothing was started")
+        for name in ("insecure_transport", "count_loads"):
+            if type(getattr(self, name)) is not bool:
+                raise SettingsError(f"{name} is true or false; nothing was started")
         if not self.catalog_url:
             raise SettingsError(
                 f"no catalog_url: set SHARDKIT_CATALOG_URL, or name a TOML file that has it in {CONFIG_VARIABLE}"

@@ -7,10 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ["shardkit.testing"]
 
 HERE = Path(__file__).parent
+settings.register_profile("untimed", deadline=None)  # how long an example took says more of the machine than of the code
+settings.load_profile("untimed")
 KINDS = {
     "unit": "no server",
     "sim": "no server, much chance",

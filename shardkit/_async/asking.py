@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from shardkit._async import colour
 from shardkit.catalog.decisions import Decisions
@@ -35,10 +35,23 @@ IN_ONE_FLIGHT = 4
 Chunk = tuple[Route, ...]
 
 
+class Aim(NamedTuple):
+    """Which shards to ask, by which map."""
+
+    known: ShardMap
+    choose: Callable[[ShardMap], list[Route]]
+
+    @property
+    def routes(self) -> list[Route]:
+        """Those shards."""
+        return self.choose(self.known)
+
+
 @dataclass(slots=True, kw_only=True)
 class Asking:
     """One fan-out under way."""
 
+    aim: Aim
     before: str
     branch: str
     after: str
@@ -49,6 +62,8 @@ class Asking:
     answers: list[Answer] = field(default_factory=list)
     failures: dict[int, BaseException] = field(default_factory=dict)
     moved: list[Route] = field(default_factory=list)
+    torn: bool = False
+    """Whether tenants went from shard to shard meanwhile, so that what was answered is counted twice or not at all."""
     busy: set[Any] = field(default_factory=set)
     held: dict[str, Any] = field(default_factory=dict)
     """By server, the connection whose transaction is a consistent view."""
@@ -67,6 +82,13 @@ class Asking:
         if self.left_s <= 0:
             error = DeadlineError("the deadline of the fan-out passed before the answer came; nothing was changed")
         self.failures.update((route.shard, error) for route in routes)
+
+    def afresh(self, known: ShardMap) -> list[Route]:
+        """Forget what was answered: whom to ask by the map *known*."""
+        self.answers.clear()
+        self.failures.clear()
+        self.moved, self.torn, self.aim = [], False, self.aim._replace(known=known)
+        return self.aim.routes
 
     def cut(self) -> None:
         """End every wait: the deadline has passed."""
@@ -93,6 +115,11 @@ class AsyncServers:
             await colour.gather(calls, timeout_s=asking.left_s, cut=asking.cut)
             moved, asking.moved = asking.moved, []
             routes = await self._onward(asking, moved) if moved else []
+            if moved and self._router.map.pins is not asking.aim.known.pins:
+                asking.torn = bool(asking.held)
+                if asking.torn:
+                    return
+                routes = asking.afresh(self._router.map)
 
     async def ask_at_once(self, asking: Asking, routes: Sequence[Route]) -> None:
         """Ask on views of all servers between which no cross-shard transaction was being committed.
@@ -110,7 +137,10 @@ class AsyncServers:
                     if asking.failures or not await colour.in_thread(self._decisions.decided_since, moment):
                         routes = [route for route in routes if route.shard not in asking.failures]
                         await self.ask(asking, routes)
-                        return
+                        if not asking.torn:
+                            return
+                        routes = asking.afresh(self._router.map)
+                        names = sorted({route.server for route in routes})
             finally:
                 await self.let_go(asking)
             if asking.left_s < PAUSE_S:
@@ -136,7 +166,25 @@ class AsyncServers:
         return self._router
 
     async def declare(self, asking: Asking, routes: Sequence[Route]) -> list[tuple[Any, str]]:
-        """A cursor for each chunk, open on a view of its server: connection and name."""
+        """A cursor for each chunk, open on a view of its server: connection and name.
+
+        An open cursor reads its view to the end, wherever its shards move meanwhile. Where one has moved before, everything is
+        begun again: a view taken before a shard arrived would show only a part of its rows.
+        """
+        while True:
+            found = await self._declare(asking, routes)
+            if asking.moved and not asking.failures:
+                await self.let_go(asking)
+                moved, asking.moved = asking.moved, []
+                onward = {route.shard: route for route in await self._onward(asking, moved)}
+                routes = [onward.get(route.shard, route) for route in routes]
+            if asking.failures:
+                said = next(iter(asking.failures.values()))
+                raise FanOutError(f"{len(asking.failures)} shards did not answer: {said}", failures=asking.failures) from said
+            if asking.held:
+                return found
+
+    async def _declare(self, asking: Asking, routes: Sequence[Route]) -> list[tuple[Any, str]]:
         known = self._router.map
         chunks = chunks_of(routes, of=len(known.placements))
         calls: list[Callable[[], Any]] = [partial(self._view, asking, known.server(name)) for name in chunks]
@@ -145,9 +193,6 @@ class AsyncServers:
             partial(self._open, asking, asking.held[name], mine) for name, mine in chunks.items() if name in asking.held
         ]
         found = await colour.gather(opened, timeout_s=asking.left_s, cut=asking.cut) if opened else []
-        if asking.failures:
-            said = next(iter(asking.failures.values()))
-            raise FanOutError(f"{len(asking.failures)} shards did not answer: {said}", failures=asking.failures) from said
         return [cursor for part in found for cursor in part]
 
     async def _open(self, asking: Asking, connection: Any, chunks: Sequence[Chunk]) -> list[tuple[Any, str]]:
@@ -156,10 +201,24 @@ class AsyncServers:
             try:
                 await connection.execute(declared(number, asking.text(chunk)), asking.values)
             except DriverError as exc:
-                asking.fail(chunk, exc)
+                if not await self._has_moved(asking, connection, chunk, exc):
+                    asking.fail(chunk, exc)
                 break
             cursors.append((connection, f"c{number}"))
         return cursors
+
+    async def _has_moved(self, asking: Asking, connection: Any, chunk: Chunk, error: Any) -> bool:
+        """Whether *error* comes from shards of *chunk* that moved, which are noted."""
+        if connection.closed or error.sqlstate not in FENCE:
+            return False
+        try:
+            await connection.execute(b"ROLLBACK")
+            cursor = await connection.execute(missing_schemas(), [[route.schema for route in chunk]])
+            gone = {row[0] for row in await cursor.fetchall()}
+        except DriverError:
+            return False
+        asking.moved += [route for route in chunk if route.schema in gone]
+        return bool(gone)
 
     async def fetch(self, asking: Asking, connection: Any, streams: Sequence[tuple[int, str]], batch: int) -> dict[int, Answer]:
         """The next *batch* rows of cursors of one connection, by the number of their streams."""

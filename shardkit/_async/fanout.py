@@ -12,17 +12,18 @@ from functools import partial
 from typing import Any, Literal
 
 from shardkit._async import colour
-from shardkit._async.asking import Asking, AsyncServers
+from shardkit._async.asking import Aim, Asking, AsyncServers
 from shardkit._async.stream import AsyncRowStream
 from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
-from shardkit.core.shardmap import Route
+from shardkit.core.shardmap import Route, ShardMap
 from shardkit.db.deadline import left
 from shardkit.errors import FanOutError, FanOutRefusedError, SettingsError
 from shardkit.orm.fancheck import value_of
 from shardkit.orm.fanload import FanOutResult, finished, merged
-from shardkit.orm.fanplan import Aggregate, Plan, each_plan, plan_of
+from shardkit.orm.fanplan import Aggregate, Plan
+from shardkit.orm.fanread import each_plan, plan_of
 from shardkit.orm.tenancy import of_tenants
 from shardkit.settings import Settings
 
@@ -55,11 +56,12 @@ class AsyncFanOut:
         """See ``fan_out`` of the facade."""
         if on_error not in ("raise", "partial"):
             raise SettingsError(f'on_error is "raise" or "partial", not {on_error!r}')
-        routes, statement = self._aim(statement, shards, tenants)
+        aim, statement = self._aim(statement, shards, tenants)
         plan = plan_of(statement)
         limit, offset = value_of(statement._limit_clause), value_of(statement._offset_clause) or 0
         upto = None if limit is None else limit + offset
         asking = self._asking(
+            aim,
             plan,
             statement,
             params,
@@ -69,7 +71,7 @@ class AsyncFanOut:
             deadline_s=deadline_s,
         )
         ask = self._servers.ask_at_once if snapshot else self._servers.ask
-        await ask(asking, routes)
+        await ask(asking, aim.routes)
         self._judge(asking, on_error)
         oids, kept = merged(plan, statement, asking.answers, limit=limit, offset=offset, max_rows=max_rows)
         made, of = await colour.in_greenlet(partial(finished, plan, statement, oids, kept, guide=self._router))
@@ -93,15 +95,15 @@ class AsyncFanOut:
         deadline_s: float = DEADLINE_S,
     ) -> AsyncRowStream:
         """See ``fan_out_stream`` of the facade."""
-        routes, statement = self._aim(statement, shards, tenants)
+        aim, statement = self._aim(statement, shards, tenants)
         plan = plan_of(statement)
         if plan.grouped or plan.distinct:
             raise FanOutRefusedError("groups and distinct rows have to be merged as a whole: use fan_out() for them")
         limit, offset = value_of(statement._limit_clause), value_of(statement._offset_clause) or 0
         upto = None if limit is None else limit + offset
-        asking = self._asking(plan, statement, params, upto=upto, cap=None, whole=False, deadline_s=deadline_s)
+        asking = self._asking(aim, plan, statement, params, upto=upto, cap=None, whole=False, deadline_s=deadline_s)
         return AsyncRowStream(
-            self._servers, plan, statement, asking, routes, limit=limit, offset=offset, batch=batch, deadline_s=deadline_s
+            self._servers, plan, statement, asking, aim.routes, limit=limit, offset=offset, batch=batch, deadline_s=deadline_s
         )
 
     async def each(
@@ -114,10 +116,10 @@ class AsyncFanOut:
         deadline_s: float = DEADLINE_S,
     ) -> dict[int, Any]:
         """The one value that *statement* has in each shard, by the shard's number."""
-        routes, statement = self._aim(statement, shards, tenants)
+        aim, statement = self._aim(statement, shards, tenants)
         plan = each_plan(statement)
-        asking = self._asking(plan, statement, params, upto=None, cap=None, whole=False, deadline_s=deadline_s)
-        await self._servers.ask(asking, routes)
+        asking = self._asking(aim, plan, statement, params, upto=None, cap=None, whole=False, deadline_s=deadline_s)
+        await self._servers.ask(asking, aim.routes)
         self._judge(asking, "raise")
         oids, kept = merged(plan, statement, asking.answers, limit=None, offset=0, max_rows=MAX_ROWS)
         made, of = finished(plan, statement, oids, kept, guide=self._router)
@@ -129,20 +131,22 @@ class AsyncFanOut:
         """Close idle connections."""
         await self._servers.close()
 
-    def _aim(
-        self, statement: Any, shards: Iterable[int] | None, tenants: Iterable[TenantKey] | None
-    ) -> tuple[list[Route], Any]:
-        """The shards to ask, and *statement* with the filter of *tenants*."""
-        known = self._router.map
-        chosen = set(known.placements) if shards is None else set(shards)
-        if tenants is not None:
-            tenants = list(tenants)
-            chosen &= {known.shard_of(tenant) for tenant in tenants}
-            statement = of_tenants(statement, tenants)
-        return [known.route(shard) for shard in sorted(chosen)], statement
+    def _aim(self, statement: Any, shards: Iterable[int] | None, tenants: Iterable[TenantKey] | None) -> tuple[Aim, Any]:
+        """Which shards to ask, and *statement* with the filter of *tenants*."""
+        named = None if shards is None else set(shards)
+        whose = None if tenants is None else list(tenants)
+
+        def choose(known: ShardMap) -> list[Route]:
+            chosen = set(known.placements) if named is None else set(named)
+            if whose is not None:
+                chosen &= {known.shard_of(tenant) for tenant in whose}
+            return [known.route(shard) for shard in sorted(chosen)]
+
+        return Aim(self._router.map, choose), statement if whose is None else of_tenants(statement, whose)
 
     @staticmethod
     def _asking(
+        aim: Aim,
         plan: Plan,
         statement: Any,
         params: Mapping[str, Any] | None,
@@ -155,7 +159,13 @@ class AsyncFanOut:
         before, after = plan.around(upto, cap=cap)
         branch, values = plan.bind(statement, dict(params) if params else None)
         return Asking(
-            before=before, branch=branch, after=after, values=values, whole=whole, deadline=time.monotonic() + left(deadline_s)
+            aim=aim,
+            before=before,
+            branch=branch,
+            after=after,
+            values=values,
+            whole=whole,
+            deadline=time.monotonic() + left(deadline_s),
         )
 
     @staticmethod

@@ -10,17 +10,18 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from itertools import count
 from random import uniform
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shardkit._async import colour
-from shardkit._async.cache import Store, UnreachableError
+from shardkit._async.cache import Store
+from shardkit._async.nodes import UnreachableError
 from shardkit.core import cacheproto as proto
 from shardkit.core.shardmap import Route
 from shardkit.db.forked import in_forked_child
 from shardkit.orm.cacheloads import Loaded
+from shardkit.orm.cachestats import CacheStats
 
 Load = Callable[[], Any]
 """Gives the value and what it was loaded in."""
@@ -30,39 +31,17 @@ GATHER_S: Final = 0.002
 UNCACHED: Final = 8
 """Loads past the cache at a time; more wait, up to UNCACHED_WAIT_S."""
 UNCACHED_WAIT_S: Final = 5.0
-JOIN_S: Final = 2.0
+JOIN_S: Final = 5.0
 """How long a caller waits for another one of its process."""
 WAIT_S: Final = 0.05
 """How long it waits for another process, unless loads are known to take longer; then it loads without filling."""
 
 
-@dataclass(slots=True)
-class Counts:
-    """Counters of one kit's cache; plain ints, read as they are."""
+class Grounds(NamedTuple):
+    """What a fill needs to be past, and the term in which its lease was given."""
 
-    hits: int = 0
-    misses: int = 0
-    loads: int = 0
-    fills: int = 0
-    """Loads that were put into Redis."""
-    unsettled: int = 0
-    """Loads that were not, because a marked transaction was still open."""
-    lost: int = 0
-    """Leases that a writer, or somebody faster, took away."""
-    waits: int = 0
-    """Callers that waited for another one of this process."""
-    busy: int = 0
-    """Callers that did not wait longer for another process."""
-    corrupt: int = 0
-    """Stored values that were not ours, or of another schema."""
-    down: int = 0
-    """Calls that Redis did not answer."""
-    outbox: int = 0
-    """Transactions whose markers were left to the outbox."""
-
-    def values(self) -> dict[str, int]:
-        """By name."""
-        return asdict(self)
+    barrier: int = 0
+    term: bytes = b""
 
 
 class Flight:
@@ -79,10 +58,12 @@ class Flight:
 class Filler:
     """Loads and fills, for all entities of one kit. Barriers are set here, when a shard's is missing."""
 
-    def __init__(self, store: Store, counts: Counts, *, barrier_ttl_ms: int, new_xid: Callable[[Route], Any]) -> None:
+    def __init__(self, store: Store, counts: CacheStats, *, barrier_ttl_ms: int, new_xid: Callable[[Route], Any]) -> None:
         self._store, self._counts = store, counts
         self._barrier_ttl_ms, self._new_xid = barrier_ttl_ms, new_xid
         self._flights: dict[tuple[str, str], Flight] = {}
+        self._filling: dict[tuple[str, str], Flight] = {}
+        """What is loaded and on its way to Redis; too late to join, but known to end soon."""
         self._usual_s = 0.0
         self._uncached = colour.Slots(UNCACHED)
         self._token, self._turn = secrets.token_hex(6), count()
@@ -145,10 +126,10 @@ class Filler:
     ) -> Any:
         tag, _ = at
         try:
-            marker, barrier, found = await self._lease(tag, route, want, outdated)
+            marker, grounds, found = await self._lease(tag, route, want, outdated)
         except UnreachableError:
             self._counts.down += 1
-            marker, barrier, found = b"", 0, (False, None)
+            marker, grounds, found = b"", Grounds(), (False, None)
         if found[0]:
             self._leave(at, flight)
             return found[1]  # joined ones ask for themselves: it may have been there before they came
@@ -157,9 +138,13 @@ class Filler:
         value, loaded = await (self._timed(load) if marker else self.bypass(load))
         flight.value, flight.loaded = value, True
         if marker:
+            self._filling[at] = flight
             self._leave(at, flight)  # who comes from now on could miss what is committed from now on
             load_ms = round((time.monotonic() - started) * 1000)
-            flight.filled = await self._fill(tag, [(want, value, marker)], barrier, loaded, load_ms)
+            try:
+                flight.filled = await self.fill(tag, [(want, value, marker)], grounds, loaded, load_ms)
+            finally:
+                self._filling.pop(at, None)
         return value
 
     def _leave(self, at: tuple[str, str], flight: Flight) -> None:
@@ -173,60 +158,62 @@ class Filler:
         self._usual_s += (time.monotonic() - started - self._usual_s) * 0.1
         return answer
 
-    async def _lease(self, tag: str, route: Route, want: Any, outdated: bytes) -> tuple[bytes, int, tuple[bool, Any]]:
-        """Marker and barrier of a lease; or what was there meanwhile; or nothing (b""), and one loads without filling."""
+    async def _lease(self, tag: str, route: Route, want: Any, outdated: bytes) -> tuple[bytes, Grounds, tuple[bool, Any]]:
+        """Marker and grounds of a lease; or what was there meanwhile; or nothing (b""), and one loads without filling."""
         give_up, pause = 0.0, 0.001
         while True:
-            barrier, (answer,) = await self.leases(tag, route, [want], [outdated])
+            grounds, (answer,) = await self.leases(tag, route, [want], [outdated])
             if answer[:1] == b"L":
-                return answer[1:], barrier, (False, None)
+                return answer[1:], grounds, (False, None)
             if answer[:1] == b"V":
-                return b"", 0, want.decode(answer[1:])
+                return b"", grounds, want.decode(answer[1:])
             if answer != b"W":
-                return b"", 0, (False, None)
+                return b"", grounds, (False, None)
+            ours = self._filling.get((tag, want.name))
+            if ours is not None and await ours.done.wait(JOIN_S):
+                continue
             now = time.monotonic()
             give_up = give_up or now + max(WAIT_S, min(4 * self._usual_s, 1.0))
             if now > give_up:
                 self._counts.busy += 1
-                return b"", 0, (False, None)
+                return b"", grounds, (False, None)
             await colour.pause(pause)
             pause = min(pause * 2, 0.02)
             (raw,) = await self._store.fetch(tag, [want.name])
-            if raw is not None and raw[:1] != proto.MARKER:
+            if raw is not None:
                 found = want.decode(raw)
                 if found[0]:
-                    return b"", 0, found
+                    return b"", grounds, found
 
-    async def leases(self, tag: str, route: Route, wants: Sequence[Any], outdated: Sequence[bytes]) -> tuple[int, list[bytes]]:
-        """Barrier and the script's answer for each of *wants*, setting the barrier first where it is on us to do so."""
+    async def leases(
+        self, tag: str, route: Route, wants: Sequence[Any], outdated: Sequence[bytes]
+    ) -> tuple[Grounds, list[bytes]]:
+        """Grounds and the script's answer for each of *wants*, setting the barrier first where it is on us to do so."""
         for _ in range(2):
             token = f"{self._token}.{os.getpid()}.{next(self._turn)}"
-            reply = await self._store.lease(
+            reply, term = await self._store.lease(
                 tag, [w.name for w in wants], token=token, epoch=route.epoch, lease_ms=LEASE_MS, outdated=outdated
             )
             first = bytes(reply[0])
             if first == b"P":
                 xid = await self._new_xid(route)
-                new = proto.pack_barrier(epoch=route.epoch, xid=xid)
+                new = proto.pack_barrier(epoch=route.epoch, xid=xid, term=term)
                 await self._store.swap(tag, [("@b", b"P|" + token.encode(), new, self._barrier_ttl_ms)])
             elif first[:1] == b"B":
-                return proto.parse_barrier(first), [bytes(one) for one in reply[1:]]
+                return Grounds(proto.parse_barrier(first), term), [bytes(one) for one in reply[1:]]
             else:
                 break
-        return 0, [b"E"] * len(wants)
+        return Grounds(), [b"E"] * len(wants)
 
-    async def fill(self, tag: str, taken: Sequence[tuple[Any, Any, bytes]], barrier: int, loaded: Loaded, load_ms: int) -> None:
-        """Put what was loaded under leases into Redis, or give the leases back."""
-        await self._fill(tag, taken, barrier, loaded, load_ms)
-
-    async def _fill(
-        self, tag: str, taken: Sequence[tuple[Any, Any, bytes]], barrier: int, loaded: Loaded, load_ms: int
+    async def fill(
+        self, tag: str, taken: Sequence[tuple[Any, Any, bytes]], grounds: Grounds, loaded: Loaded, load_ms: int
     ) -> bool:
+        """Put what was loaded under leases into Redis, or give the leases back. Whether all is there."""
         changes, filling = [], []
         for want, value, marker in taken:
             new = None
             xids = proto.parse_marker(marker).xids
-            if not (loaded.may_fill and proto.settled(xids, barrier, loaded.snapshot)) or (
+            if not (loaded.may_fill and proto.settled(xids, grounds.barrier, loaded.snapshot)) or (
                 loaded.snapshot.standby and not xids
             ):
                 self._counts.unsettled += 1  # what nobody marked, a standby may simply not have yet
@@ -239,7 +226,7 @@ class Filler:
                 changes.append((want.name, marker, proto.give_back(marker), 0))
             else:
                 ttl_s = want.negative_ttl_s if new == proto.ABSENT else want.ttl_s
-                changes.append((want.name, marker, new, max(1, round(ttl_s * 1000 * uniform(0.9, 1.1)))))  # noqa: S311  # jitter
+                changes.append((want.name, marker, new + grounds.term, max(1, round(ttl_s * 1000 * uniform(0.9, 1.1)))))  # noqa: S311  # jitter
         try:
             done = await self._store.swap(tag, changes)
         except UnreachableError:

@@ -66,10 +66,13 @@ class AsyncOutbox:
                 await colour.pause(every_s)
 
     async def lag(self) -> Lag:
-        """How many effects wait, and since when the oldest one does."""
-        found = await self._fan_out.rows(select(func.count(), func.min(OUTBOX.c.created_at)))
-        row: Any = found.one()
-        return Lag(row[0], row[1])
+        """How many effects wait, and since when the oldest one does: of all, and of each shard."""
+        counts = await self._fan_out.each(select(func.count()).select_from(OUTBOX))
+        waiting = {shard: count for shard, count in counts.items() if count}
+        since = await self._fan_out.each(select(func.min(OUTBOX.c.created_at)), shards=waiting) if waiting else {}
+        shards = {shard: Lag(count, since.get(shard)) for shard, count in waiting.items()}
+        oldest = min((at for at in since.values() if at is not None), default=None)
+        return Lag(sum(waiting.values()), oldest, shards)
 
     async def _drain(self, shard: int, handlers: Mapping[str, Handler], *, limit: int) -> int:
         """Apply the oldest effects of one shard; by one worker at a time, as long as its connection lives."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from sqlalchemy import Text, cast, func, select
-from sqlalchemy.exc import DBAPIError
 
-from shardkit._async import pastcache, verifying
-from shardkit._async.cache import Store, UnreachableError
-from shardkit._async.filling import Counts, Filler
+from shardkit._async import forgetting, pastcache
+from shardkit._async.cache import Store
+from shardkit._async.filling import Filler, Grounds
 from shardkit._async.marking import BARRIER_TTL_MS, MARKER_TTL_MS, AsyncMarking
+from shardkit._async.nodes import UnreachableError
+from shardkit._async.tending import Tended
 from shardkit.catalog.router import Router
-from shardkit.core.cacheproto import ABSENT, VALUE, tag
+from shardkit.core.cacheproto import ABSENT, tag
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
 from shardkit.errors import (
@@ -23,7 +24,6 @@ from shardkit.errors import (
     CacheKeyError,
     CacheUnavailableError,
     NoTenantError,
-    ServerError,
     SettingsError,
     TenantLockedError,
 )
@@ -41,17 +41,14 @@ T = TypeVar("T")
 By = str | Sequence[str] | None
 
 
-class AsyncCache:
+class AsyncCache(Tended):
     """Reads through Redis; without a redis_url, from PostgreSQL. Made by the kit, as ``kit.cache``."""
 
     def __init__(
         self, settings: Settings, *, router: Router, context: TenantContext, session: Callable[..., AsyncRoutedSession]
     ) -> None:
-        self._router, self._context, self._session = router, context, session
-        self._cluster = router.cluster_id.hex[:8]
-        self.counts = Counts()
-        self.writer: AsyncMarking | None = None
-        self._store: Store | None = None
+        super().__init__(router, session)
+        self._context = context
         self._statements: dict[Any, Any] = {}
         if settings.redis_url is not None:
             self._store = Store(
@@ -60,7 +57,7 @@ class AsyncCache:
                 limit=settings.cache_pool_size,
                 recovered=self._recovered,
             )
-            self._filler = Filler(self._store, self.counts, barrier_ttl_ms=BARRIER_TTL_MS, new_xid=self._new_xid)
+            self._filler = Filler(self._store, self.counts, barrier_ttl_ms=BARRIER_TTL_MS, new_xid=self.new_xid)
             self.writer = AsyncMarking(
                 self._store, self.counts, cluster=self._cluster, on_down=settings.cache_on_down, marker_ttl_ms=MARKER_TTL_MS
             )
@@ -83,6 +80,7 @@ class AsyncCache:
         found, how, values = self._parse(entity, key, by)
         inner = inner_of(session)
         if inner is not None and (with_for_update is not None or bypasses(inner) or knows(inner, found, how, values)):
+            self.counts.bypasses += 1
             return await pastcache.one(session, found, how, values, with_for_update)  # type: ignore[no-any-return]
         if with_for_update is not None:
             raise CacheKeyError("with_for_update locks rows for a transaction: give the session of it; nothing was read")
@@ -133,6 +131,7 @@ class AsyncCache:
         values = key_values(key)
         found.name_of(how, values, self._tenant(tenant, inner) if found.tenant is not None else None)
         if inner is not None and (bypasses(inner) or inner._new or inner._dirty_states or inner._deleted):
+            self.counts.bypasses += 1
             return await pastcache.newest(session, found, how, values)
         tenant = self._tenant(tenant, inner)
         name = found.name_of(how, values, tenant)
@@ -177,37 +176,24 @@ class AsyncCache:
         if self._store is None:
             raise SettingsError("there is no redis_url, so there is no cache to invalidate")
         route = self._route(tenant, None)
-        xid = await self._new_xid(route)
+        xid = await self.new_xid(route)
         try:
             await self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=MARKER_TTL_MS)
         except UnreachableError as exc:
             raise CacheUnavailableError("Redis did not take the markers: nothing was invalidated, try again") from exc
+        self.counts.marks += len(names)
 
-    async def stats(self) -> dict[str, Any]:
-        """Counters of this process, and what the servers say; ``warnings`` names settings that would let markers be lost."""
+    async def forget(self, tenant: TenantKey, *, shard: int) -> int:
+        """Drop all that is stored of *tenant* under *shard*: it has left that shard, or comes back to it. How many keys it was.
+
+        Raises CacheUnavailableError where Redis does not answer: what it has may then be old.
+        """
         if self._store is None:
-            return {"redis": False, "warnings": ["no redis_url: every read goes to PostgreSQL"], **self.counts.values()}
-        return {"redis": True, "open": self._store.open, **self.counts.values(), **await self._servers()}
-
-    async def _servers(self) -> dict[str, Any]:
+            return 0
         try:
-            return await verifying.servers(self._store)  # type: ignore[arg-type]  # stats() looked
-        except UnreachableError:
-            return {"servers": [], "warnings": ["Redis does not answer: every read goes to PostgreSQL"]}
-
-    async def verify(self, entity: type[Any], *, sample: int = 1000) -> verifying.Verified:
-        """Compare up to *sample* stored rows of *entity* with PostgreSQL's; a difference is a row that was read stale."""
-        if self._store is None:
-            raise SettingsError("there is no redis_url, so there is no cache to verify")
-        try:
-            return await verifying.verify(self._store, entity_of(entity), self._cluster, self._session, sample=sample)
+            return await forgetting.forget(self._store, self._cluster, tenant, shard=shard)
         except UnreachableError as exc:
-            raise CacheUnavailableError("Redis does not answer: nothing was compared") from exc
-
-    async def close(self) -> None:
-        """Close the connections to Redis."""
-        if self._store is not None:
-            await self._store.close()
+            raise CacheUnavailableError("Redis does not answer, so nothing was dropped from it; try again") from exc
 
     async def _row(
         self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: Any, session: AsyncRoutedSession | None
@@ -236,14 +222,13 @@ class AsyncCache:
         if raw is not None:
             usable, value = want.decode(raw)
             if usable:
-                counts.hits += 1
+                counts.hit()
                 return value
-            if raw[:1] != b"M":
-                counts.corrupt += 1
-                if not may_replace(want.entity, raw):
-                    return (await self._filler.bypass(load))[0]
-                outdated = raw
-        counts.misses += 1
+            counts.corrupt += 1
+            if not may_replace(want.entity, raw):
+                return (await self._filler.bypass(load))[0]
+            outdated = raw
+        counts.miss()
         return await self._filler.one(at, route, want, outdated, load)
 
     async def _rows(
@@ -261,15 +246,13 @@ class AsyncCache:
             except UnreachableError:
                 self.counts.down += 1
             else:
-                missing, decode = {}, entity.codec.decode
-                for key, raw in zip(keys, found, strict=True):
-                    row = decode(raw) if raw is not None else None
+                missing = {}
+                for key, raw, row in zip(keys, found, entity.codec.decode_many(found), strict=True):
                     if row is not None:
                         rows[key] = row
                     elif raw != ABSENT:
-                        replace = raw is not None and raw[:1] == VALUE and may_replace(entity, raw)
-                        missing[key] = raw if replace else b""
-                self.counts.hits += len(keys) - len(missing)
+                        missing[key] = raw if raw is not None and may_replace(entity, raw) else b""
+                self.counts.hit(len(keys) - len(missing))
         if missing:
             wants = {key: RowValue(entity, name) for key, name in zip(keys, names, strict=True) if key in missing}
             rows |= await self._load_many(entity, wants, list(missing.values()), route, tenant, session)
@@ -286,11 +269,11 @@ class AsyncCache:
     ) -> dict[Any, Any]:
         """Load all of *wants* by one statement, and fill those whose leases are free."""
         at = tag(self._cluster, route.shard)
-        barrier, answers = 0, [b"E"] * len(wants)
-        self.counts.misses += len(wants)
+        grounds, answers = Grounds(), [b"E"] * len(wants)
+        self.counts.miss(len(wants))
         if self._store is not None:
             try:
-                barrier, answers = await self._filler.leases(at, route, list(wants.values()), outdated)
+                grounds, answers = await self._filler.leases(at, route, list(wants.values()), outdated)
             except UnreachableError:
                 self.counts.down += 1
         statement = self._statement("rows", cacheloads.rows_statement, entity)
@@ -309,7 +292,7 @@ class AsyncCache:
             if answer[:1] == b"L"
         ]
         if taken:
-            await self._filler.fill(at, taken, barrier, loaded, load_ms)
+            await self._filler.fill(at, taken, grounds, loaded, load_ms)
         return rows
 
     async def _load(
@@ -323,7 +306,7 @@ class AsyncCache:
             result = await connection.execute(statement, parameters)
             return cacheloads.loaded(result.all(), absent_at=key_at)
 
-    async def _new_xid(self, route: Route) -> int:
+    async def new_xid(self, route: Route) -> int:
         """A transaction id assigned now, of a transaction that ends at once."""
         async with self._session(None, shard=route.shard) as session:
             connection = await session.connection()
@@ -374,27 +357,8 @@ class AsyncCache:
     def _built(self, entity: Entity, rows: Sequence[Any], tenant: Any, session: Any) -> Any:
         """Instances of *rows*; without a session they share a read session, which they keep."""
         own = None if session is not None else self._session(tenant, read_only=True, autoflush=False)
-        inner, build = inner_of(own if session is None else session), entity.build
-        made = [build(inner, row) for row in rows]
+        made = entity.build(inner_of(own if session is None else session), rows)
         if own is not None:
             for one in made:
                 one._sa_instance_state.info["shardkit_session"] = own
         return made
-
-    async def _recovered(self) -> None:
-        if self.writer is not None:
-            with suppress(CacheUnavailableError, DBAPIError, ServerError):  # the debts stay, for the next time
-                await self.drain(sorted(self.writer.debts))
-
-    async def drain(self, shards: Iterable[int] | None = None) -> int:
-        """Mark what writers could not mark while Redis was away (the outbox rows of *shards*, of all if not given)."""
-        if self.writer is None:
-            return 0
-        done = 0
-        for shard in sorted(self._router.map.placements) if shards is None else shards:
-            async with self._session(None, shard=shard) as session:
-                try:
-                    done += await self.writer.drain(session)
-                except UnreachableError as exc:
-                    raise CacheUnavailableError("Redis did not take the markers: their outbox rows stay, try again") from exc
-        return done

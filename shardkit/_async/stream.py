@@ -22,7 +22,8 @@ class AsyncRowStream:
     """Rows in order, batch by batch: ``async with kit.fan_out_stream(...) as rows: async for row in rows``.
 
     It holds one connection and one open transaction on each server until the block ends, and at most *batch* rows of each
-    chunk of shards. Each server's rows are those of one moment. A shard that moves meanwhile ends it with FanOutError.
+    chunk of shards. Each server's rows are those of one moment; a shard that moves meanwhile is read to its end where it was.
+    A connection that breaks ends it with FanOutError, which says how many rows came before.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class AsyncRowStream:
         code_points = all(answer.code_points for answer in first.values())
         key = key_of(self._plan, oids, code_points=code_points) if self._plan.orders else None
         merge = Merge(len(self._cursors), key)
+        given = 0
         answers, left = first, self._limit
         to_skip = self._offset
         while answers:
@@ -66,12 +68,13 @@ class AsyncRowStream:
                 skipped = min(to_skip, len(rows))
                 to_skip -= skipped
                 for row in await self._made(oids, rows[skipped:][:left]):
+                    given += 1
                     yield row
                 if left is not None:
                     left = max(left - (len(rows) - skipped), 0)
                     if not left:
                         return
-            answers = await self._fetch(merge.hungry)
+            answers = await self._fetch(merge.hungry, given=given)
 
     async def _made(self, oids: Sequence[int], rows: list[RawRow]) -> list[Any]:
         made, _ = await colour.in_greenlet(
@@ -79,7 +82,7 @@ class AsyncRowStream:
         )
         return made
 
-    async def _fetch(self, streams: Any) -> dict[int, Answer]:
+    async def _fetch(self, streams: Any, *, given: int = 0) -> dict[int, Answer]:
         """The next batch of each of *streams*; of several servers at once."""
         by_connection: dict[Any, list[int]] = {}
         for stream in sorted(streams):
@@ -93,5 +96,9 @@ class AsyncRowStream:
         found = await colour.gather(calls, timeout_s=self._deadline_s, cut=self._asking.cut)
         if self._asking.failures:
             said = next(iter(self._asking.failures.values()))
-            raise FanOutError(f"a server did not go on: {said}", failures=self._asking.failures) from said
+            raise FanOutError(
+                f"a server did not go on, after {given} rows were given: {said}. Those are right; begin again behind the last "
+                "one (ORDER BY a unique key, and WHERE key > it), or from the beginning",
+                failures=self._asking.failures,
+            ) from said
         return {stream: answer for part in found for stream, answer in part.items()}

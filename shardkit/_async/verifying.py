@@ -32,9 +32,9 @@ async def verify(store: Store, entity: Entity, cluster: str, session: Callable[.
     """Of up to *sample* rows stored by primary key. UnreachableError where Redis cannot be asked."""
     checked = changing = 0
     stale = []
-    for key in await store.scan(f"sk:{{{cluster}.*}}:*:{entity.table.name}::*", limit=sample):
+    for key in await store.scan(f"sk:{{{cluster}.*}}:{entity.table.name}::*", limit=sample):
         whole = key.decode()
-        shard, name = int(whole[4:].partition("}")[0].partition(".")[2]), whole.split(":", 3)[3]
+        shard, name = int(whole[4:].partition("}")[0].partition(".")[2]), whole.split(":", 2)[2]
         at = tag(cluster, shard)
         (raw,) = await store.fetch(at, [name])
         row = entity.codec.decode(raw) if raw is not None else None
@@ -62,7 +62,17 @@ async def servers(store: Store) -> dict[str, Any]:
     for info in await store.info():
         policy = info.get("maxmemory_policy", "unknown")
         version, memory = info.get("valkey_version") or info.get("redis_version"), info.get("used_memory_human")
-        about.append({"version": version, "memory": memory, "policy": policy, "evicted": info.get("evicted_keys")})
+        found, missed = (int(info.get(f"keyspace_{what}", 0)) for what in ("hits", "misses"))
+        about.append(
+            {
+                "version": version,
+                "memory": memory,
+                "policy": policy,
+                "evicted": int(info.get("evicted_keys", 0)),
+                "found": found,
+                "asked": found + missed,
+            }
+        )
         if info.get("maxmemory", "0") != "0" and policy not in KEPT_BY:
             warnings.append(
                 f"maxmemory-policy {policy} may evict the marker of a running transaction; then a "

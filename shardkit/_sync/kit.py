@@ -22,17 +22,19 @@ from shardkit._sync.reading import Cache
 from shardkit._sync.stream import RowStream
 from shardkit._sync.transaction import Transaction
 from shardkit.catalog.decisions import Decisions
+from shardkit.catalog.loads import Load
 from shardkit.catalog.replicas import ReplicaGuide
 from shardkit.catalog.resolver import BackgroundResolver
 from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
-from shardkit.core.lag import Position, lsn_number
 from shardkit.core.outcome import safe_to_retry
 from shardkit.core.shardmap import Route, ShardMap
-from shardkit.core.token import Token, seal, token_key, unseal
+from shardkit.core.tally import KitStats
+from shardkit.core.token import Token, seal, token_after, token_key, unseal
 from shardkit.db.deadline import left, within
 from shardkit.errors import CommitUnknownError, Outcome, SessionError, ShardKitError, ShardMovedError
+from shardkit.orm.births import Births
 from shardkit.orm.context import TenantContext
 from shardkit.orm.fanload import FanOutResult
 from shardkit.orm.session import RoutedSession, FixedGuide
@@ -63,13 +65,17 @@ class ShardKit:
         """Entities by key, through Redis."""
         self._token_key = token_key(self._router.cluster_id, settings.token_key)
         self._keys = KeyLookup(self._router)
+        self._births = Births(self._router, asyncio=colour.ASYNC)
         self._decisions = Decisions(settings)
         self._resolver = BackgroundResolver(settings, lambda: self._router.map)
         self._fan_out = FanOut(self._router, settings, self._decisions)
         self.outbox = Outbox(self._router, self._fan_out, self._open)
 
     def _open(self, tenant: TenantKey | None, **options: Any) -> RoutedSession:
-        return RoutedSession(guide=self._router, tenant=tenant, cache=self.cache.writer, **options)
+        return RoutedSession(guide=self._router, tenant=tenant, cache=self.cache.writer, seal=self._seal, **options)
+
+    def _seal(self, token: Token) -> str:
+        return seal(token, self._token_key)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
@@ -105,7 +111,7 @@ class ShardKit:
         *,
         replica: bool | None = None,
         max_lag_s: float | None = None,
-        after: str | None = None,
+        token: str | None = None,
         **options: Any,
     ) -> RoutedSession:
         """A read-only session, the cheapest way: plain SELECTs make one round trip and hold no transaction.
@@ -115,10 +121,11 @@ class ShardKit:
 
         *replica* (or the setting ``read_from``, or a *max_lag_s*) lets a replica serve plain SELECTs, if it shows everything
         that was committed up to *max_lag_s* seconds ago, everything this block of ``kit.tenant`` has written, and everything
-        up to *after*, a token of ``kit.token``. Where no replica is known to do so, and for anything else, it is the primary.
+        up to *token* (``session.token`` or ``kit.token``). Where no replica is known to do so, and for anything else, it is
+        the primary.
         Raises TokenError for a token that is malformed, forged or another cluster's.
         """
-        tokens = () if after is None else (unseal(after, self._token_key),)
+        tokens = () if token is None else (unseal(token, self._token_key),)
         if max_lag_s is not None and not 0 < max_lag_s < float("inf"):
             raise SessionError("max_lag_s must be a number of seconds above 0; nothing was read")
         if replica is None:
@@ -142,14 +149,14 @@ class ShardKit:
         )
 
     def token(self, tenant: TenantKey | None = None) -> str:
-        """A read-your-writes token, for a cookie or a header: ``kit.read(tenant, after=token)``, in any program of the cluster,
-        sees everything that was committed for the tenant before this call. One question to the primary.
+        """A read-your-writes token, for a cookie or a header: ``kit.read(tenant, token=token)``, in any program of the cluster,
+        sees everything that was committed for the tenant before this call. One question to the primary; ``session.token`` needs
+        none.
         """
         with self.session(tenant, read_only=True) as session:
             timeline, lsn = (session.execute(POSITION)).one()
             route = session.route
-        position = Position(int(timeline, 16), lsn_number(lsn))
-        return seal(Token(route.shard, route.epoch, position), self._token_key)
+        return self._seal(token_after(route, timeline, lsn))
 
     def run(
         self,
@@ -184,17 +191,18 @@ class ShardKit:
                 moved = isinstance(exc, ShardMovedError)
             else:
                 return result
+            self._router.tally.retries += 1
             if not moved:  # it waited for the map already
                 time.sleep(random.uniform(pause / 2, pause))  # noqa: S311  # jitter, not a secret
                 pause = min(pause * 2, 1.0)
 
-    def tenant(self, tenant: TenantKey, *, lock: bool = False, after: str | None = None) -> AbstractContextManager[TenantKey]:
+    def tenant(self, tenant: TenantKey, *, lock: bool = False, token: str | None = None) -> AbstractContextManager[TenantKey]:
         """Make *tenant* the current one inside a block; with *lock* asking for another one inside it is an error.
 
-        Reads inside see what was written inside, also on replicas; and up to *after*, a token of ``kit.token``.
+        Reads inside see what was written inside, also on replicas; and up to *token*, a session's or one of ``kit.token``.
         """
         self._router.locate(tenant)
-        return self._context.enter(tenant, lock=lock, after=None if after is None else unseal(after, self._token_key))
+        return self._context.enter(tenant, lock=lock, after=None if token is None else unseal(token, self._token_key))
 
     def deadline(self, seconds: float) -> AbstractContextManager[None]:
         """Every call to a server inside the block ends by *seconds* from now (and a quarter): DeadlineError, or, for a COMMIT
@@ -212,8 +220,8 @@ class ShardKit:
         """Whether a unit of work of this block's tenant that may have written has ended in the block one stands in."""
         return self._context.wrote
 
-    def session_for_id(self, id: int, *, tenant: TenantKey | None = None, **options: Any) -> RoutedSession:  # noqa: A002
-        """A session on the shard an id was born in.
+    def session_for_id(self, id: int, *, tenant: TenantKey | None = None, **options: Any) -> RoutedSession:  # noqa: A002  what it is
+        """A session on the shard an id was born in, or, where tenants were isolated out of that, on the one that has its row.
 
         With a tenant (given, or the block's) it is that tenant's session; without one it is operator access to the shard,
         because an id does not say whose row it is. Raises IdError, UnknownShardError.
@@ -222,6 +230,8 @@ class ShardKit:
         tenant = tenant if tenant is not None else self._context.tenant
         if tenant is not None:
             return self.session(tenant, **options)
+        if len(self._router.map.family(shard)) > 1:
+            return RoutedSession(guide=self._births.guide(id), cache=self.cache.writer, **options)
         return self.shard(shard).session(**options)
 
     def shard(self, shard: int) -> ShardAccess:
@@ -285,14 +295,28 @@ class ShardKit:
         tenant = colour.in_greenlet(partial(self._keys.tenant_of, attribute, value))
         return None if tenant is None else self._router.locate(tenant)
 
-    def locate_id(self, id: int) -> Route:  # noqa: A002
-        """Route of the shard an id was born in. No I/O."""
+    def locate_id(self, id: int) -> Route:  # noqa: A002  what it is
+        """Route of the shard an id was born in. No I/O. ``route_of_id`` says where its row is."""
         return self._router.map.route(shard_of_id(id))
+
+    def route_of_id(self, id: int) -> Route:  # noqa: A002  what it is
+        """Route of the shard that has the row of an id: that of its birth, or, where tenants were isolated out of that, the one
+        of its family that has it, which is asked of their servers. Raises IdError, UnknownShardError.
+        """
+        return colour.in_greenlet(partial(self._births.route, id))
+
+    def load(self) -> Load:
+        """Units of work of this process by shard and by most active tenant, since the catalog was last told. No I/O."""
+        return self._router.load.now()
 
     @property
     def map(self) -> ShardMap:
         """The shard map in memory."""
         return self._router.map
+
+    def stats(self) -> KitStats:
+        """What this process says of itself: map version, pools, retries, fences, counters of the cache. No I/O."""
+        return self._router.stats(self.cache.stats().values())
 
     def refresh(self) -> ShardMap:
         """Ask the catalog for a newer map now. Raises CatalogUnavailableError."""

@@ -9,11 +9,12 @@ from typing import Any, Final
 from sqlalchemy import text
 
 from shardkit._sync import colour
-from shardkit._sync.cache import Store, UnreachableError
-from shardkit._sync.filling import Counts
+from shardkit._sync.cache import Store
+from shardkit._sync.nodes import UnreachableError
 from shardkit.core.cacheproto import tag
 from shardkit.db.leg import driver_connection
 from shardkit.errors import CacheUnavailableError
+from shardkit.orm.cachestats import CacheStats
 from shardkit.settings import OnDown
 from shardkit.sql import statements
 
@@ -27,7 +28,7 @@ _SQL: Final = statements("cache")
 class Marking:
     """Places the markers of a transaction; sessions call it between flush and COMMIT."""
 
-    def __init__(self, store: Store, counts: Counts, *, cluster: str, on_down: OnDown, marker_ttl_ms: int) -> None:
+    def __init__(self, store: Store, counts: CacheStats, *, cluster: str, on_down: OnDown, marker_ttl_ms: int) -> None:
         self._store, self._counts, self._cluster = store, counts, cluster
         self._on_down, self._ttl_ms = on_down, marker_ttl_ms
         self.debts: set[int] = set()
@@ -44,6 +45,7 @@ class Marking:
         xid, route = int(xid), driver.leg.route
         try:
             self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=self._ttl_ms)
+            self._counts.marks += len(names)
         except UnreachableError as exc:
             self._counts.down += 1
             if self._on_down == "strict":

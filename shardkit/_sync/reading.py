@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from sqlalchemy import Text, cast, func, select
-from sqlalchemy.exc import DBAPIError
 
-from shardkit._sync import pastcache, verifying
-from shardkit._sync.cache import Store, UnreachableError
-from shardkit._sync.filling import Counts, Filler
+from shardkit._sync import forgetting, pastcache
+from shardkit._sync.cache import Store
+from shardkit._sync.filling import Filler, Grounds
 from shardkit._sync.marking import BARRIER_TTL_MS, MARKER_TTL_MS, Marking
+from shardkit._sync.nodes import UnreachableError
+from shardkit._sync.tending import Tended
 from shardkit.catalog.router import Router
-from shardkit.core.cacheproto import ABSENT, VALUE, tag
+from shardkit.core.cacheproto import ABSENT, tag
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
 from shardkit.errors import (
@@ -24,7 +25,6 @@ from shardkit.errors import (
     CacheKeyError,
     CacheUnavailableError,
     NoTenantError,
-    ServerError,
     SettingsError,
     TenantLockedError,
 )
@@ -42,17 +42,14 @@ T = TypeVar("T")
 By = str | Sequence[str] | None
 
 
-class Cache:
+class Cache(Tended):
     """Reads through Redis; without a redis_url, from PostgreSQL. Made by the kit, as ``kit.cache``."""
 
     def __init__(
         self, settings: Settings, *, router: Router, context: TenantContext, session: Callable[..., RoutedSession]
     ) -> None:
-        self._router, self._context, self._session = router, context, session
-        self._cluster = router.cluster_id.hex[:8]
-        self.counts = Counts()
-        self.writer: Marking | None = None
-        self._store: Store | None = None
+        super().__init__(router, session)
+        self._context = context
         self._statements: dict[Any, Any] = {}
         if settings.redis_url is not None:
             self._store = Store(
@@ -61,7 +58,7 @@ class Cache:
                 limit=settings.cache_pool_size,
                 recovered=self._recovered,
             )
-            self._filler = Filler(self._store, self.counts, barrier_ttl_ms=BARRIER_TTL_MS, new_xid=self._new_xid)
+            self._filler = Filler(self._store, self.counts, barrier_ttl_ms=BARRIER_TTL_MS, new_xid=self.new_xid)
             self.writer = Marking(
                 self._store, self.counts, cluster=self._cluster, on_down=settings.cache_on_down, marker_ttl_ms=MARKER_TTL_MS
             )
@@ -84,6 +81,7 @@ class Cache:
         found, how, values = self._parse(entity, key, by)
         inner = inner_of(session)
         if inner is not None and (with_for_update is not None or bypasses(inner) or knows(inner, found, how, values)):
+            self.counts.bypasses += 1
             return pastcache.one(session, found, how, values, with_for_update)  # type: ignore[no-any-return]
         if with_for_update is not None:
             raise CacheKeyError("with_for_update locks rows for a transaction: give the session of it; nothing was read")
@@ -134,6 +132,7 @@ class Cache:
         values = key_values(key)
         found.name_of(how, values, self._tenant(tenant, inner) if found.tenant is not None else None)
         if inner is not None and (bypasses(inner) or inner._new or inner._dirty_states or inner._deleted):
+            self.counts.bypasses += 1
             return pastcache.newest(session, found, how, values)
         tenant = self._tenant(tenant, inner)
         name = found.name_of(how, values, tenant)
@@ -178,37 +177,24 @@ class Cache:
         if self._store is None:
             raise SettingsError("there is no redis_url, so there is no cache to invalidate")
         route = self._route(tenant, None)
-        xid = self._new_xid(route)
+        xid = self.new_xid(route)
         try:
             self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=MARKER_TTL_MS)
         except UnreachableError as exc:
             raise CacheUnavailableError("Redis did not take the markers: nothing was invalidated, try again") from exc
+        self.counts.marks += len(names)
 
-    def stats(self) -> dict[str, Any]:
-        """Counters of this process, and what the servers say; ``warnings`` names settings that would let markers be lost."""
+    def forget(self, tenant: TenantKey, *, shard: int) -> int:
+        """Drop all that is stored of *tenant* under *shard*: it has left that shard, or comes back to it. How many keys it was.
+
+        Raises CacheUnavailableError where Redis does not answer: what it has may then be old.
+        """
         if self._store is None:
-            return {"redis": False, "warnings": ["no redis_url: every read goes to PostgreSQL"], **self.counts.values()}
-        return {"redis": True, "open": self._store.open, **self.counts.values(), **self._servers()}
-
-    def _servers(self) -> dict[str, Any]:
+            return 0
         try:
-            return verifying.servers(self._store)  # type: ignore[arg-type]  # stats() looked
-        except UnreachableError:
-            return {"servers": [], "warnings": ["Redis does not answer: every read goes to PostgreSQL"]}
-
-    def verify(self, entity: type[Any], *, sample: int = 1000) -> verifying.Verified:
-        """Compare up to *sample* stored rows of *entity* with PostgreSQL's; a difference is a row that was read stale."""
-        if self._store is None:
-            raise SettingsError("there is no redis_url, so there is no cache to verify")
-        try:
-            return verifying.verify(self._store, entity_of(entity), self._cluster, self._session, sample=sample)
+            return forgetting.forget(self._store, self._cluster, tenant, shard=shard)
         except UnreachableError as exc:
-            raise CacheUnavailableError("Redis does not answer: nothing was compared") from exc
-
-    def close(self) -> None:
-        """Close the connections to Redis."""
-        if self._store is not None:
-            self._store.close()
+            raise CacheUnavailableError("Redis does not answer, so nothing was dropped from it; try again") from exc
 
     def _row(
         self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: Any, session: RoutedSession | None
@@ -237,14 +223,13 @@ class Cache:
         if raw is not None:
             usable, value = want.decode(raw)
             if usable:
-                counts.hits += 1
+                counts.hit()
                 return value
-            if raw[:1] != b"M":
-                counts.corrupt += 1
-                if not may_replace(want.entity, raw):
-                    return (self._filler.bypass(load))[0]
-                outdated = raw
-        counts.misses += 1
+            counts.corrupt += 1
+            if not may_replace(want.entity, raw):
+                return (self._filler.bypass(load))[0]
+            outdated = raw
+        counts.miss()
         return self._filler.one(at, route, want, outdated, load)
 
     def _rows(
@@ -262,15 +247,13 @@ class Cache:
             except UnreachableError:
                 self.counts.down += 1
             else:
-                missing, decode = {}, entity.codec.decode
-                for key, raw in zip(keys, found, strict=True):
-                    row = decode(raw) if raw is not None else None
+                missing = {}
+                for key, raw, row in zip(keys, found, entity.codec.decode_many(found), strict=True):
                     if row is not None:
                         rows[key] = row
                     elif raw != ABSENT:
-                        replace = raw is not None and raw[:1] == VALUE and may_replace(entity, raw)
-                        missing[key] = raw if replace else b""
-                self.counts.hits += len(keys) - len(missing)
+                        missing[key] = raw if raw is not None and may_replace(entity, raw) else b""
+                self.counts.hit(len(keys) - len(missing))
         if missing:
             wants = {key: RowValue(entity, name) for key, name in zip(keys, names, strict=True) if key in missing}
             rows |= self._load_many(entity, wants, list(missing.values()), route, tenant, session)
@@ -287,11 +270,11 @@ class Cache:
     ) -> dict[Any, Any]:
         """Load all of *wants* by one statement, and fill those whose leases are free."""
         at = tag(self._cluster, route.shard)
-        barrier, answers = 0, [b"E"] * len(wants)
-        self.counts.misses += len(wants)
+        grounds, answers = Grounds(), [b"E"] * len(wants)
+        self.counts.miss(len(wants))
         if self._store is not None:
             try:
-                barrier, answers = self._filler.leases(at, route, list(wants.values()), outdated)
+                grounds, answers = self._filler.leases(at, route, list(wants.values()), outdated)
             except UnreachableError:
                 self.counts.down += 1
         statement = self._statement("rows", cacheloads.rows_statement, entity)
@@ -310,7 +293,7 @@ class Cache:
             if answer[:1] == b"L"
         ]
         if taken:
-            self._filler.fill(at, taken, barrier, loaded, load_ms)
+            self._filler.fill(at, taken, grounds, loaded, load_ms)
         return rows
 
     def _load(
@@ -324,7 +307,7 @@ class Cache:
             result = connection.execute(statement, parameters)
             return cacheloads.loaded(result.all(), absent_at=key_at)
 
-    def _new_xid(self, route: Route) -> int:
+    def new_xid(self, route: Route) -> int:
         """A transaction id assigned now, of a transaction that ends at once."""
         with self._session(None, shard=route.shard) as session:
             connection = session.connection()
@@ -375,27 +358,8 @@ class Cache:
     def _built(self, entity: Entity, rows: Sequence[Any], tenant: Any, session: Any) -> Any:
         """Instances of *rows*; without a session they share a read session, which they keep."""
         own = None if session is not None else self._session(tenant, read_only=True, autoflush=False)
-        inner, build = inner_of(own if session is None else session), entity.build
-        made = [build(inner, row) for row in rows]
+        made = entity.build(inner_of(own if session is None else session), rows)
         if own is not None:
             for one in made:
                 one._sa_instance_state.info["shardkit_session"] = own
         return made
-
-    def _recovered(self) -> None:
-        if self.writer is not None:
-            with suppress(CacheUnavailableError, DBAPIError, ServerError):  # the debts stay, for the next time
-                self.drain(sorted(self.writer.debts))
-
-    def drain(self, shards: Iterable[int] | None = None) -> int:
-        """Mark what writers could not mark while Redis was away (the outbox rows of *shards*, of all if not given)."""
-        if self.writer is None:
-            return 0
-        done = 0
-        for shard in sorted(self._router.map.placements) if shards is None else shards:
-            with self._session(None, shard=shard) as session:
-                try:
-                    done += self.writer.drain(session)
-                except UnreachableError as exc:
-                    raise CacheUnavailableError("Redis did not take the markers: their outbox rows stay, try again") from exc
-        return done

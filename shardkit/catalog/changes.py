@@ -122,9 +122,9 @@ def set_server_state(connection: Any, name: str, state: ServerState) -> None:
         connection.execute(SQL["set_server_state"], {"name": name, "state": state.value, "version": version})
 
 
-def set_replicas(connection: Any, name: str, replicas: Sequence[str]) -> None:
+def set_replicas(connection: Any, name: str, replicas: Sequence[str], *, expected: int | None = None) -> None:
     """Say where the replicas of a server are: DSNs without a password (credentials are those of the server itself)."""
-    with change(connection, expected=None) as version:
+    with change(connection, expected=expected) as version:
         values = {"name": name, "replicas": [public_dsn(url) for url in replicas], "version": version}
         if connection.execute(SQL["set_replicas"], values).rowcount != 1:
             raise UnknownServerError(f"server {name!r} is not in the map; nothing was changed")

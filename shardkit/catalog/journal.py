@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from shardkit.core.moving import Step
-from shardkit.core.names import SHARD_LOCK_CLASS
+from shardkit.core.names import SHARD_LOCK_CLASS, schema_name
 from shardkit.db.connect import instead_of, transaction
 from shardkit.errors import CatalogError, LeaseLostError, MapConflictError, MoveBusyError, UnknownMoveError
 from shardkit.sql import statements
@@ -75,11 +75,23 @@ def begin(
         raise CatalogError("this catalog was made by an older release and has no journal of moves: upgrade it first")
     busy = MoveBusyError(f"shard {shard} has a move that has not ended; nothing was done. `shardkit moves list` shows it")
     given = {"of_move": of_move, "tenant": tenant, "into_shard": into_shard, "options": json.dumps(dict(options or {}))}
-    with instead_of({"moves_one_a_shard": busy, "moves_one_rollback": busy}), transaction(connection):
+    with (
+        instead_of({"moves_one_a_shard": busy, "moves_one_rollback": busy, "moves_one_into_shard": busy}),
+        transaction(connection),
+    ):
         row = connection.execute(
             SQL["create_move"], {"shard": shard, "source": source, "target": target, "epoch": epoch, **given}
         ).fetchone()
+        if connection.execute(SQL["entangled"], {"id": row[0]}).fetchone()[0]:
+            raise busy
     return find(connection, row[0])
+
+
+def free_shard(connection: Any) -> int:
+    """Number of the next shard of a tenant's own. Raises CatalogError for a catalog of an older release."""
+    if not connection.execute(SQL["carries_tenants"]).fetchone()[0]:
+        raise CatalogError("this catalog was made by an older release and cannot say that a tenant moves: upgrade it first")
+    return int(connection.execute(SQL["free_shard"]).fetchone()[0])
 
 
 def moves(connection: Any, *, ended: bool = False) -> list[Move]:
@@ -121,12 +133,14 @@ class Journal:
         self.connection = connection
         if not self._held(move_id):
             self._refuse_or_end(move_id, take_over=take_over)
-        shard = find(connection, move_id).shard
-        if not connection.execute(SQL["hold_shard"], {"lock_class": SHARD_LOCK_CLASS, "shard": shard}).fetchone()[0]:
-            raise MoveBusyError(
-                f"a migration of shard {shard} is under way; nothing was done. When it has ended: "
-                f"`shardkit moves resume {move_id}`"
-            )
+        known = find(connection, move_id)
+        for shard in (known.shard, known.into_shard):
+            given = {"lock_class": SHARD_LOCK_CLASS, "shard": shard}
+            if shard is not None and not connection.execute(SQL["hold_shard"], given).fetchone()[0]:
+                raise MoveBusyError(
+                    f"a migration of shard {shard} is under way; nothing was done. When it has ended: "
+                    f"`shardkit moves resume {move_id}`"
+                )
         holder = f"{socket.gethostname()} pid {os.getpid()}"
         row = connection.execute(SQL["take_lease"], {"id": move_id, "holder": holder}).fetchone()
         self.move = find(connection, move_id)
@@ -167,11 +181,17 @@ class Journal:
                 self.connection.execute(SQL["end_original"], {"id": self.move.id})
 
     def flip(self) -> None:
-        """Send the shard to the move's target, with step FOLLOW, in one commit; fine if it is there already."""
+        """Send the shard (or the tenant) to the move's target, with step FOLLOW, in one commit; fine if it is there already."""
         move = self.move
-        if self.connection.execute(SQL["flip"], {**self.ours, "step": Step.FOLLOW.word}).fetchone() is not None:
+        given: dict[str, Any] = {**self.ours, "step": Step.FOLLOW.word}
+        name, arrived = "flip", (move.target, move.epoch + 1)
+        if move.tenant is not None:
+            epoch, rows = move.options["into_epoch"], schema_name(move.shard, move.epoch + 1)
+            given |= {key: move.options[key] for key in ("pin", "pin_to", "into_epoch")} | {"rows": rows}
+            name, arrived = "flip_tenant", (move.target, epoch + 1)
+        if self.connection.execute(SQL[name], given).fetchone() is not None:
             self.move = replace(move, step=Step.FOLLOW)
-        elif self.placement() == (move.target, move.epoch + 1):
+        elif self.placement(move.into_shard) == arrived:
             self.enter(Step.FOLLOW)
         else:
             self._still_ours()
@@ -181,10 +201,10 @@ class Journal:
                 f"older backup?): the shard is whole on {move.target!r} at epoch {move.epoch + 1}; the catalog was not changed"
             )
 
-    def placement(self) -> tuple[str, int]:
-        """Where the catalog says the shard is: server, epoch."""
-        server, epoch = self.connection.execute(SQL["placement"], {"shard": self.move.shard}).fetchone()
-        return server, epoch
+    def placement(self, shard: int | None = None) -> tuple[str, int] | None:
+        """Where the catalog says *shard* (None: the move's) is: server, epoch. None where it has no such shard."""
+        row = self.connection.execute(SQL["placement"], {"shard": self.move.shard if shard is None else shard}).fetchone()
+        return None if row is None else (row[0], row[1])
 
     def note(self, facts: Mapping[str, Any], *, problem: str | None = None) -> None:
         """Keep figures, or say what went wrong."""

@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shardkit.core.fleet import Entry, State
+from shardkit.core.moving import Step
 from shardkit.core.names import FLEET_LOCK_CLASS, SHARD_LOCK_CLASS
+from shardkit.db.connect import known_rows
 from shardkit.errors import FleetBusyError
 from shardkit.sql import statements
 
@@ -73,25 +75,20 @@ def begin(connection: Any, *, direction: str, target: str, runner: str) -> Ledge
         row = connection.execute(SQL["lease_holder"]).fetchone()
         who = f"run {row[0]} ({row[1]}) has been migrating to {row[2]} since {row[3]:%H:%M:%S}" if row else "another run begins"
         raise FleetBusyError(f"{who}; nothing was done. `shardkit migrate status` shows how far it is")
-    connection.execute(SQL["end_killed_runs"])
     values = {"direction": direction, "target": target, "runner": runner}
     return Ledger(connection, connection.execute(SQL["begin_run"], values).fetchone()[0], direction)
 
 
 def read_ledger(connection: Any) -> Mapping[tuple[int, str], Entry]:
     """Rows that are not done, by (shard, revision); none in a catalog that is older than the ledger."""
-    if not connection.execute(SQL["has_ledger"]).fetchone()[0]:
-        return {}
-    rows = connection.execute(SQL["ledger"]).fetchall()
+    rows = known_rows(connection, SQL["ledger"])
     return {(row[0], row[1]): Entry(row[0], row[1], State(row[2]), *row[3:]) for row in rows}
 
 
 def last_runs(connection: Any) -> list[dict[str, Any]]:
     """The newest runs, newest first."""
-    if not connection.execute(SQL["has_ledger"]).fetchone()[0]:
-        return []
     columns = ("run", "direction", "target", "runner", "state", "begun_at", "ended_at", "shards_done", "shards_behind")
-    return [dict(zip(columns, row, strict=True)) for row in connection.execute(SQL["last_runs"])]
+    return [dict(zip(columns, row, strict=True)) for row in known_rows(connection, SQL["last_runs"])]
 
 
 def hold_shards(connection: Any, shards: Sequence[int]) -> set[int]:
@@ -105,8 +102,28 @@ def let_go(connection: Any, shards: Iterable[int]) -> None:
     connection.execute(SQL["let_go"], {"shards": list(shards), "lock_class": SHARD_LOCK_CLASS})
 
 
-def moving_shards(connection: Any, shards: Sequence[int]) -> set[int]:
-    """Which of *shards* have a move that is not over."""
-    if not connection.execute(SQL["has_moves"]).fetchone()[0]:
-        return set()
-    return {row[0] for row in connection.execute(SQL["moving"], {"shards": list(shards)})}
+class OpenMove(NamedTuple):
+    """A move that is not over, and the step it is at."""
+
+    id: int
+    step: str
+
+    @property
+    def soaks(self) -> bool:
+        """Whether its shard is open where it went, and its old copy only follows."""
+        return self.step == Step.SOAK.word
+
+    @property
+    def text(self) -> str:
+        """Why its shard has to wait, and for what."""
+        if self.soaks:
+            return (
+                f"move {self.id} soaks, and its old copy, which follows row by row, would break: finish it "
+                f"(`shardkit moves finish {self.id}`, or --finish-soaks), then run this again"
+            )
+        return f"move {self.id} is at step {self.step}: run this again when it is over"
+
+
+def moving_shards(connection: Any, shards: Sequence[int]) -> dict[int, OpenMove]:
+    """Which of *shards* have a move that is not over, also if nobody works on it now."""
+    return {row[0]: OpenMove(*row[1:]) for row in known_rows(connection, SQL["moving"], {"shards": list(shards)})}

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from shardkit.catalog.resolver import InDoubt, outcomes
 from shardkit.catalog.rows import load_map
 from shardkit.core.shardmap import Server, ShardMap
 from shardkit.db.connect import at, server_url
 from shardkit.db.servers import ServerFacts, facts
+from shardkit.db.two_phase import Prepared, prepared
 from shardkit.errors import CatalogUnavailableError, ServerDownError, ShardKitError
 from shardkit.settings import Settings
 
@@ -55,22 +57,27 @@ class Overview:
 
     map: ShardMap
     servers: tuple[ServerStatus, ...]
+    in_doubt: tuple[InDoubt, ...] = ()
+    """Parts of transactions over several shards that wait for their second phase, and hold locks meanwhile."""
 
     @property
     def healthy(self) -> bool:
-        """Whether no server has a problem."""
-        return not any(status.problems for status in self.servers)
+        """Whether no server has a problem, and no transaction has waited for longer than it may."""
+        return not any(status.problems for status in self.servers) and not any(one.part.overdue for one in self.in_doubt)
 
 
 def overview(settings: Settings) -> Overview:
     """Ask all servers at once; one that does not answer in time is reported, not waited for."""
     shardmap = current_map(settings)
     answers: dict[str, ServerFacts | ShardKitError] = {}
+    waiting: dict[str, list[Prepared]] = {}
 
     def ask(server: Server) -> None:
         try:
             with at(server_url(server, settings), settings, name=f"server {server.name!r}") as connection:
-                answers[server.name] = facts(connection, timeout_s=settings.connect_timeout_s)
+                found = facts(connection, timeout_s=settings.connect_timeout_s)
+                waiting[server.name] = prepared(connection, cluster=shardmap.cluster_id.hex)
+                answers[server.name] = found
         except ShardKitError as exc:
             answers[server.name] = exc
 
@@ -80,7 +87,8 @@ def overview(settings: Settings) -> Overview:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    return Overview(shardmap, tuple(judge(shardmap, server, answers.get(server.name)) for server in shardmap.servers.values()))
+    judged = tuple(judge(shardmap, server, answers.get(server.name)) for server in shardmap.servers.values())
+    return Overview(shardmap, judged, tuple(outcomes(settings, waiting)))
 
 
 def judge(shardmap: ShardMap, server: Server, answer: ServerFacts | ShardKitError | None) -> ServerStatus:

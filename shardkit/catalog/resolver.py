@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -33,13 +33,20 @@ class InDoubt(NamedTuple):
 
 def in_doubt(settings: Settings, shardmap: ShardMap, *, servers: Iterable[str] | None = None) -> list[InDoubt]:
     """What waits for its second phase on *servers* (all), with its age and locks. Raises ServerDownError."""
+    found = {server.name: _prepared(server, settings, shardmap) for server in _servers(shardmap, servers)}
+    return list(outcomes(settings, found))
+
+
+def outcomes(settings: Settings, waiting: Mapping[str, Sequence[Prepared]]) -> Iterator[InDoubt]:
+    """The parts that wait on each server, with what was decided about them."""
+    if not any(waiting.values()):
+        return
     decisions = Decisions(settings)
     try:
-        return [
-            InDoubt(server.name, txn := UUID(part.gid.txn), part, decisions.outcome(txn))
-            for server in _servers(shardmap, servers)
-            for part in _prepared(server, settings, shardmap)
-        ]
+        for server, parts in waiting.items():
+            for part in parts:
+                txn = UUID(part.gid.txn)
+                yield InDoubt(server, txn, part, decisions.outcome(txn))
     finally:
         decisions.close()
 

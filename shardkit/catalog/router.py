@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from uuid import UUID
 
 from sqlalchemy.engine import Engine
 
+from shardkit.catalog.loads import LoadCount
 from shardkit.catalog.promotion import after_promotion
 from shardkit.catalog.watch import MapWatch
 from shardkit.core.hashing import TenantKey
 from shardkit.core.names import CATALOG_SERVER, GLOBAL_SCHEMA
 from shardkit.core.shardmap import Route, Server, ShardMap
+from shardkit.core.tally import KitStats, PoolStats, Tally
 from shardkit.db.connect import is_closed
 from shardkit.db.engines import Engines
 from shardkit.db.leg import Leg, opening_for
@@ -35,10 +38,13 @@ class Router:
     def __init__(self, settings: Settings, *, asyncio: bool = False, follow: bool = True) -> None:
         self._settings = settings
         self.watch = MapWatch(settings, follow=follow)
+        self.tally = Tally()
         lineage = Lineage(self._promoted)
         self.engines = Engines(settings, cluster_id=self.map.cluster_id, asyncio=asyncio, lineage=lineage)
         self.replicas = ReplicaWatch(settings, cluster_id=self.map.cluster_id, lineage=lineage)
         self.watch.on_change(lineage.learn)
+        self.load = LoadCount(settings)
+        self._seen = self.load.seen
         self._kind: type = {"str": str, "int": int}[self.map.tenant_type]
         self._memo = _Memo(self.map)
 
@@ -89,14 +95,16 @@ class Router:
         if found is None:
             if len(memo.legs) >= _REMEMBERED:
                 memo.legs.clear()
-            engine = self._engine(memo, route)
-            leg = Leg(route, self.engines.of(memo.map.server(route.server)), opening_for(route), self)
+            server, engine = memo.map.server(route.server), self._engine(memo, route)
+            leg = Leg(route, self.engines.of(server), opening_for(route), self, replicated=bool(server.replicas))
             found = memo.legs[route] = leg, engine
+        self._seen(route)
         return found
 
     def onward(self, leg: Leg) -> Leg | None:
         """The leg at its shard's new epoch, waiting for the map if need be; None if the shard has not moved."""
         route = leg.route
+        self.tally.fences += 1
 
         def moved(found: ShardMap) -> bool:
             new = _again(found, route)
@@ -119,7 +127,8 @@ class Router:
                 f"after {self._settings.move_wait_s:g} s; nothing took effect, run the unit of work again"
             )
         new = _again(found, route)
-        return Leg(new, self.engines.of(found.server(new.server)), opening_for(new), self, was=leg.was or route.schema)
+        server, was = found.server(new.server), leg.was or route.schema
+        return Leg(new, self.engines.of(server), opening_for(new), self, was=was, replicated=bool(server.replicas))
 
     def _ask(self) -> None:
         try:
@@ -144,8 +153,17 @@ class Router:
 
     def settle(self, error: CommitUnknownError) -> Outcome:
         """What became of a COMMIT whose answer was lost, if its server can tell."""
+        self.tally.unknown += 1
         server = self.map.server(error.server or "")
         return settle(error, server, self._settings, cluster_id=self.cluster_id, lineage=self.engines.lineage)
+
+    def stats(self, cache: Mapping[str, int]) -> KitStats:
+        """What this process says of itself, with the counters of its *cache*. No I/O."""
+        pools = {
+            name: PoolStats(pool.size(), pool.checkedout(), pool.checkedin(), pool.waiting)
+            for name, pool in self.engines.pools().items()
+        }
+        return KitStats(self.map.version, self.tally.fences, self.tally.retries, self.tally.unknown, pools, cache)
 
     def _promoted(self, server: Server, timeline: int) -> None:
         """A server was seen on a timeline the map does not have: tell the others, without holding anybody up."""
@@ -155,6 +173,7 @@ class Router:
 
     def close(self) -> None:
         """Stop watching the map and the replicas."""
+        self.load.close()
         self.replicas.close()
         self.watch.close()
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from shardkit.catalog import saved
 from shardkit.catalog.rows import load_map
-from shardkit.core.names import MAP_CHANNEL
+from shardkit.core.names import MAP_CHANNEL, program_name
 from shardkit.core.shardmap import ShardMap
-from shardkit.db.connect import connect_admin, listen, wait_for_notice
+from shardkit.db.connect import announce, connect_admin, listen, wait_for_notice
 from shardkit.errors import CatalogError, CatalogUnavailableError, ServerError
 from shardkit.settings import Settings
 
@@ -155,13 +155,18 @@ class MapWatch:
 def _keep_asking(alive: weakref.ref[MapWatch]) -> None:
     """The thread's work: listen, and ask when told, or when the poll interval has passed. Ends with its watch."""
     listening: Any = None
+    said = -1  # the version that pg_stat_activity shows, for `shardkit doctor`
     try:
         while (watch := alive()) is not None and not watch._closed:
             interval, settings = watch._settings.poll_interval_s, watch._settings
             try:
                 if listening is None or listening.closed:
-                    listening = listen(connect_admin(settings.catalog_url, settings), MAP_CHANNEL)
+                    listening, said = listen(connect_admin(settings.catalog_url, settings), MAP_CHANNEL), -1
                 watch.refresh()
+                if said != watch.map.version:
+                    said = watch.map.version
+                    name = program_name(settings.application_name, version=said, budget=settings.connection_budget)
+                    announce(listening, name)
                 wanted = watch._wanted
                 del watch
                 wait_for_notice(listening, timeout_s=interval, unless=wanted)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,21 @@ def cache() -> None:
 @config_option
 @json_option
 def stats(config: Path | None, as_json: bool) -> None:  # noqa: FBT001  # click's signature
-    """Memory and eviction policy of the Redis servers; exit code 3 with a warning."""
+    """Redis' memory, eviction policy and hits, and what still has to be drained; exit code 3 with a warning."""
     with ShardKit(settings=settings_from(config)) as kit:
-        found = kit.cache.stats()
+        found = {**kit.cache.servers(), "undrained": kit.cache.undrained()}
+    if found["undrained"]:
+        found["warnings"].append(
+            f"{found['undrained']} transactions were committed while Redis was away and are not marked: shardkit cache drain"
+        )
     if as_json:
         print_json(found)
     else:
-        for server in found.get("servers", []):
-            click.echo(f"{server['version']}  {server['memory']}  {server['policy']}  evicted {server['evicted']}")
+        for server in found["servers"]:
+            click.echo(
+                f"{server['version']}  {server['memory']}  {server['policy']}  evicted {server['evicted']}  "
+                f"GET found {server['found']} of {server['asked']}"
+            )
     for warning in found["warnings"]:
         click.echo(f"warning: {warning}", err=True)
     if found["warnings"]:
@@ -65,7 +74,39 @@ def verify(config: Path | None, as_json: bool, models: str, sample: int) -> None
 def drain(config: Path | None) -> None:
     """Mark what writers could not mark while Redis was away: outbox rows of every shard, also of programs that died."""
     with ShardKit(settings=settings_from(config)) as kit:
-        click.echo(f"{kit.cache.drain()} transactions")
+        found = kit.cache.drain()
+    click.echo(f"{found} transactions marked")
+
+
+@cache.command()
+@config_option
+@click.option("--models", required=True, help="package.module:Base, the models with their Cached declarations.")
+@click.option("--once", is_flag=True, help="Pass what is in the log, and end.")
+@click.option("--remove", is_flag=True, help="Drop the slots and publications: nothing is followed any more.")
+def relay(config: Path | None, models: str, once: bool, remove: bool) -> None:  # noqa: FBT001  # click's signature
+    """Tell the cache what psql, migrations and other programs commit, from each server's log; until it is ended.
+
+    It needs wal_level = logical, and a replication slot on each server, which keeps the log while no relay runs: remove
+    the slots when you do not want it any more.
+    """
+    from shardkit.relay import Relay  # the rest does without it
+
+    stop = threading.Event()
+    with ShardKit(settings=settings_from(config)) as kit:
+        relay = Relay(kit, cached_classes(models_metadata(models)), warn=lambda text: click.echo(f"warning: {text}", err=True))
+        try:
+            if remove:
+                relay.remove()
+            elif once:
+                relay.prepare()
+                click.echo(f"{relay.run_once()} keys marked")
+            else:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, lambda *_: stop.set())
+                click.echo("following", err=True)
+                relay.run(stop)
+        finally:
+            relay.close()
 
 
 def cached_classes(metadata: MetaData) -> list[type[Any]]:

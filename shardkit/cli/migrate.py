@@ -90,6 +90,18 @@ def run_options(command: F) -> F:
         click.option(
             "--patience", "patience_s", default=60.0, show_default=True, help="Seconds to try again for a shard others lock."
         ),
+        click.option(
+            "--wait-for-moves",
+            "moves_wait_s",
+            default=60.0,
+            show_default=True,
+            help="Seconds to wait for shards that are being moved.",
+        ),
+        click.option(
+            "--finish-soaks",
+            is_flag=True,
+            help="End the soak of moves that are in the way: their old copies go, and with them the way back without a copy.",
+        ),
         dry_run_option,
         yes_option,
         json_option,
@@ -140,22 +152,35 @@ def _run(
     dry_run: bool,
     yes: bool,
     as_json: bool,
+    finish_soaks: bool,
     **options: Any,
 ) -> None:
-    fleet = Fleet(settings_from(config), tree or own_tree("shard"))
+    from shardkit.move.run import go_on as go_on_with
+
+    settings = settings_from(config)
+    fleet = Fleet(settings, tree or own_tree("shard"))
     chosen = Options(**options)
     if dry_run or not yes:
         planned = fleet.migrate(revision, direction=direction, options=chosen, phase=phase, dry_run=True)
         _show_plan(planned, as_json=as_json and dry_run)
-        if planned.planned is not None and planned.planned.empty:
+        if planned.planned is not None and planned.planned.empty and not planned.behind:
             return
         go_on(f"Go {direction} to {revision}?", yes=yes, dry_run=dry_run, name=revision if direction == "down" else None)
     with _bar(quiet=as_json) as progress:
-        report = fleet.migrate(revision, direction=direction, options=chosen, phase=phase, progress=progress)
+        report = fleet.migrate(
+            revision,
+            direction=direction,
+            options=chosen,
+            phase=phase,
+            finish_soak=(lambda move: go_on_with(settings, move, "finish")) if finish_soaks else None,
+            progress=progress,
+        )
     if as_json:
         print_json(_as_json(report))
     else:
         click.echo(f"run {report.run}: {len(report.done)} shards migrated, {report.current} at {report.target or 'base'}")
+        if report.mended:
+            click.echo(f"{len(report.mended)} shards lacked tables of shardkit's own, and have them now")
         _show_behind(report.behind)
     if not report.complete:
         reasons = {one.why for one in report.behind} - {Why.LEFT_OUT}
@@ -287,7 +312,7 @@ def _show_plan(report: Report, *, as_json: bool) -> None:
         click.echo(f"  {count} shards: {' -> '.join(way)}", err=True)
     for name, why in report.online.items():
         click.echo(f"  revision {name} runs online, by Alembic in worker processes: {why}", err=True)
-    _show_behind(planned.behind, err=True)
+    _show_behind(report.behind, err=True)
 
 
 def _show_behind(behind: Sequence[Behind], *, err: bool = False) -> None:
@@ -311,6 +336,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "complete": report.complete,
         "current": report.current,
         "migrated": list(report.done),
+        "mended": list(report.mended),
         "behind": [{**asdict(one), "why": one.why.value} for one in report.behind],
         "online": dict(report.online),
         "seconds": round(report.seconds, 3),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from shardkit import ShardKit
 from shardkit.catalog import journal
+from shardkit.catalog.loads import HotTenant, lately
 from shardkit.catalog.overview import current_map, opened
 from shardkit.cli.common import (
     config_option,
@@ -34,6 +37,7 @@ from shardkit.move.options import MoveOptions
 from shardkit.settings import Settings
 
 BEHIND = 3
+UNITS = {"count": "shards", "bytes": "bytes", "load": "units of work in the last hour"}
 
 
 def _duration(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
@@ -46,7 +50,7 @@ def _duration(_ctx: click.Context, _parameter: click.Parameter, value: str | Non
     return float(found[1]) * {"ms": 0.001, "s": 1, "min": 60}[found[2]]
 
 
-def _move_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def move_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of commands that carry shards."""
     for option in reversed(
         [
@@ -73,7 +77,8 @@ def _move_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _options(given: dict[str, Any], *, soak: bool) -> MoveOptions:
+def options_of(given: dict[str, Any], *, soak: bool) -> MoveOptions:
+    """What was given of them."""
     return MoveOptions(
         budget_ms=max(10, round(given["max_stall"] * 1000)),
         kill_blockers_after_s=given["kill_blockers_after"],
@@ -86,18 +91,18 @@ def _options(given: dict[str, Any], *, soak: bool) -> MoveOptions:
 @click.argument("shard", type=int)
 @click.option("--to", "target", required=True, help="The server it goes to.")
 @click.option("--no-soak", is_flag=True, help="Drop the old place at once instead of keeping it as a follower for a rollback.")
-@_move_options
+@move_options
 @click.pass_context
 def move(ctx: click.Context, /, shard: int, target: str, no_soak: bool, config: Path | None, **given: Any) -> None:  # noqa: FBT001  click's signature
     """Carry a shard to another server while it is read and written."""
-    settings, options = settings_from(config), _options(given, soak=not no_soak)
+    settings, options = settings_from(config), options_of(given, soak=not no_soak)
     expected = forecast(settings, shard, target, options=options)
     _show_forecast(expected, as_json=given["as_json"] and given["dry_run"])
     if expected.refused:
         ctx.exit(1)
     go_on(f"Move shard {shard}?", yes=given["yes"], dry_run=given["dry_run"])
     begun = run.begin(settings, shard, target, options=options)
-    _carry(settings, begun.id, "resume", options, as_json=given["as_json"])
+    carry(settings, begun.id, "resume", options, as_json=given["as_json"])
 
 
 @click.group("moves")
@@ -149,9 +154,9 @@ def _action(name: str, about: str, question: str) -> None:
     @moves_.command(name, help=about)
     @click.argument("move_id", type=int)
     @click.option("--take-over", is_flag=True, help="End the session of another operator that works on it.")
-    @_move_options
+    @move_options
     def command(move_id: int, take_over: bool, config: Path | None, **given: Any) -> None:  # noqa: FBT001  click's signature
-        settings, options = settings_from(config), _options(given, soak=True)
+        settings, options = settings_from(config), options_of(given, soak=True)
         with opened(settings) as catalog:
             found = journal.find(catalog, move_id)
         click.echo(f"move {move_id}: {_what(found)} from {found.source} to {found.target}, at step {found.step.word}", err=True)
@@ -159,7 +164,7 @@ def _action(name: str, about: str, question: str) -> None:
         if name == "rollback":
             move_id = run.begin_rollback(settings, move_id).id
         action: run.Action = "abort" if name == "abort" else "finish" if name == "finish" else "resume"
-        _carry(settings, move_id, action, options, as_json=given["as_json"], take_over=take_over)
+        carry(settings, move_id, action, options, as_json=given["as_json"], take_over=take_over)
 
 
 _action("resume", "Go on with a move where it was stopped; nothing is copied twice once the copy is complete.", "")
@@ -169,7 +174,9 @@ _action("finish", "Drop the old place of a shard that soaks, with everything the
 
 
 @click.command()
-@click.option("--by", type=click.Choice(["count", "bytes"]), default="count", show_default=True, help="What is to be even.")
+@click.option(
+    "--by", type=click.Choice(["count", "bytes", "load"]), default="count", show_default=True, help="What is to be even."
+)
 @click.option("--without", help="As if this server got no shards.")
 @config_option
 @json_option
@@ -180,9 +187,11 @@ def plan(by: planning.By, without: str | None, config: Path | None, as_json: boo
 
 
 @click.command()
-@click.option("--by", type=click.Choice(["count", "bytes"]), default="count", show_default=True, help="What is to be even.")
+@click.option(
+    "--by", type=click.Choice(["count", "bytes", "load"]), default="count", show_default=True, help="What is to be even."
+)
 @click.option("--parallel", type=click.IntRange(1, 16), default=1, show_default=True, help="Moves at a time.")
-@_move_options
+@move_options
 @click.pass_context
 def rebalance(ctx: click.Context, /, by: planning.By, parallel: int, config: Path | None, **given: Any) -> None:
     """Make the servers even, moving as few shards as possible."""
@@ -193,7 +202,7 @@ def rebalance(ctx: click.Context, /, by: planning.By, parallel: int, config: Pat
 @click.command()
 @click.argument("server")
 @click.option("--parallel", type=click.IntRange(1, 16), default=1, show_default=True, help="Moves at a time.")
-@_move_options
+@move_options
 @click.pass_context
 def drain(ctx: click.Context, /, server: str, parallel: int, config: Path | None, **given: Any) -> None:
     """Move every shard off SERVER; it gets no new ones from then on."""
@@ -215,7 +224,7 @@ def _carry_plan(
             settings,
             found.moves,
             parallel=parallel,
-            options=_options(given, soak=False),
+            options=options_of(given, soak=False),
             report=display.report,
             done=display.done,
         )
@@ -225,12 +234,13 @@ def _carry_plan(
         ctx.exit(1)
 
 
-def _carry(
+def carry(
     settings: Settings, move_id: int, action: run.Action, options: MoveOptions, *, as_json: bool, take_over: bool = False
 ) -> None:
+    """Go on with a move, showing how it goes, and say what came of it."""
     began = time.monotonic()
     try:
-        with shown(as_json=as_json) as display:
+        with shown(as_json=as_json) as display, forgetting(settings, options) as options:
             ended = run.go_on(settings, move_id, action, options=options, report=display.report, take_over=take_over)
     except KeyboardInterrupt:
         click.echo(f"stopped; nothing is lost. Go on: shardkit moves resume {move_id} (or: moves abort {move_id})", err=True)
@@ -240,15 +250,29 @@ def _carry(
         return
     facts = ended.facts
     click.echo(f"move {ended.id} is at step {ended.step.word} after {time.monotonic() - began:.1f} s", err=True)
+    if ended.tenant is not None and ended.step in (Step.SOAK, Step.FINISHED):
+        click.echo(f"tenant {ended.tenant} lives in shard {ended.into_shard} on {ended.target} now", err=True)
     if "stall_ms" in facts:
         click.echo(
             f"writers were held off for {facts['stall_ms']} ms at most (predicted {facts.get('predicted_ms')})", err=True
         )
     if ended.step is Step.SOAK:
+        left = "the old place follows" if ended.tenant is None else "its rows in the old shard are hidden"
         click.echo(
-            f"the old place follows: `shardkit moves rollback {ended.id}` goes back, `moves finish {ended.id}` drops it",
+            f"{left}: `shardkit moves rollback {ended.id}` goes back, `moves finish {ended.id}` drops "
+            f"{'it' if ended.tenant is None else 'them'}",
             err=True,
         )
+
+
+@contextmanager
+def forgetting(settings: Settings, options: MoveOptions) -> Iterator[MoveOptions]:
+    """*options* that can drop from the cache what it has of a tenant under a shard, where there is a cache."""
+    if settings.redis_url is None:
+        yield options
+        return
+    with ShardKit(settings=settings) as kit:
+        yield replace(options, forget=lambda tenant, shard: kit.cache.forget(tenant, shard=shard))
 
 
 def _show_forecast(found: Forecast, *, as_json: bool) -> None:
@@ -267,7 +291,10 @@ def _show_forecast(found: Forecast, *, as_json: bool) -> None:
 
 
 def _show_plan(settings: Settings, found: Plan, *, by: str, as_json: bool) -> None:
-    weighed = planning.sizes(settings, current_map(settings))
+    shardmap = current_map(settings)
+    weighed = planning.sizes(settings, shardmap)
+    with opened(settings) as catalog:
+        hot = lately(catalog, tenant_type=shardmap.tenant_type).tenants
     size = sum(weighed.get(one.shard, 0) for one in found.moves)
     if as_json:
         moves = [{**asdict(one), "bytes": weighed.get(one.shard)} for one in found.moves]
@@ -278,17 +305,24 @@ def _show_plan(settings: Settings, found: Plan, *, by: str, as_json: bool) -> No
     rows = [(one.shard, one.source or "", one.target, readable_size(weighed.get(one.shard, 0))) for one in found.moves]
     print_table(("SHARD", "FROM", "TO", "SIZE"), rows)
     for name in found.after:
-        click.echo(f"{name}: {found.before[name]:g} to {found.after[name]:g} {'shards' if by == 'count' else by}", err=True)
+        click.echo(f"{name}: {found.before[name]:g} to {found.after[name]:g} {UNITS[by]}", err=True)
     click.echo(
         f"{len(found.moves)} moves, {readable_size(size)}, about {len(found.moves) + size / 40e6:.0f} s one after another",
         err=True,
     )
     for shard in found.oversized:
-        click.echo(f"shard {shard} alone is more than a server's share: isolate its largest tenant", err=True)
+        click.echo(
+            f"shard {shard} alone is more than a server's share: isolate its largest tenant{_hottest(hot, shard)}", err=True
+        )
+
+
+def _hottest(hot: Sequence[HotTenant], shard: int) -> str:
+    return next((f", which by units of work is {one.tenant}" for one in hot if one.shard == shard), "")
 
 
 def _what(found: journal.Move) -> str:
-    return f"{found.shard} (rollback of {found.of_move})" if found.of_move else str(found.shard)
+    what = str(found.shard) if found.tenant is None else f"tenant {found.tenant}, {found.shard} to {found.into_shard}"
+    return f"{what} (rollback of {found.of_move})" if found.of_move else what
 
 
 def _as_dict(found: journal.Move) -> dict[str, Any]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from shardkit.catalog.membership import join, leave, plan_joining, plan_leaving
 from shardkit.catalog.overview import current_map
+from shardkit.catalog.standbys import carry_out, plan_replica, plan_without, standbys
 from shardkit.cli.common import (
+    BEHIND,
     config_option,
     dry_run_option,
     go_on,
     json_option,
     print_json,
     print_table,
+    readable_size,
     settings_from,
     yes_option,
 )
@@ -79,3 +83,71 @@ def remove(name: str, unreachable: bool, config: Path | None, dry_run: bool, yes
     go_on("The cluster forgets it.", yes=yes, dry_run=dry_run, name=name)
     leave(settings, leaving, unreachable=unreachable)
     click.echo("done; its database may be dropped", err=True)
+
+
+@server.group()
+def replica() -> None:
+    """Replicas of a server: standbys that may serve reads."""
+
+
+@replica.command("list")
+@config_option
+@json_option
+@click.pass_context
+def list_replicas(ctx: click.Context, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+    """Ask every replica of the map how far it is. Exit code 3 when one cannot serve reads."""
+    found = standbys(settings_from(config))
+    if as_json:
+        print_json([asdict(standby) for standby in found])
+    else:
+        rows = [
+            (
+                s.server,
+                s.dsn,
+                "-" if s.timeline is None else s.timeline,
+                "-" if s.lag_bytes is None else readable_size(s.lag_bytes),
+                s.problem or "ok",
+            )
+            for s in found
+        ]
+        print_table(("SERVER", "REPLICA", "TIMELINE", "BEHIND", "HEALTH"), rows)
+    if any(standby.problem for standby in found):
+        ctx.exit(BEHIND)
+
+
+@replica.command("add")
+@click.argument("name")
+@click.argument("url")
+@config_option
+@dry_run_option
+@yes_option
+def add_replica(name: str, url: str, config: Path | None, dry_run: bool, yes: bool) -> None:  # noqa: FBT001  click's signature
+    """Let the streaming standby behind URL serve reads of the server NAME.
+
+    Its credentials, and its database if URL names none, are those of the server: URL needs no password.
+    """
+    settings = settings_from(config)
+    planned = plan_replica(settings, name, url)
+    if not planned.needed:
+        click.echo(f"server {name!r} has this replica already", err=True)
+        return
+    click.echo(f"add to server {name!r} the replica {planned.dsn}", err=True)
+    go_on("Add it?", yes=yes, dry_run=dry_run)
+    carry_out(settings, planned)
+    click.echo("done; programs read from it where kit.read() allows a replica", err=True)
+
+
+@replica.command("remove")
+@click.argument("name")
+@click.argument("url")
+@config_option
+@dry_run_option
+@yes_option
+def remove_replica(name: str, url: str, config: Path | None, dry_run: bool, yes: bool) -> None:  # noqa: FBT001  click's signature
+    """Send no more reads to the replica of the server NAME behind URL (as `replica list` shows it). It need not answer."""
+    settings = settings_from(config)
+    planned = plan_without(settings, name, url)
+    click.echo(f"take from server {name!r} the replica {planned.dsn}; {len(planned.replicas)} are left", err=True)
+    go_on("Take it out?", yes=yes, dry_run=dry_run)
+    carry_out(settings, planned)
+    click.echo("done; programs that hear of it read elsewhere at once, the others within their poll_interval_s", err=True)

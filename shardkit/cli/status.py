@@ -16,7 +16,7 @@ from shardkit.cli.common import BEHIND, config_option, json_option, print_json, 
 @json_option
 @click.pass_context
 def status(ctx: click.Context, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
-    """Show the cluster. Exit code 3 when a server is down or holds other shards than the map says."""
+    """Show the cluster. Exit code 3 when a server is down or holds other shards than the map says, or a commit is overdue."""
     found = overview(settings_from(config))
     if as_json:
         print_json(report(found))
@@ -51,6 +51,18 @@ def report(found: Overview) -> dict[str, Any]:
             }
             for status in found.servers
         ],
+        "in_doubt": [
+            {
+                "server": one.server,
+                "transaction": str(one.txn),
+                "part": one.part.gid.part,
+                "age_s": one.part.age_s,
+                "overdue": one.part.overdue,
+                "locks": one.part.locks,
+                "outcome": one.outcome,
+            }
+            for one in found.in_doubt
+        ],
     }
 
 
@@ -74,3 +86,18 @@ def show(found: Overview) -> None:
         for status in found.servers
     ]
     print_table(("SERVER", "STATE", "WEIGHT", "SHARDS", "SIZE", "POSTGRESQL", "HEALTH"), rows)
+    if found.in_doubt:
+        click.echo("transactions over several shards that wait for their second phase, and hold locks:")
+        waiting = [
+            (
+                str(one.txn),
+                one.server,
+                f"{one.part.age_s:.0f} s{' (overdue)' if one.part.overdue else ''}",
+                one.part.locks,
+                one.outcome or "not decided",
+            )
+            for one in found.in_doubt
+        ]
+        print_table(("TRANSACTION", "SERVER", "AGE", "LOCKS", "DECIDED"), waiting)
+    if any(one.part.overdue for one in found.in_doubt):
+        click.echo("overdue ones are ended by any program that uses kit.transaction(), or by `shardkit doctor --fix`", err=True)

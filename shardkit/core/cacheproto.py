@@ -7,23 +7,28 @@ the marker only if that snapshot shows every marked transaction as finished and 
 
 ``core/cachescripts.py`` has the same decisions as Lua; the tests hold the two against each other. Values as stored:
 
-``V…``                           a row or a list of keys (``orm.codec``)
-``N``                            there is no such row
+``V…@term``                      a row or a list of keys (``orm.codec``)
+``N@term``                       there is no such row
 ``M|token|deadline|epoch|xids``  marker, and the lease of *token* until *deadline* (ms, Redis' clock; only for liveness)
-``B|epoch|xid``                  barrier: transactions up to *xid* may have had markers that are lost
+``B|epoch|xid@term``             barrier: transactions up to *xid* may have had markers that are lost
 ``P|nonce``                      somebody is about to set the barrier
+
+The *term* says in which time of which Redis master a value was put there. What ends with another term than the reader's
+connection knows is no value. It is not part of the name: connections may disagree about the term for a moment (a master
+changes its replication id when its first replica comes), but whoever writes marks the same key that all read.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Final, NamedTuple
 
 ABSENT: Final = b"N"
 VALUE: Final = b"V"
 MARKER: Final = b"M"
+TERM_LENGTH: Final = 9
 MAX_XIDS: Final = 8
 """A marker names so many transactions one by one; more collapse to "all up to the highest"."""
 
@@ -126,23 +131,33 @@ def mark(value: bytes | None, *, xid: int, epoch: int) -> bytes:
 
 
 def lease(
-    value: bytes | None, *, barrier: bytes | None, token: bytes, epoch: int, now_ms: int, lease_ms: int, outdated: bytes = b""
+    value: bytes | None,
+    *,
+    barrier: bytes | None,
+    token: bytes,
+    epoch: int,
+    term: bytes,
+    now_ms: int,
+    lease_ms: int,
+    outdated: bytes = b"",
 ) -> tuple[Found, bytes | None]:
     """What a reader that missed meets, and what is left in place of *value* (the barrier's place for NO_BARRIER).
 
-    *outdated* is a stored value that the reader cannot use (an older schema, foreign bytes) and may replace.
+    *outdated* is a stored value (with its term) that the reader cannot use, of an older schema; that, values of other terms
+    and foreign bytes are replaced.
     """
     if barrier is not None and barrier.startswith(b"P|"):
         return Found.PENDING, None
     at = int(barrier.split(b"|")[1]) if barrier is not None else -1
     if at > epoch:
         return Found.NEWER, None
-    if at < epoch:
+    if at < epoch or of_term(barrier, term) is None:
         return Found.NO_BARRIER, b"P|" + token
     xids = b""
-    if value is not None and value != outdated:
-        if value[:1] != MARKER:
+    if value is not None and value[:2] != b"M|":
+        if value.endswith(term) and value != outdated:
             return Found.VALUE, None
+    elif value is not None:
         old = parse_marker(value)
         if old.epoch > epoch:
             return Found.NEWER, None
@@ -158,14 +173,27 @@ def give_back(marker: bytes) -> bytes:
     return pack_marker(parts._replace(token=b"", deadline_ms=0)) if parts.xids else b""
 
 
+def heard_of(value: bytes | None, *, xid: int, xmin: int | None) -> bool:
+    """Whether nothing older than the finished transaction *xid* is, or can come to be, stored where *value* is.
+
+    *xmin* is that of the snapshot in which a stored row was read. A lease could be filled by what was read before *xid* ended.
+    """
+    if value is None:
+        return True
+    if value[:2] == b"M|":
+        marker = parse_marker(value)
+        return not marker.token or marker.xids == b"%d" % xid or b"%d" % xid in marker.xids.split(b",")
+    return xmin is not None and xmin > xid
+
+
 def parse_barrier(value: bytes) -> int:
     """The transaction a stored barrier names."""
-    return int(value.split(b"|")[2])
+    return int(value[:-TERM_LENGTH].split(b"|")[2])
 
 
-def pack_barrier(*, epoch: int, xid: int) -> bytes:
-    """A barrier as it is stored; *xid* was assigned after the caller put its nonce in the barrier's place."""
-    return b"B|%d|%d" % (epoch, xid)
+def pack_barrier(*, epoch: int, xid: int, term: bytes) -> bytes:
+    """A barrier as it is stored; *xid* was assigned after the caller put its nonce in the barrier's place, in *term*."""
+    return b"B|%d|%d%b" % (epoch, xid, term)
 
 
 def tag(cluster: str, shard: int) -> str:
@@ -178,14 +206,22 @@ def name_part(value: str) -> str:
     return value.replace("%", "%25").replace(":", "%3A")
 
 
-def incarnation(info: Mapping[str, str]) -> str:
-    """Which term of which server process this is, from the fields of ``INFO``: it goes into every key.
+def term(info: Mapping[str, str]) -> bytes:
+    """Which time of which master this is, from the fields of ``INFO``.
 
-    ``run_id`` changes when a server starts, so what it kept on disk is never read again; the id and the offset that a replica
-    remembers from its promotion tell the terms of one process apart. Not ``master_replid`` itself: a master changes that also
-    when its first replica comes, and for a moment half the connections would mark and fill under another name than the rest
-    (found by the history checker: 423 stale reads of 48,037). What is left of that: a promoted master that has had no replica
-    for an hour (``repl-backlog-ttl``) forgets the two, once, and connections notice within RECHECK_S.
+    Whenever markers can have been lost while older values stayed, it is one that never was before: ``run_id`` is new when a
+    process starts (with what it kept on disk), ``master_replid`` whenever one becomes master (without what its predecessor had
+    not sent it yet). A change that nothing was lost at, costs a miss.
     """
-    term = [info.get(field, "") for field in ("run_id", "master_replid2", "second_repl_offset")]
-    return sha256("|".join(term).encode()).hexdigest()[:8]
+    known = "|".join(info.get(field, "") for field in ("run_id", "master_replid"))
+    return b"@" + sha256(known.encode()).digest()[: TERM_LENGTH - 1]
+
+
+def of_term(value: bytes | None, term: bytes) -> bytes | None:
+    """What is stored, without its end, if it was put there in *term*; else None. A marker is of none."""
+    return value[:-TERM_LENGTH] if value is not None and value.endswith(term) else None
+
+
+def all_of_term(values: Iterable[bytes | None], term: bytes) -> list[bytes | None]:
+    """``of_term`` of each; a hundred at a time, where a call for each would be seen."""
+    return [value[:-TERM_LENGTH] if value is not None and value.endswith(term) else None for value in values]

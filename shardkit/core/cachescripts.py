@@ -11,12 +11,12 @@ from typing import Final
 
 LEASE: Final = """
 local b = redis.pcall('GET', KEYS[1])
-local token, epoch, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local token, epoch, lease_ms, term = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]
 if type(b) ~= 'string' then b = nil end
 if b and string.sub(b, 1, 2) == 'P|' then return {'Q'} end
 local at = b and tonumber(string.match(b, '^B|(%d+)|')) or -1
 if at > epoch then return {'E'} end
-if at < epoch then
+if at < epoch or string.sub(b, -#term) ~= term then
   redis.call('SET', KEYS[1], 'P|' .. token, 'PX', ARGV[4])
   return {'P'}
 end
@@ -25,12 +25,12 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local out = {b}
 for i = 2, #KEYS do
   local v = redis.pcall('GET', KEYS[i])
-  if type(v) ~= 'string' or v == ARGV[i + 3] then v = nil end
+  if type(v) ~= 'string' then v = nil end
   local held, xids, e = false, '', epoch
   if v then
     local tok, dl, ep, xs = string.match(v, '^M|([^|]*)|(%d+)|(%d+)|(.*)$')
     if not tok then
-      held = 'V' .. v
+      if string.sub(v, -#term) == term and v ~= ARGV[i + 4] then held = 'V' .. v end
     else
       e = tonumber(ep)
       if e > epoch then held = 'E'
@@ -48,7 +48,7 @@ for i = 2, #KEYS do
 end
 return out
 """
-"""KEYS barrier, key…; ARGV token, epoch, lease ms, ms of a pending barrier, outdated value of each key (or empty).
+"""KEYS barrier, key…; ARGV token, epoch, lease ms, ms of a pending barrier, term, outdated value of each key (or empty).
 
 Answers {'P'}, {'Q'} or {'E'} for the barrier; else {barrier, and for each key 'L' marker | 'V' value | 'W' | 'E'}.
 """

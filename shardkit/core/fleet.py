@@ -37,6 +37,7 @@ class Why(enum.Enum):
     MOVING = "being moved"
     DOWN = "server does not answer"
     MISSING = "schema is missing"
+    INCOMPLETE = "lacks tables of shardkit's own"
     LOST = "version is not in the tree"
     LEFT_OUT = "left out"
 
@@ -98,6 +99,7 @@ class Options:
     batch: int = MOST_IN_ONE_TRANSACTION
     budget_ms: int = 1000
     patience_s: float = 60.0
+    moves_wait_s: float = 0.0
 
     def takes(self, shard: int) -> bool:
         """Whether *shard* is to be worked on."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
+from types import MappingProxyType
 from typing import Any, Final
 
 from shardkit.errors import FanOutError, FanOutRefusedError
@@ -18,10 +19,18 @@ Row = tuple[Any, ...]
 
 INTEGERS: Final = frozenset({20, 21, 23, 26})
 FLOATS: Final = frozenset({700, 701})
+BIGINT: Final = 20
 NUMERIC: Final = 1700
 TEXTS: Final = frozenset({19, 25, 1042, 1043})
 PLAIN: Final = frozenset({16, 17, 1082, 1083, 1114, 1184, 2950}) | INTEGERS
 """bool, bytea, date, time, timestamp, timestamptz, uuid and integers: Python orders them as PostgreSQL does."""
+ARRAYS: Final = {
+    1000: 16, 1001: 17, 1003: 19, 1005: 21, 1007: 23, 1009: 25, 1014: 1042, 1015: 1043, 1016: 20, 1021: 700, 1022: 701,
+    1028: 26, 1115: 1114, 1182: 1082, 1183: 1083, 1185: 1184, 1231: 1700, 2951: 2950,
+}  # fmt: skip
+"""Types of elements by the type of their array."""
+DISTINCT: Final = "distinct"
+"""The partial result of ``count(DISTINCT x)``: the values."""
 _EXACT: Final = Context(prec=150_000)  # more digits than a numeric can have: sums are exact, as they are there
 
 
@@ -167,6 +176,7 @@ COMBINE: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "max": _greatest,
     "bool_and": lambda one, other: one and other,
     "bool_or": lambda one, other: one or other,
+    DISTINCT: lambda one, other: one | other,
 }
 """How two partial results of an aggregate become one; NULLs are left out before."""
 
@@ -178,11 +188,28 @@ def combine(name: str, one: Any, other: Any) -> Any:
     return one if other is None else COMBINE[name](one, other)
 
 
-def groups(rows: Iterable[Row], keys: int, names: Sequence[str], canonical: Callable[[Row], Any]) -> list[Row]:
-    """Partial groups merged: the first *keys* columns say which group, the others are partial results of *names*."""
+def distinct_values(array: int) -> Callable[[Any], Any]:
+    """What makes a set of an array of type *array*, in which values that PostgreSQL calls equal are one."""
+    change = comparable(ARRAYS.get(array, array), code_points=True, what="the argument of count(DISTINCT ...)")
+    return lambda found: {change(value) if change else value for value in found or () if value is not None}
+
+
+def groups(
+    rows: Iterable[Row],
+    keys: int,
+    names: Sequence[str],
+    canonical: Callable[[Row], Any],
+    lift: Mapping[int, Callable[[Any], Any]] = MappingProxyType({}),
+) -> list[Row]:
+    """Partial groups merged: the first *keys* columns say which group, the others are partial results of *names*.
+
+    *lift* makes mergeable values of what servers send in some columns.
+    """
     found: dict[Any, list[Any]] = {}
     for row in rows:
         mark = canonical(row[:keys])
+        if lift:
+            row = tuple(lift[place](value) if place in lift else value for place, value in enumerate(row))
         known = found.get(mark)
         if known is None:
             found[mark] = list(row)

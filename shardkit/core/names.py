@@ -34,12 +34,23 @@ STEP_LOCK_CLASS: Final = 0x73_6B_73_74  # "skst": (class, shard) on a server, he
 OWN_PREFIX: Final = "shardkit_"  # of tables that shardkit itself keeps in a shard: no program's models, no revision's business
 VERSION_TABLE: Final = "alembic_version"
 PROGRESS_TABLE: Final = "shardkit_progress"  # in a shard: how far a revision came that no transaction can hold
+FURNITURE: Final = (  # what shardkit puts into every shard
+    "shardkit_keys",
+    "shardkit_claims",
+    "shardkit_outbox",
+    "shardkit_inbox",
+    "shardkit_cache_outbox",
+    ID_SEQUENCE,
+    ID_ORIGIN_SEQUENCE,
+)
 
 GUARD_TRIGGER: Final = "shardkit_refuse_writes"
 MARKS_TABLE: Final = "move_marks"
+CURTAIN_PREFIX: Final = "shardkit_curtain_"
 
 _SCHEMA = re.compile(r"s(\d{4,5})_e(\d{1,9})")
 _GID = re.compile(r"shardkit:([0-9a-f]{32}):([0-9a-f]{32}):(\d{1,5}):(\d{1,6})")
+_PROGRAM = re.compile(r"(.*) map=(\d{1,18}) budget=(\d{1,9})")
 _SERVER = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 
 
@@ -75,9 +86,21 @@ def stream_name(cluster: UUID, move: int, way: str) -> str:
     return f"shardkit_{cluster.hex[:8]}_{move}_{way}"
 
 
+def relay_slot_name(cluster: UUID, server: str) -> str:
+    """Name of the slot by which the cache's relay follows *server*."""
+    return f"shardkit_cache_{cluster.hex[:8]}_{check_server_name(server).replace('-', '_')}"
+
+
 def session_name(cluster: UUID, move: int) -> str:
     """Application name of every session that works on a move, by which the next operator finds and ends them."""
     return f"shardkit move {cluster.hex[:8]}/{move}"
+
+
+def curtain_name(move: int) -> str:
+    """Name of the policies that hide one tenant's rows in the shard it was carried out of by *move*."""
+    if type(move) is not int or move < 1:
+        raise NameRejectedError(f"no curtain name for move {move!r}")
+    return f"{CURTAIN_PREFIX}{move}"
 
 
 def check_server_name(name: str) -> str:
@@ -110,3 +133,14 @@ def parse_gid(name: str) -> Gid | None:
     """What a prepared transaction's name says, or None where it is not one of ours."""
     found = _GID.fullmatch(name)
     return Gid(found[1], found[2], int(found[3]), int(found[4])) if found else None
+
+
+def program_name(application: str, *, version: int, budget: int) -> str:
+    """What a running program calls its session at the catalog: *application*, its map's version, its connections' budget."""
+    return f"{application[:30]} map={version} budget={budget}"
+
+
+def parse_program(name: str) -> tuple[str, int, int] | None:
+    """Application, map version and budget of such a session, or None for any other."""
+    found = _PROGRAM.fullmatch(name)
+    return (found[1], int(found[2]), int(found[3])) if found else None

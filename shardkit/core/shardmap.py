@@ -137,3 +137,13 @@ class ShardMap:
                     found.add(child)
                     ahead.append(child)
         return sorted(found)
+
+    def family(self, shard: int) -> list[int]:
+        """Shards in which a row born in *shard* may live by now, *shard* first: those that tenants were isolated into, and,
+        because a tenant may have gone back, those that it was isolated from.
+        """
+        root, seen = shard, {shard}
+        while (parent := self.placement(root).parent) is not None and parent not in seen:
+            root = parent
+            seen.add(root)
+        return [shard, *(other for other in (root, *self.descendants(root)) if other != shard)]

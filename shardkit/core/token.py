@@ -14,7 +14,8 @@ import struct
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from shardkit.core.lag import Position
+from shardkit.core.lag import Position, lsn_number
+from shardkit.core.shardmap import Route
 from shardkit.errors import TokenError
 
 _VERSION: Final = 1
@@ -32,6 +33,16 @@ class Token(NamedTuple):
     shard: int
     epoch: int
     position: Position
+
+
+NOWHERE: Final = Position(0, 0)
+"""Of no server's log: a token with it leads to the primary."""
+
+
+def token_after(route: Route, timeline: str | None, lsn: str | None) -> Token:
+    """The token of a COMMIT on *route* behind which the log was at *lsn*, as PostgreSQL writes it, if that was asked."""
+    position = NOWHERE if timeline is None or lsn is None else Position(int(timeline, 16), lsn_number(lsn))
+    return Token(route.shard, route.epoch, position)
 
 
 def token_key(cluster_id: UUID, secret: str | None) -> bytes:

@@ -36,6 +36,8 @@ from shardkit.settings import Secret, Settings, is_loopback
 
 IDENTITY: Final = LOOK_AROUND
 _LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
+_WATCH: Final = "SET client_connection_check_interval = 2000"
+_WATCH_OPTION: Final = "-c client_connection_check_interval=2000"
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
@@ -91,19 +93,16 @@ def server_url(server: Server, settings: Settings) -> str:
 def replica_url(server: Server, dsn: str, settings: Settings) -> str:
     """URL of a replica of *server*: its own *dsn*, with the database and the credentials of the server."""
     primary, own = conninfo_to_dict(server_url(server, settings)), conninfo_to_dict(dsn)
-    return make_conninfo(dsn, **{k: primary[k] for k in (*_CREDENTIALS, "dbname") if primary.get(k) and not own.get(k)})
+    ours = {k: primary[k] for k in (*_CREDENTIALS, "dbname") if primary.get(k) and not own.get(k)}
+    return make_conninfo(dsn, **ours, target_session_attrs="any")
 
 
 def app_conninfo(server: Server, settings: Settings, *, replica: str | None = None) -> Secret:
     """How application code connects: as the least role, and with an empty path, so that unrouted names fail."""
     direct = not settings.pooled
     url = server_url(server, settings) if replica is None else replica_url(server, replica, settings)
-    return conninfo(
-        url,
-        settings,
-        **({"options": f"-c role={APP_ROLE} -c search_path= -c client_connection_check_interval=2s"} if direct else {}),
-        **({} if replica is None else {"target_session_attrs": "any"}),
-    )
+    own = {"options": f"-c role={APP_ROLE} -c search_path= -c client_connection_check_interval=2s"} if direct else {}
+    return conninfo(url, settings, **own)
 
 
 def can_fail_over(server: Server, settings: Settings) -> bool:
@@ -160,12 +159,22 @@ async def connect_async(
 
 
 def connect_admin(
-    url: str, settings: Settings, *, name: str = "the catalog", autocommit: bool = True
+    url: str, settings: Settings, *, name: str = "the catalog", autocommit: bool = True, watched: bool = False
 ) -> psycopg.Connection[Any]:
-    """A plain connection with the rights of *url*, for the catalog and for operators' work on a server."""
+    """A plain connection with the rights of *url*, for the catalog and for operators' work on a server.
+
+    *watched*: its backend notices within two seconds that this program was killed, and ends what it is at.
+    """
     try:
         prepare = {"prepare_threshold": None} if settings.pooled else {}
-        return psycopg.connect(conninfo(url, settings), autocommit=autocommit, **prepare)
+        at_start = watched and not settings.pooled and "options" not in parsed(url)
+        options = {"options": _WATCH_OPTION} if at_start else {}
+        connection = psycopg.connect(conninfo(url, settings, **options), autocommit=autocommit, **prepare)
+        if watched and not at_start:
+            connection.execute(_WATCH)
+            if not autocommit:
+                connection.commit()
+        return connection
     except psycopg.OperationalError as exc:
         raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
 
@@ -297,12 +306,26 @@ def instead_of(constraints: Mapping[str, ShardKitError]) -> Iterator[None]:
         raise ours from exc
 
 
+def known_rows(connection: psycopg.Connection[Any], query: LiteralString, values: Mapping[str, Any] | None = None) -> list[Any]:
+    """Rows of a table that an older catalog does not have yet; none there. Outside a transaction only."""
+    try:
+        return connection.execute(query, values).fetchall()
+    except psycopg.errors.UndefinedTable:
+        return []
+
+
 def listen(connection: psycopg.Connection[Any], channel: str) -> psycopg.Connection[Any]:
     """*connection*, listening on *channel*. Behind a pooler nothing would come, so the map is only asked for."""
     if is_pooled(connection):
         return connection
     connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
     return connection
+
+
+def announce(connection: psycopg.Connection[Any], name: str) -> None:
+    """Call this session *name* in pg_stat_activity; not behind a pooler, where the backend is everybody's."""
+    ask = "SELECT set_config('application_name', %s, false) WHERE pg_backend_pid() = %s"
+    connection.execute(ask, (name, connection.info.backend_pid))
 
 
 def wait_for_notice(connection: psycopg.Connection[Any], *, timeout_s: float, unless: threading.Event) -> None:

@@ -90,7 +90,7 @@ class _Routing:
         old = connection._dbapi_connection
         before = old.driver_connection
         begin, every, single, last, tracked = before.begin, before.every, before.single, before.last, before.tracked
-        unannounced = before.unannounced
+        unannounced, wrote = before.unannounced, before.wrote
         if before.closed:
             old._pool._invalidate(old)
         else:
@@ -100,7 +100,7 @@ class _Routing:
         driver: Any = new.driver_connection
         driver.begin, driver.single, driver.fresh = begin, single, before.closed
         driver.embark(leg, every=every, tracked=tracked)
-        driver.last, driver.unannounced = last, unannounced
+        driver.last, driver.unannounced, driver.wrote = last, unannounced, wrote
         if not here:
             connection._dbapi_connection = new
             if cursor is not None:
@@ -153,6 +153,7 @@ def _prepare(driver: Any, context: Any, statement: str) -> None:
     """Note on *driver* what has to be known about *statement* before it goes."""
     kind = kind_of(context.compiled, statement)
     driver.single, driver.writes = not kind.raw, not kind.plain
+    driver.wrote |= driver.writes
     if not statement.startswith("INSERT"):  # a flush may have to look for the row it replaces first
         driver.last = None
     if kind.changes_session and driver.pooled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import Engine, ExceptionContext, create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from shardkit.core.outcome import commit_outcome
 from shardkit.core.shardmap import Server
@@ -34,7 +35,15 @@ class Engines:
         self._engines: dict[Server, Engine] = {}
         self._replicas: dict[tuple[str, str, str], Engine] = {}
         self._lock = threading.Lock()
+        self._listeners: list[Callable[[Engine], None]] = []
         _alive.add(self)
+
+    def on_engine(self, listen: Callable[[Engine], None]) -> None:
+        """Call *listen* with every engine, those to come as well."""
+        with self._lock:
+            self._listeners.append(listen)
+            for engine in {*self._engines.values(), *self._replicas.values()}:
+                listen(engine)
 
     def of(self, server: Server) -> Engine:
         """The engine of *server*. A server whose DSN changed gets a new one; the old one's connections end with their work."""
@@ -62,7 +71,7 @@ class Engines:
                 self._replicas[key] = engine
         return engine
 
-    def pools(self) -> dict[str, Pool]:
+    def pools(self) -> dict[str, Any]:
         """The pool of each server that has been used, and of each replica, as ``pg1 (replica 1)``."""
         used = {server.name: engine.pool for server, engine in self._engines.items()}
         numbers: dict[str, int] = {}
@@ -124,6 +133,8 @@ class Engines:
         if replica is None and connect.can_fail_over(server, settings):
             event.listen(engine, "checkout", _living(server, self.lineage))
         event.listen(engine, "handle_error", _typed(server))
+        for listen in self._listeners:
+            listen(engine)
         return engine
 
 
@@ -138,6 +149,11 @@ class _Bounded:
     def __init__(self, *args: Any, **options: Any) -> None:
         self._counting = threading.Lock()
         super().__init__(*args, **options)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a connection now."""
+        return self._waiting
 
     @property
     def _timeout(self) -> float:

@@ -26,7 +26,8 @@ class Leg:
     """``was`` is the schema the unit of work set out for, when it was led on to another.
 
     A leg on a replica has a ``home``, the one on the primary: whatever a replica cannot serve is done there. It is renewed
-    for every statement, since what has to be seen grows with time and with the tenant's own writes.
+    for every statement, since what has to be seen grows with time and with the tenant's own writes. ``replicated``: the server
+    has replicas, so a COMMIT that wrote brings home how far its log is.
     """
 
     route: Route
@@ -35,6 +36,7 @@ class Leg:
     guide: Guide
     was: str | None = None
     home: Leg | None = None
+    replicated: bool = False
     renew: Callable[[], Leg] | None = field(default=None, compare=False)
 
     def current(self, statement: str) -> str:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, LiteralString, NamedTuple, cast
 
 import psycopg
 from psycopg import sql
-from psycopg.sql import SQL, Composable, Identifier, Literal
+from psycopg.sql import SQL, Identifier, Literal
 
 from shardkit.core.fleet import Step, Version
-from shardkit.core.names import APP_ROLE, OPERATOR_ROLE, VERSION_TABLE
-from shardkit.errors import MigrationError
+from shardkit.core.names import APP_ROLE, OPERATOR_ROLE, VERSION_TABLE, parse_schema
+from shardkit.errors import MigrationError, NameRejectedError
 
 Connection = psycopg.Connection[Any]
 DriverError = psycopg.Error
 VERSIONS_AT_ONCE: Final = 128  # one statement over more shards plans slower than it reads
+_HERE: Final = "shardkit_here"
+_PATH: Final = SQL("SET LOCAL search_path TO {}").format(Identifier(_HERE)).as_bytes(None)
 
 
 class Target(NamedTuple):
@@ -60,9 +63,8 @@ def _told(exc: BaseException) -> str:
 
 
 def private(connection: Connection) -> Connection:
-    """Let *connection*'s backend notice within two seconds that its runner was killed, so that no orphan goes on for long."""
-    connection.prepare_threshold = None  # several statements in one message cannot be prepared
-    connection.execute("SET client_connection_check_interval = 2000")
+    """Let a watched *connection* take several statements in one message."""
+    connection.prepare_threshold = None  # they cannot be prepared
     return connection
 
 
@@ -77,37 +79,65 @@ def stand_in(connection: Connection, schema: str, *, lock_timeout_ms: int = 0) -
 
 def read_versions(connection: Connection, schemas: Sequence[str]) -> dict[str, Version]:
     """The version of each of *schemas*; one that is not there is left out."""
-    rows = connection.execute(
-        "SELECT name, to_regclass(name || '.' || %s) IS NOT NULL FROM unnest(%s::text[]) AS name "
-        "WHERE to_regnamespace(name) IS NOT NULL",
-        (VERSION_TABLE, list(schemas)),
-    ).fetchall()
-    versions: dict[str, list[str]] = {schema: [] for schema, _ in rows}
-    with_table = sorted(schema for schema, there in rows if there)
-    for start in range(0, len(with_table), VERSIONS_AT_ONCE):
-        parts = [
-            SQL("SELECT {}, version_num FROM {}").format(Literal(schema), Identifier(schema, VERSION_TABLE))
-            for schema in with_table[start : start + VERSIONS_AT_ONCE]
-        ]
-        for schema, version in connection.execute(SQL(" UNION ALL ").join(parts)):
+    versions: dict[str, list[str]] = {}
+    for start in range(0, len(schemas), VERSIONS_AT_ONCE):
+        part = schemas[start : start + VERSIONS_AT_ONCE]
+        try:
+            rows = _versions(connection, part)
+            found: Iterable[str] = part
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):  # a shard was never migrated, or is not here
+            there = connection.execute(
+                "SELECT name, to_regclass(name || '.' || %s) IS NOT NULL FROM unnest(%s::text[]) AS name "
+                "WHERE to_regnamespace(name) IS NOT NULL",
+                (VERSION_TABLE, list(part)),
+            ).fetchall()
+            found = [schema for schema, _ in there]
+            rows = _versions(connection, [schema for schema, with_table in there if with_table])
+        versions |= {schema: [] for schema in found}
+        for schema, version in rows:
             versions[schema].append(version)
     return {schema: tuple(sorted(found)) for schema, found in versions.items()}
 
 
+def _versions(connection: Connection, schemas: Sequence[str]) -> list[tuple[str, str]]:
+    if not schemas:
+        return []
+    query = SQL("SELECT {}, version_num FROM {}").format(Literal(_HERE), Identifier(_HERE, VERSION_TABLE)).as_bytes(None)
+    return connection.execute(_joined(b" UNION ALL ", [_within(query, schema) for schema in schemas])).fetchall()
+
+
 def apply(
-    connection: Connection, targets: Sequence[Target], step: Step, statements: Iterable[str], *, lock_timeout_ms: int
+    connection: Connection, targets: Sequence[Target], step: Step, statements: Sequence[str], *, lock_timeout_ms: int
 ) -> None:
     """Run the *statements* of *step* in every target: one transaction, two messages. Raises what PostgreSQL says; then
     nothing was done. VersionChangedError: a target is not at ``step.before``.
     """
-    script = program_sql(statements)
-    body = [SQL("SET LOCAL search_path TO {};\n{}").format(Identifier(target.schema), script) for target in targets]
+    script = program_sql(statements).as_bytes(None)
+    parts = [part for target in targets for part in (_within(_PATH, target.schema), script)]
     try:
         _claim(connection, targets, step, lock_timeout_ms=lock_timeout_ms)
-        connection.execute(SQL(";\n").join([*body, SQL("COMMIT")]))
+        connection.execute(_joined(b";\n", [*parts, b"COMMIT"]))
     except BaseException:
         _roll_back(connection)
         raise
+
+
+@lru_cache(64)
+def _changes(step: Step) -> tuple[tuple[bytes, bool], ...]:
+    """``version_changes`` in the schema that ``_within`` puts in."""
+    return tuple((change.as_bytes(None), counts) for change, counts in version_changes(_HERE, step))
+
+
+def _within(script: bytes, schema: str) -> bytes:
+    """*script*, which is ours, in *schema*: composing it anew for each shard took longer than the server needs for it."""
+    if parse_schema(schema) is None:
+        raise NameRejectedError(f"{schema!r} is no shard's schema; nothing was done")
+    return script.replace(_HERE.encode(), schema.encode())
+
+
+def _joined(between: bytes, parts: Sequence[bytes]) -> bytes:
+    """One message of statements that were composed."""
+    return between.join(parts)
 
 
 def program_sql(statements: Iterable[str]) -> sql.Composed:
@@ -118,13 +148,13 @@ def program_sql(statements: Iterable[str]) -> sql.Composed:
 
 def _claim(connection: Connection, targets: Sequence[Target], step: Step, *, lock_timeout_ms: int) -> None:
     """Begin, and move every target's version row; the row locks keep others out until the end."""
-    parts: list[Composable] = [SQL("BEGIN; SET LOCAL lock_timeout = {}").format(Literal(lock_timeout_ms))]
+    parts = [SQL("BEGIN; SET LOCAL lock_timeout = {}").format(Literal(lock_timeout_ms)).as_bytes(None)]
     owners: list[Target | None] = [None, None]
     for target in targets:
-        for change, counts in version_changes(target.schema, step):
-            parts.append(change)
+        for change, counts in _changes(step):
+            parts.append(_within(change, target.schema))
             owners.append(target if counts else None)
-    cursor = connection.execute(SQL("; ").join(parts))
+    cursor = connection.execute(_joined(b"; ", parts))
     for owner in owners:
         if owner is not None and cursor.rowcount != 1:
             raise VersionChangedError(

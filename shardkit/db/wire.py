@@ -32,6 +32,7 @@ _INTERVAL_S: Final = 0.1
 IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 _XID: Final = b"SELECT pg_current_xact_id_if_assigned()"
+_POSITION: Final = b"SELECT pg_current_wal_insert_lsn()"
 _UNKNOWN: Final = (None,) * 5
 
 
@@ -91,8 +92,12 @@ class Routed:
     """Ask for the transaction's id with its first write, in the same flight, so that an unknown outcome can be settled."""
     writes: bool = False
     """The next statement may write."""
+    wrote: bool = False
+    """A statement of this transaction may have written."""
     commit_xid: str | None = None
     """The id of the transaction that was being committed."""
+    commit_lsn: str | None = None
+    """A point of the server's log after the COMMIT, where the leg wants to know."""
     timeline: str | None = None
     """The server's timeline when this connection was made."""
     backend_pid: int = 0
@@ -110,6 +115,7 @@ class Routed:
         """Carry *leg* from now on; its opening goes with the next statement, or with every one."""
         self.tracked = tracked
         self.leg, self.every, self.pending, self.under_way = leg, every, True, False
+        self.wrote, self.commit_lsn = False, None
 
     def disembark(self) -> None:
         """Forget everything about the last unit of work."""
@@ -167,34 +173,51 @@ class Routed:
             yield from self._open_gen()
 
     def _commit_gen(self) -> Generator[Any, Any, None]:
-        """COMMIT; a tracked transaction's id, if it is not known yet, comes back before it in the same flight."""
-        if not self.tracked or self.commit_xid is not None or self._pipeline is not None or self.idle:
+        """COMMIT; with it, where they are wanted, a tracked transaction's id (before it) and the log's position (after it)."""
+        asks = self.tracked and self.commit_xid is None
+        if not (asks or self._marks) or self._pipeline is not None or self.idle:
             yield from super()._commit_gen()  # type: ignore[misc]
             return
         wire = self.pgconn
         wire.enter_pipeline_mode()
         try:
-            self._ask_xid()
-            self._send_commit()
+            if asks:
+                self._ask_xid()
+            follow = self._send_commit()
             wire.pipeline_sync()
             yield from generators.send(wire)
-            answers = yield from self._answers_gen(3, xid_at=0)
+            answers = yield from self._answers_gen(asks + follow + 1, xid_at=asks - 1)
         finally:
             if wire.status == pq.ConnStatus.OK:
                 wire.exit_pipeline_mode()
-        for (answer,) in answers[:2]:
+        for (answer,) in answers[: asks + 1]:
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
+        self._keep_position(answers[asks + 1 : -1])
 
     def _ask_xid(self) -> None:
         self.pgconn.send_query_params(_XID, None)
         self.pgconn.send_flush_request()  # its answer must not wait for COMMIT's
 
-    def _send_commit(self) -> None:
+    @property
+    def _marks(self) -> bool:
+        return self.wrote and self.leg is not None and self.leg.replicated
+
+    def _send_commit(self) -> int:
+        """Queue COMMIT and, where replicas have to show what it wrote, the question how far the log is; how many answers."""
         if self.opening_prepared:
             self.pgconn.send_query_prepared(COMMIT_NAME, None)
         else:
             self.pgconn.send_query_params(COMMIT, None)
+        if not self._marks:
+            return 1
+        self.pgconn.send_query_params(_POSITION, None)
+        return 2
+
+    def _keep_position(self, answers: list[Any]) -> None:
+        for (answer,) in answers:
+            if answer.status == pq.ExecStatus.TUPLES_OK:
+                self.commit_lsn = answer.get_value(0, 0).decode()
 
     def _answers_gen(self, count: int, *, xid_at: int = -1) -> Generator[Any, Any, list[Any]]:
         """The next *count* answers; the one numbered *xid_at* is the transaction's id, kept as soon as it is there."""
@@ -278,12 +301,11 @@ class _RoutedCursor:
                 self._send_query_prepared(name, query, binary=binary)  # type: ignore[attr-defined]
             if asks:
                 conn._ask_xid()
-            if last is not None:
-                conn._send_commit()
+            follow = conn._send_commit() if last is not None else 0
             wire.pipeline_sync()
             yield from generators.send(wire)
-            after, xid_at = asks + (last is not None), before + 1 if asks else -1
-            answers = yield from conn._answers_gen(before + after + 2, xid_at=xid_at)  # the last one answers the sync
+            commit_at, xid_at = before + 1 + asks, before + 1 if asks else -1
+            answers = yield from conn._answers_gen(commit_at + follow + 1, xid_at=xid_at)  # the last one answers the sync
         finally:
             if wire.status == pq.ConnStatus.OK:
                 wire.exit_pipeline_mode()
@@ -300,12 +322,13 @@ class _RoutedCursor:
             conn._prepared.validate(key, prep, name, results)
         self._check_results(results)  # type: ignore[attr-defined]
         if last is not None:
-            (answer,) = answers[before + after]
+            (answer,) = answers[commit_at]
             if answer.status == _FATAL:
                 failed = errors.error_from_result(answer, encoding=wire._encoding)
                 failed.in_commit = True  # type: ignore[attr-defined]
                 raise failed
             last.committed = True
+            conn._keep_position(answers[commit_at + 1 : -1])
         self._set_results(results)  # type: ignore[attr-defined]
 
 

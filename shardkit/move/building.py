@@ -8,8 +8,9 @@ from typing import Any
 
 from psycopg import errors, sql
 
+from shardkit.catalog.journal import MoveObject
 from shardkit.core import moving as m
-from shardkit.core.names import schema_name
+from shardkit.core.names import parse_schema
 from shardkit.errors import MoveError, MoveInterruptedError, MoveRefusedError, ShardKitError
 from shardkit.move import checks, objects
 from shardkit.move.copy import copy_tables, slot_with_snapshot
@@ -39,7 +40,7 @@ class Building:
                 raise MoveError(f"schema {found.name} on server {found.server!r} is the live shard: it was not dropped")
             try:
                 with contact():
-                    objects.drop(self.w.ends[found.server], found.kind, found.name)
+                    self._drop(found)
             except (ShardKitError, m.LostContact) as exc:
                 left.append(f"{found.kind} {found.name} on {found.server}: {exc}")
             else:
@@ -47,15 +48,19 @@ class Building:
         if left:
             raise MoveInterruptedError("not everything could be dropped; run it again:\n  - " + "\n  - ".join(left))
 
+    def _drop(self, found: MoveObject) -> None:
+        objects.drop(self.w.ends[found.server], found.kind, found.name)
+
     def _is_live(self, server: str, schema: str) -> bool:
-        there, epoch = self.w.journal.placement()
-        return (server, schema) == (there, schema_name(self.w.journal.move.shard, epoch))
+        found = parse_schema(schema)
+        place = self.w.journal.placement(found.shard) if found is not None else None
+        return found is not None and place == (server, found.epoch)
 
     def _publish(self, _: m.Publish) -> None:
         for end in self.w.ends.values():
             for lane in (self.w.out, self.w.back):
                 self.w.journal.register(end.name, "marks", lane)
-            _furnish(end)
+            furnish(end)
         self.w.publication(self.w.source, self.w.out)
 
     def _copy(self, _: m.Copy) -> None:
@@ -113,7 +118,8 @@ class Building:
         self.w.subscription(self.w.target, self.w.out, publisher=self.w.source)
 
 
-def _furnish(end: End) -> None:
+def furnish(end: End) -> None:
+    """Make what moves need on a server."""
     with end.on().transaction():
         end.on().execute("SELECT pg_advisory_xact_lock(7105, 2)")
         end.on().execute("SET LOCAL client_min_messages = warning")

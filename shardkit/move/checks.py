@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
@@ -67,6 +68,12 @@ def site_of(source: End, target: End, shard: int, epoch: int, options: MoveOptio
 
 def survey(site: Site, shardmap: ShardMap) -> list[Finding]:
     """All findings. Raises where the servers are not those of the map, or may not be used."""
+    check_ends(site, shardmap)
+    return check(site)
+
+
+def check_ends(site: Site, shardmap: ShardMap) -> None:
+    """Raise where the servers are not those of the map, or may not be used."""
     for end in (site.source, site.target):
         _check_identity(end, shardmap.server(end.name), shardmap.cluster_id)
     state = shardmap.server(site.target.name).state
@@ -76,13 +83,17 @@ def survey(site: Site, shardmap: ShardMap) -> list[Finding]:
         raise MoveRefusedError(
             f"server {site.source.name!r} has no schema {site.schema}: the map and the server disagree; nothing was done"
         )
-    return check(site)
+
+
+def of_servers(site: Site) -> Iterator[Finding]:
+    """What the two servers have against it, the contents of *site* and the room for them."""
+    source, target = (_server(end) for end in (site.source, site.target))
+    yield from (*_servers(site, source, target), *_contents(site), *_room(site, source, target))
 
 
 def check(site: Site) -> list[Finding]:
     """All findings."""
-    source, target = (_server(end) for end in (site.source, site.target))
-    found = [*_servers(site, source, target), *_shard(site), *_room(site, source, target)]
+    found = [*of_servers(site), *_leftovers(site)]
     if not any(finding.refuses for finding in found):
         found += _rehearse(site)
     return found
@@ -179,7 +190,7 @@ def _servers(site: Site, source: dict[str, Any], target: dict[str, Any]) -> Iter
         )
 
 
-def _shard(site: Site) -> Iterator[Finding]:
+def _contents(site: Site) -> Iterator[Finding]:
     for table in site.tables:
         if table.persistence != "p":
             yield Finding(f"table {table.name} is unlogged", "ALTER TABLE … SET LOGGED: unlogged tables are not replicated")
@@ -202,16 +213,24 @@ def _shard(site: Site) -> Iterator[Finding]:
     for question, (what, remedy) in questions.items():
         for (name,) in site.source.on().execute(CHECKS[question], {"schema": site.schema}):
             yield Finding(what.format(name), remedy)
+
+
+def _leftovers(site: Site) -> Iterator[Finding]:
     for end, schema in (
         (site.target, site.schema),
         (site.target, schema_name(site.shard, site.epoch + 1)),
         (site.source, schema_name(site.shard, site.epoch + 1)),
     ):
-        if end.one("schema_exists", schema=schema):
-            yield Finding(
-                f"server {end.name!r} has a schema {schema} that no move of the journal made",
-                "look what is in it; if it is not needed, drop it (was the catalog restored from an older backup?)",
-            )
+        yield from leftover(end, schema)
+
+
+def leftover(end: End, schema: str) -> Iterator[Finding]:
+    """A finding if *end* has *schema*, which is to be made there."""
+    if end.one("schema_exists", schema=schema):
+        yield Finding(
+            f"server {end.name!r} has a schema {schema} that no move of the journal made",
+            "look what is in it; if it is not needed, drop it (was the catalog restored from an older backup?)",
+        )
 
 
 def _room(site: Site, source: dict[str, Any], target: dict[str, Any]) -> Iterator[Finding]:
@@ -241,12 +260,16 @@ def _free_bytes(end: End, directory: str | None) -> int | None:
 
 def _rehearse(site: Site) -> Iterator[Finding]:
     """Make the whole structure on the target, and take it back: what is missing there shows now and not after the copy."""
-    connection = site.target.on()
     parts = [
         create_schema(site.schema),
         *(p for p in site.structure if p.phase != AFTER_ROWS),
         *(p for p in site.structure if p.phase == AFTER_ROWS),
     ]
+    yield from rehearse(site.target.on(), parts)
+
+
+def rehearse(connection: psycopg.Connection[Any], parts: Sequence[Part]) -> Iterator[Finding]:
+    """A finding where *parts* cannot be made; they are not made."""
     try:
         with connection.transaction(force_rollback=True):
             make(connection, parts)

@@ -38,26 +38,39 @@ def slot_with_snapshot(end: End, slot: str, *, timeout_s: float) -> Iterator[str
         yield name.decode()
 
 
-def copy_tables(source: End, target: End, schema: str, tables: Sequence[Table], *, snapshot: str, copied: Copied) -> None:
-    """Copy all rows of *tables*, as *snapshot* sees them."""
+def copy_tables(
+    source: End,
+    target: End,
+    schema: str,
+    tables: Sequence[Table],
+    *,
+    snapshot: str | None,
+    copied: Copied,
+    into: str | None = None,
+    rows: Callable[[Table], sql.Composable] | None = None,
+) -> None:
+    """Copy all rows of *tables*, as *snapshot* sees them (None: as they are now). *into* that schema; *rows*: only those."""
     reader, writer = source.on("copy"), target.on("copy")
     with reader.transaction():
         reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        reader.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+        if snapshot is not None:
+            reader.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
         with writer.transaction():
             for table in tables:
                 columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
-                out = sql.SQL("COPY (SELECT {} FROM ONLY {}) TO STDOUT (FORMAT binary)").format(columns, table.within(schema))
-                into = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(table.within(schema), columns)
+                some = rows(table) if rows is not None else sql.SQL("ONLY {}").format(table.within(schema))
+                out = sql.SQL("COPY (SELECT {} FROM {} t) TO STDOUT (FORMAT binary)").format(columns, some)
+                there = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(table.within(into or schema), columns)
                 if table.columns:
-                    _pipe(reader, out, writer, into, copied)
+                    pipe(reader, out, writer, there, copied)
     source.close("copy")
     target.close("copy")
 
 
-def _pipe(
+def pipe(
     reader: psycopg.Connection[Any], out: sql.Composed, writer: psycopg.Connection[Any], into: sql.Composed, copied: Copied
 ) -> None:
+    """Send what the COPY *out* gives on *reader* into the COPY *into* on *writer*."""
     source, target = reader.pgconn, writer.pgconn
     _begin(source, out.as_bytes(reader), pq.ExecStatus.COPY_OUT)
     _begin(target, into.as_bytes(writer), pq.ExecStatus.COPY_IN)
@@ -79,12 +92,14 @@ def _pipe(
             block.clear()
         if count < 0:
             break
-    _check(source.get_result())
+    read = source.get_result()
     target.put_copy_end()
-    _check(target.get_result())
+    written = target.get_result()
     for wire in (source, target):
         while wire.get_result():
             pass
+    _check(read)
+    _check(written)
 
 
 def _begin(wire: Any, command: bytes, expected: pq.ExecStatus) -> None:

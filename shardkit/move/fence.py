@@ -49,6 +49,8 @@ class Fence:
     began: float = 0.0
     deadline: float = 0.0
     waited_ms: float = 0.0
+    also: sql.Composed | None = None
+    """Done in the same commit as the rename."""
 
     def warm_up(self) -> None:
         """Do on the fence's connection what will be done under the lock, so that nothing is done there for the first time."""
@@ -107,7 +109,8 @@ class Fence:
         if time.monotonic() > self.deadline:
             raise Busy
         try:
-            self.source.on("fence").execute(sql.SQL("; ").join([strong, rename, sql.SQL("COMMIT")]))
+            commands = [strong, rename, *([self.also] if self.also is not None else []), sql.SQL("COMMIT")]
+            self.source.on("fence").execute(sql.SQL("; ").join(commands))
         except psycopg.Error as exc:
             raise LostContact(str(exc)) from exc
 

@@ -62,7 +62,7 @@ def forecast(settings: Settings, shard: int, target: str, *, options: MoveOption
     try:
         site = site_of(source, target_end, shard, place.epoch, options or MoveOptions())
         findings = survey(site, shardmap)
-        round_trip_ms = sum(_round_trip_ms(end) for end in ends) / 2
+        trip_ms = sum(round_trip_ms(end) for end in ends) / 2
     finally:
         for end in ends:
             end.close()
@@ -75,12 +75,13 @@ def forecast(settings: Settings, shard: int, target: str, *, options: MoveOption
         rows=sum(table.rows for table in site.tables),
         tables=len(site.tables),
         duration_s=FIXED_S + site.size / BYTES_PER_S,
-        stall_ms=SECTION_ROUND_TRIPS * round_trip_ms + COMMITS * 1.5,
+        stall_ms=SECTION_ROUND_TRIPS * trip_ms + COMMITS * 1.5,
         findings=tuple(findings),
     )
 
 
-def _round_trip_ms(end: End) -> float:
+def round_trip_ms(end: End) -> float:
+    """Milliseconds of a question to *end*."""
     began = time.monotonic()
     for _ in range(5):
         end.on().execute("SELECT 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shardkit.core.hashing import TenantKey
 from shardkit.core.moving import FencePolicy
 
 
@@ -26,6 +27,8 @@ class MoveOptions:
     soak: bool = True
     lag_ms: float = 50.0
     """How quickly a mark has to arrive before the fence is tried."""
+    forget: Callable[[TenantKey, int], object] | None = None
+    """Drops from the cache what is stored of a tenant under a shard. Needed where there is one and a tenant changes shards."""
     throttle: Callable[[Progress], float] | None = None
     """Asked after every block that is copied: seconds to pause, by whatever the source's load is."""
 
@@ -48,3 +51,7 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+
+
+def silent(_: Progress) -> None:
+    """No report."""

@@ -5,30 +5,35 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Literal
+from typing import Any, Literal
 
 from shardkit.catalog.changes import set_server_state
 from shardkit.catalog.journal import Move, busy_shards
+from shardkit.catalog.loads import lately
 from shardkit.catalog.rows import load_map
 from shardkit.core.names import schema_name
 from shardkit.core.placement import Plan, PlannedMove, plan
 from shardkit.core.shardmap import ServerState, ShardMap
 from shardkit.db.connect import connect_admin, server_url
-from shardkit.errors import ShardKitError
-from shardkit.move.options import MoveOptions, Report
-from shardkit.move.run import begin, go_on, silent
+from shardkit.errors import PlacementError, ShardKitError
+from shardkit.move.options import MoveOptions, Report, silent
+from shardkit.move.run import begin, go_on
 from shardkit.settings import Settings
 from shardkit.sql import statements
 
-By = Literal["count", "bytes"]
+By = Literal["count", "bytes", "load"]
 Done = Callable[[PlannedMove, "Move | ShardKitError"], None]
 
 
 def make_plan(settings: Settings, *, by: By = "count", without: str | None = None) -> Plan:
-    """The moves that would make servers even, by number of shards or by bytes; *without*: that empty the server so named."""
+    """The moves that would make servers even, by number of shards, by bytes, or by units of work in the last hour.
+
+    *without*: that empty the server so named. Raises PlacementError for no server, or where nobody has told of units of work.
+    """
     with connect_admin(settings.catalog_url, settings) as catalog:
         shardmap = load_map(catalog)
         busy = busy_shards(catalog)
+        units = units_of_work(catalog, shardmap) if by == "load" else None
     weights = {
         name: server.weight
         for name, server in shardmap.servers.items()
@@ -41,7 +46,18 @@ def make_plan(settings: Settings, *, by: By = "count", without: str | None = Non
     }
     if without is not None:
         shardmap.server(without)
-    return plan(current, weights, loads=sizes(settings, shardmap) if by == "bytes" else None)
+    return plan(current, weights, loads=sizes(settings, shardmap) if by == "bytes" else units)
+
+
+def units_of_work(catalog: Any, shardmap: ShardMap) -> dict[int, float]:
+    """Units of work of each shard in the last hour, as programs have told. Raises PlacementError where none has."""
+    found = lately(catalog, tenant_type=shardmap.tenant_type).shards
+    if not any(found.values()):
+        raise PlacementError(
+            "no program has told of its load in the last hour, so there is nothing to plan by: let programs run with this "
+            "release (each tells every 30 s, setting load_interval_s; count_loads = false switches it off), or plan --by bytes"
+        )
+    return {shard: float(found.get(shard, 0)) for shard in shardmap.placements}
 
 
 def sizes(settings: Settings, shardmap: ShardMap) -> dict[int, float]:

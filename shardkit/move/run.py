@@ -14,17 +14,17 @@ from shardkit.core.moving import Step
 from shardkit.db.connect import connect_admin
 from shardkit.errors import MoveInterruptedError, MoveRefusedError, PastNoReturnError, ShardKitError, UnknownMoveError
 from shardkit.move.carrier import Carrier
-from shardkit.move.options import MoveOptions, Progress, Report
+from shardkit.move.isolate import begin_return
+from shardkit.move.noting import Noting
+from shardkit.move.options import MoveOptions, Report, silent
+from shardkit.move.parting import TenantCarrier
+from shardkit.move.tenantwork import TenantWork
 from shardkit.move.work import Work
 from shardkit.settings import Settings
 
 Action = Literal["resume", "abort", "finish"]
 Around = Callable[[m.Effect, Callable[[m.Effect], Any]], Any]
 """Does an effect by calling the second argument; tests put faults in here."""
-
-
-def silent(_: Progress) -> None:
-    """No report."""
 
 
 def begin(settings: Settings, shard: int, target: str, *, options: MoveOptions | None = None) -> Move:
@@ -53,6 +53,8 @@ def begin_rollback(settings: Settings, move_id: int) -> Move:
                 + ("; abort it instead" if move.step <= Step.FENCE else "")
                 + ". Nothing was done"
             )
+        if move.tenant is not None:
+            return begin_return(catalog, move)
         return book.begin(
             catalog, shard=move.shard, source=move.target, target=move.source, epoch=move.epoch + 1, of_move=move.id,
             options={"soak": False},
@@ -142,7 +144,8 @@ def _play(script: m.Script, carrier: Carrier, around: Around) -> None:
 def _carrier(settings: Settings, move_id: int, options: MoveOptions, report: Report, *, take_over: bool) -> Iterator[Carrier]:
     with connect_admin(settings.catalog_url, settings) as catalog:
         journal = Journal(catalog, move_id, take_over=take_over)
-        carrier = Carrier(Work(settings, journal, load_map(catalog), options, report))
+        given = settings, journal, load_map(catalog), options, Noting(report, journal)
+        carrier = Carrier(Work(*given)) if journal.move.tenant is None else TenantCarrier(TenantWork(*given))
         try:
             yield carrier
         finally:

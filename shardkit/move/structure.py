@@ -5,6 +5,7 @@ The schema has the same name on both sides, so the same text both makes an objec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, LiteralString, NamedTuple, cast
@@ -80,6 +81,12 @@ def differences(ours: Iterable[Part], theirs: Iterable[Part]) -> list[str]:
     found += [f"{kind} {name} is on the target only" for kind, name in right.keys() - left.keys()]
     found += [f"{key[0]} {key[1]} differs" for key in left.keys() & right.keys() if left[key] != right[key]]
     return sorted(found)
+
+
+def renamed(parts: Iterable[Part], schema: str, into: str) -> list[Part]:
+    """*parts* as they are called in the schema *into*."""
+    name = re.compile(rf"\b{re.escape(schema)}\b")
+    return [part._replace(name=name.sub(into, part.name), ddl=name.sub(into, part.ddl)) for part in parts]
 
 
 def make(connection: psycopg.Connection[Any], parts: Iterable[Part]) -> None:

@@ -21,7 +21,7 @@ from shardkit.move.ends import SQL
 from shardkit.move.fence import Blocker, Fence, StructureChanged, guard, open_schema
 from shardkit.move.probe import Probe
 from shardkit.move.stream import ChangeStream
-from shardkit.move.structure import stamp, tables_of
+from shardkit.move.structure import Table, stamp, tables_of
 from shardkit.move.verify import Verifier
 from shardkit.move.work import Work
 
@@ -32,6 +32,8 @@ FLIP_TIMEOUT_S: Final = 120.0
 
 class Switching:
     """Comparison, fence and flip; ``close`` leaves no thread and no open fence behind."""
+
+    sequence_margin = m.SEQUENCE_MARGIN
 
     def __init__(self, work: Work) -> None:
         self.w = work
@@ -68,10 +70,10 @@ class Switching:
             self.w.watch_wal()
 
     def _verify(self, _: m.Verify) -> None:
-        tables = tables_of(self.w.source.on(), self.w.schema)
+        tables = self._tables()
         mark = stamp(self.w.source.on(), self.w.schema, tables)[0]
         self.w.same_structure()
-        self.w.journal.register(self.w.source.name, "schema", self.w.next_schema)
+        self._register_old_place()
         self._fence = Fence(self.w.source, self.w.schema, self.w.next_schema, tables, mark, self.w.options.budget_ms)
         if self._verifier is not None:
             self._verifier.close()
@@ -82,7 +84,7 @@ class Switching:
         watch = ChangeStream(
             self.w.target, slot=f"{self.w.back}_v", publication=self.w.back, tables=tables, timeout_s=timeout_s
         )
-        self._verifier = Verifier(self.w.source, self.w.target, self.w.schema, tables, changes, watch)
+        self._verifier = self._comparison(tables, changes, watch)
         began, total = time.monotonic(), sum(table.rows for table in tables)
         verifier = self._verifier
         verifier.everything(lambda _more: self.w.tell("verify", done=verifier.rows, total=max(total, verifier.rows)))
@@ -98,8 +100,17 @@ class Switching:
         self._fencing_since = time.monotonic()
         if tables and self._probe is None:
             self._probe = Probe(
-                self.w.source, self.w.target, schema=self.w.schema, next_schema=self.w.next_schema, table=tables[0].name
+                self.w.source, self.w.target, schema=self.w.schema, next_schema=self.w.next_into, table=tables[0].name
             )
+
+    def _tables(self) -> list[Table]:
+        return tables_of(self.w.source.on(), self.w.schema)
+
+    def _register_old_place(self) -> None:
+        self.w.journal.register(self.w.source.name, "schema", self.w.next_schema)
+
+    def _comparison(self, tables: list[Table], changes: ChangeStream, watch: ChangeStream) -> Verifier:
+        return Verifier(self.w.source, self.w.target, self.w.schema, tables, changes, watch)
 
     def _settle(self, verifier: Verifier) -> float:
         """Compare what is pending until little is; milliseconds of the last round, which is what the fence will do too."""
@@ -155,11 +166,11 @@ class Switching:
 
     def _set_sequences(self, schema: str, id_margin: int) -> None:
         """Set the target's sequences past those of *schema* on the source; does nothing once the target is open."""
-        given = {"ids": ID_SEQUENCE, "origin": ID_ORIGIN_SEQUENCE, "id_margin": id_margin, "margin": m.SEQUENCE_MARGIN}
+        given = {"ids": ID_SEQUENCE, "origin": ID_ORIGIN_SEQUENCE, "id_margin": id_margin, "margin": self.sequence_margin}
         rows = self.w.source.on().execute(SQL["sequences"], {"schema": schema, **given}, prepare=True).fetchall()
         if rows:
             names, values = map(list, zip(*rows, strict=True))
-            wanted = {"schema": self.w.schema, "names": names, "values": values}
+            wanted = {"schema": self.w.into, "names": names, "values": values}
             self.w.target.on().execute(SQL["set_sequences"], wanted, prepare=True)
 
     def _commit_fence(self, _: m.CommitFence) -> None:

@@ -25,10 +25,10 @@ from shardkit.move.structure import Table
 RANGE_ROWS: Final = 20_000
 KEYS_AT_ONCE: Final = 5_000
 
-_BOUND: Final = sql.SQL("SELECT ARRAY[{texts}] FROM ONLY {table} t WHERE {within} ORDER BY {keys} OFFSET {offset} LIMIT 1")
-_RANGE: Final = sql.SQL("SELECT count(*), coalesce(sum({hash}), 0)::text FROM ONLY {table} t WHERE {within}")
-_ROWS: Final = sql.SQL("SELECT ARRAY[{texts}], {hash} FROM ONLY {table} t WHERE {within}")
-_KEYS: Final = sql.SQL("SELECT ARRAY[{texts}], {hash} FROM ONLY {table} t JOIN unnest({arrays}) AS w ({names}) ON {join}")
+_BOUND: Final = sql.SQL("SELECT ARRAY[{texts}] FROM {rows} t WHERE {within} ORDER BY {keys} OFFSET {offset} LIMIT 1")
+_RANGE: Final = sql.SQL("SELECT count(*), coalesce(sum({hash}), 0)::text FROM {rows} t WHERE {within}")
+_ROWS: Final = sql.SQL("SELECT ARRAY[{texts}], {hash} FROM {rows} t WHERE {within}")
+_KEYS: Final = sql.SQL("SELECT ARRAY[{texts}], {hash} FROM {rows} t JOIN unnest({arrays}) AS w ({names}) ON {join}")
 
 
 @dataclass(slots=True)
@@ -78,8 +78,8 @@ class Verifier:
         """Under the fence, with every change streamed: all pending keys are equal, or NotEqualError. Busy if it takes too
         long.
         """
-        if self._emptied or (emptied := self.changes.take_emptied()):
-            self._emptied |= emptied
+        self._emptied |= self.changes.take_emptied()
+        if self._emptied:
             raise Busy
         self._take()
         self._compare(deadline=deadline)
@@ -130,9 +130,9 @@ class Verifier:
         query = _KEYS.format(
             texts=_texts(table),
             hash=_hash(table),
-            table=table.within(self.schema),
+            rows=self._rows(end, table),
             names=sql.SQL(", ").join(names),
-            arrays=sql.SQL(", ").join(sql.SQL("%s::text[]::{}").format(_type(f"{kind}[]")) for kind in table.key_types),
+            arrays=sql.SQL(", ").join(sql.SQL("%s::text[]::{}").format(key_type(f"{kind}[]")) for kind in table.key_types),
             join=sql.SQL(" AND ").join(
                 sql.SQL("t.{} = w.{}").format(sql.Identifier(column), name)
                 for column, name in zip(table.key, names, strict=True)
@@ -159,7 +159,7 @@ class Verifier:
         """The key that ends the range after *lower*; None for the last one."""
         query = _BOUND.format(
             texts=_texts(table),
-            table=table.within(self.schema),
+            rows=self._rows(self.source, table),
             within=_within(table, lower, None),
             keys=sql.SQL(", ").join(sql.Identifier("t", column) for column in table.key),
             offset=RANGE_ROWS - 1,
@@ -168,21 +168,30 @@ class Verifier:
         return None if row is None else tuple(row[0])
 
     def _range(self, end: End, table: Table, lower: Key | None, upper: Key | None) -> tuple[int, str]:
-        query = _RANGE.format(hash=_hash(table), table=table.within(self.schema), within=_within(table, lower, upper))
+        query = _RANGE.format(hash=_hash(table), rows=self._rows(end, table), within=_within(table, lower, upper))
         row = end.on("verify").execute(query).fetchone()
         assert row is not None
         return row[0], row[1]
 
     def _doubt(self, table: Table, lower: Key | None, upper: Key | None) -> None:
         """Make pending what is unequal in a range."""
-        query = _ROWS.format(
-            texts=_texts(table), hash=_hash(table), table=table.within(self.schema), within=_within(table, lower, upper)
+        ours, theirs = (
+            {tuple(key): h for key, h in end.on("verify").execute(self._hashes(end, table, lower, upper))}
+            for end in (self.source, self.target)
         )
-        ours, theirs = ({tuple(key): h for key, h in end.on("verify").execute(query)} for end in (self.source, self.target))
         pending = self.pending.setdefault(table.name, {})
         for key in ours.keys() | theirs.keys():
             if ours.get(key) != theirs.get(key):
                 pending.setdefault(key, 0)
+
+    def _hashes(self, end: End, table: Table, lower: Key | None, upper: Key | None) -> sql.Composed:
+        rows, within = self._rows(end, table), _within(table, lower, upper)
+        return _ROWS.format(texts=_texts(table), hash=_hash(table), rows=rows, within=within)
+
+    def _rows(self, end: End, table: Table) -> sql.Composable:
+        """What of *table* is compared on *end*."""
+        del end
+        return sql.SQL("ONLY {}").format(table.within(self.schema))
 
     def _unequal(self, name: str, key: Key) -> NotEqualError:
         return NotEqualError(
@@ -218,11 +227,11 @@ def _within(table: Table, lower: Key | None, upper: Key | None) -> sql.Composabl
 
 def _values(types: Iterable[str], values: Key) -> sql.Composed:
     return sql.SQL(", ").join(
-        sql.SQL("CAST({} AS {})").format(sql.Literal(value), _type(kind)) for value, kind in zip(values, types, strict=True)
+        sql.SQL("CAST({} AS {})").format(sql.Literal(value), key_type(kind)) for value, kind in zip(values, types, strict=True)
     )
 
 
-def _type(name: str) -> sql.SQL:
+def key_type(name: str) -> sql.SQL:
     """A type's name as PostgreSQL's format_type wrote it."""
     return sql.SQL(cast("LiteralString", name))  # type: ignore[redundant-cast]  # mypy takes it for str
 

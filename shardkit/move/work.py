@@ -29,6 +29,7 @@ class Work:
         self.options, self._report = options, report
         move = journal.move
         self.schema, self.next_schema = schema_name(move.shard, move.epoch), schema_name(move.shard, move.epoch + 1)
+        self.into, self.next_into = self.schema, self.next_schema  # the names on the target
         cluster, streams = shardmap.cluster_id, move.of_move or move.id
         self.out, self.back = (
             stream_name(cluster, streams, way) for way in (("back", "out") if move.of_move else ("out", "back"))

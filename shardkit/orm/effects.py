@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import BigInteger, Column, DateTime, MetaData, Table, Text, bindparam, text
@@ -55,10 +56,15 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """Effects that wait in all outboxes, and since when the oldest one does."""
+    """Effects that wait in all outboxes, and since when the oldest one does; ``shards`` says the same of each that has any."""
 
     waiting: int
     oldest: datetime | None
+    shards: Mapping[int, Lag] = field(default_factory=dict)
+
+    def age_s(self, now: datetime | None = None) -> float:
+        """Seconds that the oldest effect has waited; 0 if none does."""
+        return 0.0 if self.oldest is None else max(0.0, ((now or datetime.now(UTC)) - self.oldest).total_seconds())
 
 
 def as_json(payload: Any) -> str:

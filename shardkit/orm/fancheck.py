@@ -23,7 +23,7 @@ from sqlalchemy.sql.elements import (
     TextClause,
     WithinGroup,
 )
-from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.functions import FunctionElement, array_agg
 from sqlalchemy.sql.selectable import (
     CTE,
     Alias,
@@ -44,6 +44,14 @@ from shardkit.errors import FanOutRefusedError
 
 AGGREGATES: Final = frozenset({"count", "sum", "min", "max", "avg", "bool_and", "bool_or", "every"})
 _OTHER_AGGREGATES: Final = frozenset({"array_agg", "string_agg", "json_agg", "jsonb_agg", "any_value"})
+
+
+class DistinctValues(array_agg[Any]):
+    """The distinct values of an argument in one shard, which make up those of all shards."""
+
+    name = "array_agg"
+    _register = False  # func.array_agg stays what it was
+    inherit_cache = True
 
 
 def refuse(reason: str) -> FanOutRefusedError:
@@ -107,6 +115,8 @@ def _check_reads(part: Any) -> None:
 
 def _check_merges(part: Any) -> None:
     match part:
+        case DistinctValues():
+            pass  # ours: the values themselves are merged
         case Over() | WithinGroup() | aggregate_order_by():
             raise refuse("window functions and ordered aggregates look at all rows, which no shard has")
         case CompoundSelect():

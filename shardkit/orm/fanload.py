@@ -80,7 +80,10 @@ def merged(
         raise too_large(max_rows)
     code_points = all(answer.code_points for answer in answers)
     if plan.grouped:
-        oids, rows = _regrouped(plan, statement, oids, answers, code_points=code_points)
+        oids, rows = _regrouped(plan, statement, oids, answers, code_points=code_points, max_rows=max_rows)
+        if plan.having is not None:
+            values = plan.values_in(statement)
+            rows = [row for row in rows if plan.having(row, values)]
         if plan.orders:
             rows.sort(key=key_of(plan, oids, code_points=code_points))
         found: Iterable[merge.Row] = rows
@@ -92,7 +95,9 @@ def merged(
     else:
         found = chain.from_iterable(answer.rows for answer in answers)
     if plan.distinct:
-        found = merge.distinct(found, canonical(oids))
+        shown = len(plan.visible) if plan.grouped else len(oids)
+        alike = canonical(oids[:shown])
+        found = merge.distinct(found, lambda row: alike(row[:shown]))
     kept = list(islice(found, offset, None if limit is None else offset + limit))
     if len(kept) > max_rows:
         raise too_large(max_rows)
@@ -136,15 +141,21 @@ def canonical(oids: Sequence[int]) -> Callable[[merge.Row], Any]:
 
 
 def _regrouped(
-    plan: Plan, statement: Any, oids: tuple[int, ...], answers: Sequence[Answer], *, code_points: bool
+    plan: Plan, statement: Any, oids: tuple[int, ...], answers: Sequence[Answer], *, code_points: bool, max_rows: int
 ) -> tuple[tuple[int, ...], list[merge.Row]]:
     keys = plan.keys
+    lift: dict[int, Callable[[Any], Any]] = {}
     for place, name in enumerate(plan.partials, keys):
         if name in ("min", "max"):
             merge.comparable(oids[place], code_points=code_points, what=f"the argument of {name}()")
+        elif name == merge.DISTINCT:
+            lift[place] = merge.distinct_values(oids[place])
         elif name == "sum" and oids[place] not in merge.FLOATS | merge.INTEGERS | {merge.NUMERIC}:
             raise FanOutRefusedError("sum() and avg() are merged of numbers only")
-    rows = merge.groups(chain.from_iterable(a.rows for a in answers), keys, plan.partials, canonical(oids[:keys]))
+    found = (row for answer in answers for row in answer.rows)
+    rows = merge.groups(found, keys, plan.partials, canonical(oids[:keys]), lift)
+    if sum(len(row[place] or ()) for row in rows for place in lift) > max_rows:
+        raise too_large(max_rows)
     if not plan.group_by and not rows:
         rows = [tuple(0 if name == "count" else None for name in plan.partials)]
     defaults = {o: plan.default(o, statement) for o in plan.outputs if isinstance(o, Aggregate)}
@@ -154,12 +165,14 @@ def _regrouped(
             return row[output]
         first, *others = (row[column] for column in output.columns)
         found = merge.average(first, others[0]) if output.name == "avg" else first
+        if output.name == merge.DISTINCT:
+            found = len(first or ())
         return defaults[output] if found is None else found
 
     def oid(output: int | Aggregate) -> int:
         if isinstance(output, int):
             return oids[output]
-        own = oids[output.columns[0]]
+        own = oids[output.columns[0]] if output.name != merge.DISTINCT else merge.BIGINT
         return own if output.name != "avg" or own in merge.FLOATS else merge.NUMERIC
 
     return tuple(map(oid, plan.outputs)) if oids else (), [tuple(value(row, o) for o in plan.outputs) for row in rows]

@@ -6,7 +6,7 @@ same class, so that both colours share every decision made here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import event
@@ -18,9 +18,11 @@ from sqlalchemy.sql.selectable import Select
 
 from shardkit.core.hashing import TenantKey
 from shardkit.core.shardmap import Route
+from shardkit.core.token import Token, token_after
 from shardkit.db.leg import Leg, driver_connection
 from shardkit.db.wire import Receipt
 from shardkit.errors import Outcome, ReadOnlyError, ServerError, SessionError, UnknownKeysError
+from shardkit.orm.bulk import refuse_unreserved, refuse_unreserved_mapper
 from shardkit.orm.cached import INFO
 from shardkit.orm.changes import ANNOUNCED, Changes, Writer, gather, gather_returned, look_ahead, settle, with_keys
 from shardkit.orm.context import Trail
@@ -62,6 +64,7 @@ class RoutedSession(Session):
         cache: Writer | None = None,
         trail: Trail | None = None,
         tracked: bool = False,
+        seal: Callable[[Token], str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(close_resets_only=False, **options)
@@ -69,6 +72,8 @@ class RoutedSession(Session):
         self._changes: Changes | None = None
         self._guide, self._tenant, self._shard, self._read_only = guide, tenant, shard, read_only
         self._committing, self._tracked, self._trail = False, tracked, trail
+        self._seal = seal
+        self._written: Token | None = None
         self._leg: Leg | None = None
         self._engine: Engine | None = None
         self._connection: Connection | None = None
@@ -85,6 +90,13 @@ class RoutedSession(Session):
         if connection is not None and not (connection.closed or connection.invalidated):
             leg = driver_connection(connection).leg  # it may have been led on
         return (leg or self._guide.set_out(self._tenant, self._shard)[0]).route
+
+    @property
+    def token(self) -> str | None:
+        """A read-your-writes token, for a cookie or a header: ``kit.read(tenant, token=...)``, in any program of the cluster,
+        sees what this session has committed. None while it has committed nothing. No I/O: it came home with the COMMIT.
+        """
+        return None if self._written is None or self._seal is None else self._seal(self._written)
 
     def get_bind(self, mapper: Any = None, *, bind: Any = None, **_: Any) -> Any:  # noqa: ARG002  # SQLAlchemy's signature
         """Engine of the server that holds the shard; the same one until the transaction ends."""
@@ -128,8 +140,11 @@ class RoutedSession(Session):
             and not isinstance(params, Sequence)
         ):
             statement = statement.options(criteria_of(self._tenant))
-        if self._cache is not None and isinstance(statement, Insert | Update | Delete):
-            return self._write(statement, params, keywords)
+        if isinstance(statement, Insert | Update | Delete):
+            if not isinstance(statement, Delete):
+                refuse_unreserved(statement, params)
+            if self._cache is not None:
+                return self._write(statement, params, keywords)
         return super()._execute_internal(statement, params, **keywords)
 
     def _write(self, statement: Any, params: Any, keywords: dict[str, Any]) -> Any:
@@ -157,6 +172,7 @@ class RoutedSession(Session):
         return self._changes
 
     def _bulk_save_mappings(self, mapper: Any, *arguments: Any, **keywords: Any) -> None:
+        refuse_unreserved_mapper(mapper)
         if self._cache is not None and INFO in mapper.local_table.info:
             raise UnknownKeysError(
                 "bulk_save_objects and bulk_..._mappings do not tell which rows of the cached table "
@@ -216,6 +232,13 @@ class AsyncRoutedSession(AsyncSession):
         return self.sync_session.route
 
     @property
+    def token(self) -> str | None:
+        """A read-your-writes token, for a cookie or a header: ``kit.read(tenant, token=...)``, in any program of the cluster,
+        sees what this session has committed. None while it has committed nothing. No I/O: it came home with the COMMIT.
+        """
+        return self.sync_session.token
+
+    @property
     def on_replica(self) -> bool:
         """Whether the open unit of work reads from a replica."""
         return self.sync_session.on_replica
@@ -238,6 +261,16 @@ def _embark(session: RoutedSession, transaction: SessionTransaction, connection:
         driver = dialect.change_road(connection, leg)
     driver.embark(leg, every=session._read_only and driver.begin == b"BEGIN", tracked=session._tracked)
     session._connection = connection
+
+
+@event.listens_for(RoutedSession, "after_commit")
+def _note(session: RoutedSession) -> None:
+    connection = session._connection
+    if connection is None or session._tenant is None or connection.closed:
+        return
+    driver = driver_connection(connection)
+    if driver.wrote and driver.idle and driver.leg is not None:  # not idle: it was a savepoint that was released
+        session._written = token_after(driver.leg.route, driver.timeline, driver.commit_lsn)
 
 
 @event.listens_for(RoutedSession, "after_transaction_end")

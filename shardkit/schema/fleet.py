@@ -14,11 +14,11 @@ from typing import Any
 
 from shardkit.catalog.ledger import Ledger, begin, hold_shards, last_runs, moving_shards, read_ledger
 from shardkit.catalog.rows import load_map
-from shardkit.core.fleet import Options, Step, Version, Why, in_phase, plan, why_behind
+from shardkit.core.fleet import Behind, Options, Step, Version, Why, in_phase, plan, why_behind
 from shardkit.db.connect import connect_admin, server_url
 from shardkit.db.steps import Target, stamp
 from shardkit.schema.lanes import Shared
-from shardkit.schema.run import Progress, Report, Run, schema_of
+from shardkit.schema.run import FinishSoak, Progress, Report, Run, schema_of
 from shardkit.schema.tree import Direction, Tree
 from shardkit.schema.trees import upgrade_catalog
 from shardkit.schema.workers import Workers
@@ -45,10 +45,13 @@ class Fleet:
         options: Options | None = None,
         phase: str | None = None,
         dry_run: bool = False,
+        finish_soak: FinishSoak | None = None,
         progress: Progress = lambda _done, _total, _failed: None,
     ) -> Report:
         """Take every shard to *target*. Raises FleetBusyError, UnknownRevisionError, NoDowngradeError before anything is done.
 
+        Shards that are being moved are waited for, up to ``options.moves_wait_s``, and migrated when the move is over. A
+        soak is not waited for: with *finish_soak* it is ended (there is no going back without a copy then).
         *phase* ``pre`` stops before the first revision marked ``deploy = "post"``. A dry run looks, and changes nothing.
         """
         began = time.monotonic()
@@ -63,9 +66,15 @@ class Fleet:
                 stack.enter_context(ledger.lease())
             first = run.look()
             if dry_run:
-                return Report(wanted, direction, first.current, behind=first.behind, online=run.online(), planned=first)
+                lacking = (lacks(shard, run, ", ".join(tables)) for shard, tables in run.lacking().items())
+                behind = (*first.behind, *lacking)
+                return Report(wanted, direction, first.current, behind=behind, online=run.online(), planned=first)
             assert ledger is not None
-            report = run.all(first)
+            mended = run.mend()
+            report = run.all(first, finish_soak=finish_soak)
+            named = {one.shard for one in report.behind}
+            left = [lacks(shard, run, why) for shard, why in mended.items() if why and shard not in named]
+            report = replace(report, behind=(*report.behind, *left), mended=tuple(s for s, why in mended.items() if not why))
             ledger.end(done=len(report.done), behind=sum(one.why is not Why.LEFT_OUT for one in report.behind))
             return replace(
                 report, target=wanted, run=ledger.run, seconds=time.monotonic() - began, online=run.online(), planned=first
@@ -80,8 +89,11 @@ class Fleet:
             wanted = self.tree.resolve(target)
             ways = self._ways(wanted, "up", phase)
             found, known = run.find(), read_ledger(catalog)
+            lacking = [lacks(shard, run, ", ".join(tables)) for shard, tables in run.lacking().items()]
         seen = plan(found, ways, Options())
         behind = [*seen.behind, *(why_behind(one, seen.steps[one.shard], known) for one in found if one.shard in seen.steps)]
+        named = {one.shard for one in behind}
+        behind += [one for one in lacking if one.shard not in named]
         return Report(wanted, "up", seen.current, behind=tuple(sorted(behind, key=lambda one: one.shard)))
 
     def runs(self) -> list[dict[str, Any]]:
@@ -97,7 +109,7 @@ class Fleet:
             with ledger.lease():
                 shard_map = load_map(catalog)
                 shards = sorted(shard for shard in shard_map.placements if only is None or shard in only)
-                held = hold_shards(catalog, shards) - moving_shards(catalog, shards)
+                held = hold_shards(catalog, shards) - moving_shards(catalog, shards).keys()
                 for name in sorted({shard_map.placement(shard).server for shard in held}):
                     url = server_url(shard_map.server(name), self.settings)
                     with connect_admin(url, self.settings, name=f"server {name!r}") as connection:
@@ -132,3 +144,8 @@ class Fleet:
         if not catalog.execute("SELECT to_regclass('shardkit_catalog.fleet_ledger') IS NOT NULL").fetchone()[0]:
             upgrade_catalog(self.settings)
         return begin(catalog, direction=direction, target=target, runner=runner)
+
+
+def lacks(shard: int, run: Run, detail: str) -> Behind:
+    """A shard without some tables of ours."""
+    return Behind(shard, run.server_of(shard), None, 0, Why.INCOMPLETE, detail)

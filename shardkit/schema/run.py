@@ -5,30 +5,37 @@ The shards' own version rows say what is left to do, the shard locks keep moves 
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from shardkit.catalog.ledger import Ledger, hold_shards, let_go, moving_shards, read_ledger
+from shardkit.catalog.ledger import Ledger, OpenMove, hold_shards, let_go, moving_shards, read_ledger
 from shardkit.catalog.rows import load_map, newest_map
 from shardkit.core.fleet import Behind, Found, Plan, State, Step, Version, Why, must_stop, plan, settled
 from shardkit.core.names import schema_name
 from shardkit.core.shardmap import ShardMap
 from shardkit.db.connect import server_url
 from shardkit.db.steps import Target
-from shardkit.errors import ServerDownError
+from shardkit.errors import ServerDownError, ShardKitError
 from shardkit.schema.lanes import Lane, News, Shared
 from shardkit.schema.render import render
 from shardkit.schema.tree import Direction, Tree
 from shardkit.settings import Settings
 
+log = logging.getLogger("shardkit.migrations")
 LEDGER_EVERY_S: Final = 0.2
+MOVES_EVERY_S: Final = 0.2
 Progress = Callable[[int, int, int], None]
 """Hears how many shards are done, of how many, and how many failed."""
+
+FinishSoak = Callable[[int], object]
+"""Ends the soak of the move with this number: its old copy is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +51,29 @@ class Report:
     seconds: float = 0.0
     online: Mapping[str, str] = field(default_factory=dict)
     planned: Plan | None = None
+    mended: tuple[int, ...] = ()
+    """Shards that got tables of shardkit's own which they lacked."""
 
     @property
     def complete(self) -> bool:
         """Whether every shard that was asked for is at the target."""
         return all(one.why is Why.LEFT_OUT for one in self.behind)
+
+
+@dataclass(slots=True)
+class _Wave:
+    """Shards that are worked on together: those held against moves, and the lanes at work or at rest."""
+
+    number: int
+    held: set[int]
+    canary: bool
+    running: list[Future[None]] = field(default_factory=list)
+    resting: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether all lanes are at rest."""
+        return self.resting == len(self.running)
 
 
 class Run:
@@ -73,9 +98,11 @@ class Run:
         self._servers: dict[int, str] = {}
         self._failed: dict[int, Behind] = {}
         self._done: set[int] = set()
-        self._total = 0
+        self._kept: dict[int, Behind] = {}
+        self._waves = self._total = 0
         self._homes: tuple[ShardMap, dict[int, int]] | None = None
         self._asked = self._ask(list(self._map.placements))
+        self._lacking = self._ask_lacking()
 
     def look(self) -> Plan:
         """What is to be done, from what the shards say."""
@@ -106,6 +133,46 @@ class Run:
             for lane, mine in self._by_lane(self._map, sorted(shards))
         ]
 
+    def _ask_lacking(self) -> list[Future[dict[str, tuple[str, ...]]]]:
+        """Let one lane of each server look for tables of ours that are missing."""
+        asked = []
+        for name in self._map.servers:
+            if shards := self._map.shards_on(name):
+                lane = self._lane(self._map, name, shards[0])
+                asked.append(self._threads[lane].submit(lane.lacking, [schema_of(self._map, shard) for shard in shards]))
+        return asked
+
+    def lacking(self) -> dict[int, tuple[str, ...]]:
+        """Our own tables that shards lack: they were made by an older release."""
+        found = {schema: tables for answer in self._lacking for schema, tables in answer.result().items()}
+        shards = {schema_of(self._map, shard): shard for shard in self._map.placements} if found else {}
+        return {shards[schema]: tables for schema, tables in found.items()}
+
+    def server_of(self, shard: int) -> str:
+        """Where a shard is by the map."""
+        return self._map.placement(shard).server
+
+    def mend(self) -> dict[int, str]:
+        """Make the tables of ours that shards lack; gives why not, for those where it could not be done, else ""."""
+        lacking = self.lacking()
+        if not lacking:
+            return {}
+        held = hold_shards(self._catalog, sorted(lacking))
+        told = {}
+        try:
+            self._map = newest_map(self._catalog, self._map)
+            moving = moving_shards(self._catalog, sorted(lacking))
+            for lane, shards in self._by_lane(self._map, sorted(lacking)):
+                for shard in shards:
+                    if shard in moving or shard not in held:
+                        told[shard] = moving[shard].text if shard in moving else "a move holds it"
+                    else:
+                        job = self._threads[lane].submit(lane.mend, schema_of(self._map, shard), lacking[shard])
+                        told[shard] = job.result()
+        finally:
+            let_go(self._catalog, held)
+        return told
+
     def find(self) -> list[Found]:
         """Each shard's version as the lanes read it, or why it cannot be read."""
         moving = moving_shards(self._catalog, [shard for _, shards, _ in self._asked for shard in shards])
@@ -113,7 +180,11 @@ class Run:
 
     @staticmethod
     def _found(
-        shard_map: ShardMap, lane: Lane, shards: Sequence[int], answer: Future[dict[str, Version]], moving: set[int]
+        shard_map: ShardMap,
+        lane: Lane,
+        shards: Sequence[int],
+        answer: Future[dict[str, Version]],
+        moving: Mapping[int, OpenMove],
     ) -> Iterator[Found]:
         try:
             versions = answer.result()
@@ -123,28 +194,29 @@ class Run:
         for shard in shards:
             schema = schema_of(shard_map, shard)
             if schema in versions:
-                yield Found(shard, lane.server, versions[schema], Why.MOVING if shard in moving else None)
+                move = moving.get(shard)
+                yield Found(shard, lane.server, versions[schema], Why.MOVING if move else None, move.text if move else "")
             else:
                 yield Found(shard, lane.server, None, Why.MISSING, f"server {lane.server!r} has no schema {schema}")
 
-    def all(self, first: Plan) -> Report:
+    def all(self, first: Plan, *, finish_soak: FinishSoak | None = None) -> Report:
         """Wave after wave, until nobody is left who can be worked on; shards made or moved meanwhile are seen in the end."""
-        seen = first
+        seen, give_up = first, time.monotonic() + self._shared.options.moves_wait_s
         while True:
             self._total = len(self._done) + len(self._failed) + len(seen.steps)
-            self._pending(seen)
             before = len(self._done) + len(self._failed)
-            for number, wave in enumerate(seen.waves):
-                if self._shared.stop.is_set():
-                    break
-                self._wave(wave, seen, canary=number == 0 and seen is first and self._shared.options.canary > 0)
-            self._map = newest_map(self._catalog, self._map)
-            over = self._done | self._failed.keys()
-            self._asked = self._ask([shard for shard in self._map.placements if shard not in over])
-            seen = self.look()
-            if self._shared.stop.is_set() or not seen.steps or before == len(self._done) + len(self._failed):
+            self._kept.clear()
+            self._work(seen, canary=seen is first and self._shared.options.canary > 0)
+            seen = self._look_again()
+            if self._shared.stop.is_set():
                 break
-        left = [*seen.behind, *self._failed.values()]
+            if seen.steps and before < len(self._done) + len(self._failed):
+                continue
+            moving = self._kept.keys() | {one.shard for one in seen.behind if one.why is Why.MOVING}
+            if not moving or not self._moves_over(moving, give_up, finish_soak):
+                break
+            seen = self._look_again()
+        left = [*seen.behind, *self._failed.values(), *(self._kept[shard] for shard in seen.steps if shard in self._kept)]
         named = {one.shard for one in left}
         left += [
             Behind(
@@ -157,80 +229,116 @@ class Run:
         current = seen.current + len(self._done)
         return Report(None, self._direction, current, tuple(sorted(self._done - {b.shard for b in behind})), behind)
 
-    def _pending(self, seen: Plan) -> None:
-        """Write down who has to wait for the waves before; the first ones are marked as they begin."""
+    def _look_again(self) -> Plan:
+        """What is to be done with the shards that nothing has become of yet."""
+        self._map = newest_map(self._catalog, self._map)
+        over = self._done | self._failed.keys()
+        self._asked = self._ask([shard for shard in self._map.placements if shard not in over])
+        return self.look()
+
+    def _moves_over(self, shards: AbstractSet[int], give_up: float, finish_soak: FinishSoak | None) -> bool:
+        """Whether, in time, a shard of *shards* is free of moves. A soak ends only if it is ended."""
+        while not self._shared.stop.wait(max(0.0, min(MOVES_EVERY_S, give_up - time.monotonic()))):
+            finished = False
+            for move in set(moving_shards(self._catalog, list(shards)).values()):
+                if move.soaks and finish_soak is not None:
+                    finished |= _finished(move, finish_soak)
+            moving = moving_shards(self._catalog, list(shards))
+            in_time = time.monotonic() < give_up
+            if shards - moving.keys() and (finished or in_time):
+                return True
+            if not in_time or all(move.soaks for move in moving.values()):
+                return False
+        return False
+
+    def _pending(self, seen: Plan, waves: Iterable[Sequence[int]]) -> None:
+        """Write down who has to wait for the waves before."""
         assert self.ledger is not None
-        waiting = [shard for wave in seen.waves[2:] for shard in wave]
-        self.ledger.mark(State.PENDING, [(shard, step.revision) for shard in waiting for step in seen.steps[shard]])
+        self.ledger.mark(
+            State.PENDING, [(shard, step.revision) for wave in waves for shard in wave for step in seen.steps[shard]]
+        )
 
-    def _wave(self, wave: Sequence[int], seen: Plan, *, canary: bool) -> None:
-        """Work on the shards of a wave that no move holds, where they are now."""
-        with self._held(wave) as (shard_map, held):
-            for shard in set(wave) - held:
-                why = "a move holds it; it is migrated when the move is over: run this again then"
-                self._fail(Behind(shard, shard_map.placement(shard).server, None, len(seen.steps[shard]), Why.MOVING, why))
-            assert self.ledger is not None
-            self.ledger.mark(State.RUNNING, [(s, step.revision) for s in wave if s in held for step in seen.steps[s]])
-            running = []
-            for lane, shards in self._by_lane(shard_map, [shard for shard in wave if shard in held]):
-                jobs: dict[tuple[Step, ...], list[Target]] = {}
-                for shard in shards:
-                    jobs.setdefault(seen.steps[shard], []).append(Target(shard, schema_of(shard_map, shard)))
-                running.append(self._threads[lane].submit(lane.work, jobs))
-            self._listen(running, seen, canary=canary)
-
-    @contextmanager
-    def _held(self, wave: Sequence[int]) -> Iterator[tuple[ShardMap, set[int]]]:
-        """Hold the shards, and only then look where they are: a move may have ended in between."""
-        held = hold_shards(self._catalog, wave)
+    def _work(self, seen: Plan, *, canary: bool) -> None:
+        """Wave after wave: one begins when the first lane of the one before is at rest; nothing begins beside canaries."""
+        waiting, under_way = deque(seen.waves), deque[_Wave]()
         try:
-            self._map = newest_map(self._catalog, self._map)
-            yield self._map, held - moving_shards(self._catalog, wave)
+            while under_way or (waiting and not self._shared.stop.is_set()):
+                if waiting and not self._shared.stop.is_set() and all(w.resting and not w.canary for w in under_way):
+                    under_way.append(self._begin(waiting.popleft(), seen, canary=canary))
+                    if canary:
+                        self._pending(seen, list(waiting)[1:])
+                    canary = False
+                else:
+                    self._listen(under_way, seen, next_waits=bool(waiting))
+                while under_way and under_way[0].over:
+                    self._end(under_way.popleft())
         finally:
-            let_go(self._catalog, held)
-
-    def _listen(self, running: Sequence[Future[None]], seen: Plan, *, canary: bool) -> None:
-        """Write down what the lanes tell, until they are all at rest."""
-        assert self.ledger is not None
-        resting = 0
-        while resting < len(running):
-            news = list(self._news(len(running) - resting))
-            resting += news.count(None)
-            told = [one for one in news if one is not None]
-            self.ledger.mark(State.DONE, [(n.shard, n.revision) for n in told if n.trouble is None])
-            for one in told:
-                if one.trouble is not None:
-                    self.ledger.mark(State.FAILED, [(one.shard, one.revision)], one.trouble.text)
-                    why = Why.DOWN if one.trouble.down else Why.LOCKED if one.trouble.locked else Why.FAILED
-                    self._fail(self._behind(one, seen, why))
-                elif one.revision == seen.steps[one.shard][-1].revision:
-                    self._done.add(one.shard)
-            failures = sum(one.why in (Why.FAILED, Why.LOCKED) for one in self._failed.values())
-            if must_stop(failures=failures, canary=canary, max_failures=self._shared.options.max_failures):
+            for wave in under_way:  # something went wrong: the lanes end with what they are at, and only then moves may come
                 self._shared.stop.set()
-            self._progress(len(self._done), self._total, len(self._failed))
-        for lane in running:
+                wait(wave.running)
+                let_go(self._catalog, wave.held)
+
+    def _begin(self, shards: Sequence[int], seen: Plan, *, canary: bool) -> _Wave:
+        """Hold the shards, and only then look where they are: a move may have ended in between. Those no move has are begun."""
+        assert self.ledger is not None
+        self._waves += 1
+        wave = _Wave(self._waves, hold_shards(self._catalog, shards), canary=canary)
+        self._map = newest_map(self._catalog, self._map)
+        moving = moving_shards(self._catalog, shards)
+        free = [shard for shard in shards if shard in wave.held and shard not in moving]
+        for shard in set(shards).difference(free):
+            steps, place = seen.steps[shard], self._map.placement(shard)
+            why = moving[shard].text if shard in moving else "a move holds it"
+            self._kept[shard] = Behind(shard, place.server, steps[0].before, len(steps), Why.MOVING, why)
+        self.ledger.mark(State.RUNNING, [(shard, step.revision) for shard in free for step in seen.steps[shard]])
+        for lane, mine in self._by_lane(self._map, free):
+            jobs: dict[tuple[Step, ...], list[Target]] = {}
+            for shard in mine:
+                jobs.setdefault(seen.steps[shard], []).append(Target(shard, schema_of(self._map, shard)))
+            wave.running.append(self._threads[lane].submit(lane.work, jobs, wave.number))
+        return wave
+
+    def _end(self, wave: _Wave) -> None:
+        let_go(self._catalog, wave.held)
+        for lane in wave.running:
             lane.result()
 
-    def _news(self, lanes: int) -> Iterator[News | None]:
-        """All there is to hear for a while, or until the *lanes* still at work are at rest."""
+    def _listen(self, under_way: Iterable[_Wave], seen: Plan, *, next_waits: bool) -> None:
+        """Write down what the lanes tell: all there is to hear for a while, or until a wave ends or the next may begin."""
+        assert self.ledger is not None
+        told: list[News] = []
         until = time.monotonic() + LEDGER_EVERY_S
-        while lanes and (left := until - time.monotonic()) > 0:
+        while (left := until - time.monotonic()) > 0:
             try:
                 news = self._shared.news.get(timeout=left)
             except queue.Empty:
-                return
-            lanes -= news is None
-            yield news
+                break
+            if isinstance(news, News):
+                told.append(news)
+                continue
+            wave = next(w for w in under_way if w.number == news)
+            wave.resting += 1
+            if wave.over or (next_waits and not wave.canary and wave.resting == 1):
+                break
+        self.ledger.mark(State.DONE, [(n.shard, n.revision) for n in told if n.trouble is None])
+        for one in told:
+            if one.trouble is not None:
+                self.ledger.mark(State.FAILED, [(one.shard, one.revision)], one.trouble.text)
+                why = Why.DOWN if one.trouble.down else Why.LOCKED if one.trouble.locked else Why.FAILED
+                self._failed[one.shard] = self._behind(one, seen, why)
+            elif one.revision == seen.steps[one.shard][-1].revision:
+                self._done.add(one.shard)
+        failures = sum(one.why in (Why.FAILED, Why.LOCKED) for one in self._failed.values())
+        canary = any(wave.canary for wave in under_way)
+        if must_stop(failures=failures, canary=canary, max_failures=self._shared.options.max_failures):
+            self._shared.stop.set()
+        self._progress(len(self._done), self._total, len(self._failed))
 
     def _behind(self, news: News, seen: Plan, why: Why) -> Behind:
         steps = seen.steps[news.shard]
         at = next(n for n, step in enumerate(steps) if step.revision == news.revision)
         detail = f"revision {news.revision}: {news.trouble.text if news.trouble else ''}"
         return Behind(news.shard, self._servers[news.shard], steps[at].before, len(steps) - at, why, detail)
-
-    def _fail(self, behind: Behind) -> None:
-        self._failed[behind.shard] = behind
 
     def _by_lane(self, shard_map: ShardMap, shards: Sequence[int]) -> Iterator[tuple[Lane, list[int]]]:
         """The shards of each lane: always the same lane for the same shard of a server."""
@@ -264,6 +372,15 @@ class Run:
         for lane, thread in self._threads.items():
             thread.shutdown()
             lane.close()
+
+
+def _finished(move: OpenMove, finish_soak: FinishSoak) -> bool:
+    try:
+        finish_soak(move.id)
+    except ShardKitError as exc:
+        log.warning("the soak of move %s could not be ended, so its shard stays behind: %s", move.id, exc)
+        return False
+    return True
 
 
 def schema_of(shard_map: ShardMap, shard: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
@@ -32,6 +33,11 @@ def tree_config(tree: Path, **attributes: Any) -> Config:
     config.set_main_option("path_separator", "os")
     config.attributes.update(attributes)
     return config
+
+
+def catalog_head() -> str:
+    """The newest revision of the catalog's tables that this release knows."""
+    return ScriptDirectory.from_config(tree_config(own_tree("catalog"))).get_current_head() or ""
 
 
 def upgrade_catalog(settings: Settings) -> None:

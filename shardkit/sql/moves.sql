@@ -66,7 +66,7 @@ ON CONFLICT DO NOTHING
 SELECT o.move_id, o.server, o.kind, o.name FROM shardkit_catalog.move_objects o
 WHERE o.move_id = %(id)s
    OR (%(inherited)s AND o.move_id = (SELECT of_move FROM shardkit_catalog.moves WHERE id = %(id)s))
-ORDER BY array_position(ARRAY['subscription', 'slot', 'publication', 'schema', 'marks'], o.kind), o.name
+ORDER BY array_position(ARRAY['subscription', 'slot', 'publication', 'schema', 'rows', 'curtain', 'marks'], o.kind), o.name
 
 -- gone --
 -- An object was dropped.
@@ -75,7 +75,54 @@ WHERE move_id = %(move_id)s AND server = %(server)s AND kind = %(kind)s AND name
 
 -- busy_shards --
 -- Shards that a move has in its hands now: no migration, no second move.
-SELECT DISTINCT shard FROM shardkit_catalog.moves WHERE NOT ended
+SELECT DISTINCT part FROM shardkit_catalog.moves, unnest(ARRAY[shard, into_shard]) AS part WHERE NOT ended AND part IS NOT NULL
+
+-- entangled --
+-- Whether another move has one of the shards of this one in its hands.
+SELECT EXISTS (
+    SELECT FROM shardkit_catalog.moves o JOIN shardkit_catalog.moves m ON m.id = %(id)s AND o.id <> m.id AND o.id IS DISTINCT FROM m.of_move
+    WHERE NOT o.ended AND (o.shard IN (m.shard, m.into_shard) OR o.into_shard IN (m.shard, m.into_shard)))
+
+-- carries_tenants --
+-- Whether the catalog is new enough to have tenants carried out of shards.
+SELECT to_regclass('shardkit_catalog.loads') IS NOT NULL
+
+-- free_shard --
+-- The number of the next shard of a tenant's own: past those of the hash, and of all there are or are being made.
+SELECT greatest(c.shard_count, (SELECT max(shard) + 1 FROM shardkit_catalog.placements),
+                (SELECT max(into_shard) + 1 FROM shardkit_catalog.moves WHERE NOT ended))
+FROM shardkit_catalog.cluster c
+
+-- flip_tenant --
+-- The flip of one tenant, in one statement: the epoch of the shard it leaves, by compare-and-set, the shard it goes to, its
+-- pin, by compare-and-set, the journal's step, what is left to be removed, and the news of it.
+WITH ours AS (
+    SELECT m.id, m.lease, m.shard, m.source, m.target, m.epoch, m.tenant, m.into_shard
+    FROM shardkit_catalog.moves m JOIN shardkit_catalog.placements p USING (shard)
+    WHERE m.id = %(id)s AND m.lease = %(lease)s AND p.server = m.source AND p.epoch = m.epoch
+      AND (SELECT t.shard FROM shardkit_catalog.pins t WHERE t.tenant = m.tenant) IS NOT DISTINCT FROM %(pin)s::integer
+    FOR UPDATE OF m, p
+), version AS (
+    UPDATE shardkit_catalog.cluster SET map_version = map_version + 1 WHERE EXISTS (SELECT FROM ours) RETURNING map_version
+), raised AS (
+    UPDATE shardkit_catalog.placements p SET epoch = ours.epoch + 1, changed_in = version.map_version
+    FROM ours, version WHERE p.shard = ours.shard
+), placed AS (
+    INSERT INTO shardkit_catalog.placements (shard, server, epoch, parent, changed_in)
+    SELECT ours.into_shard, ours.target, %(into_epoch)s + 1, ours.shard, version.map_version FROM ours, version
+    ON CONFLICT (shard) DO UPDATE SET epoch = excluded.epoch, changed_in = excluded.changed_in
+), pinned AS (
+    INSERT INTO shardkit_catalog.pins (tenant, shard, changed_in)
+    SELECT ours.tenant, %(pin_to)s::integer, version.map_version FROM ours, version
+    ON CONFLICT (tenant) DO UPDATE SET shard = excluded.shard, changed_in = excluded.changed_in
+), entered AS (
+    UPDATE shardkit_catalog.moves SET step = %(step)s, updated_at = now() WHERE id IN (SELECT id FROM ours)
+), noted AS (
+    INSERT INTO shardkit_catalog.move_steps (move_id, step, lease) SELECT id, %(step)s, lease FROM ours
+), remaining AS (
+    INSERT INTO shardkit_catalog.move_objects (move_id, server, kind, name) SELECT id, source, 'rows', %(rows)s FROM ours
+)
+SELECT pg_notify('shardkit_map', map_version::text) FROM version
 
 -- placement --
 -- Where a shard is.

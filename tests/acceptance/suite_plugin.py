@@ -11,7 +11,7 @@ import os
 
 import sqlalchemy.dialects.postgresql.provision  # what SQLAlchemy loads for its own dialects by their module
 import sqlalchemy.orm
-from sqlalchemy import event
+from sqlalchemy import Table, event
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -23,12 +23,13 @@ from shardkit.db import dialect
 from shardkit.db.engines import _handed_back
 from shardkit.db.leg import Leg, driver_connection
 from shardkit.db.opening import Opening
-from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, RoutedConnection, RoutedCursor
+from shardkit.db.wire import AsyncRoutedConnection, AsyncRoutedCursor, Routed, RoutedConnection, RoutedCursor
 from shardkit.orm.session import RoutedSession
 
 ROUTED = os.environ["SHARDKIT_SUITE"] == "routed"
 SHARD_SCHEMA, EMPTY_SCHEMA = "s0000_e1", "nothing_here"
 ROUTE = Route("suite", 0, SHARD_SCHEMA, "pg1", 1)
+dropped = []
 OPENING = Opening(SHARD_SCHEMA.encode(), b"suite", role=b"none")  # the tests also make tables in their sessions
 
 registry.register("postgresql.shardkit_async", dialect.__name__, dialect.AsyncRoutedDialect.__name__)
@@ -57,9 +58,9 @@ class SuiteSession(RoutedSession):
 
     def get_bind(self, mapper=None, **given):
         configured = Session.get_bind(self, mapper, **given)
-        self.by_hand = not isinstance(configured, Engine)
+        self.by_hand = not (isinstance(configured, Engine) and isinstance(configured.dialect, dialect._Routing))
         if self.by_hand or not ROUTED:
-            return configured  # a Connection is the program's own business, also in a routed session
+            return configured  # a Connection is the program's own business, also in a routed session; and so is SQLite
         self._guide.engine = configured
         return super().get_bind(mapper)
 
@@ -80,10 +81,29 @@ def _lead_astray(session, transaction, connection):
 @event.listens_for(Pool, "checkin")
 def _lead_home(connection, record):
     driver = getattr(connection, "_connection", connection)
-    if connection is not None and getattr(driver, "astray", False):
+    if not isinstance(driver, Routed):
+        return  # the connection was lost, or is one of SQLite's, which some tests use beside ours
+    if getattr(driver, "astray", False):
         driver.pgconn.exec_(b"RESET search_path")
         driver.astray = False
     _handed_back(connection, record)
+
+
+@event.listens_for(Table, "after_drop")
+def _outdate(table, connection, **options):
+    """The tests drop a table and make another of the same name, with other types, a hundred times a minute."""
+    dropped.append(table.name)
+
+
+@event.listens_for(Pool, "checkout")
+def _forget_plans(connection, record, fairy):
+    """Statements prepared for tables that are no more: ours outlive a ROLLBACK, and with it the test that made them."""
+    driver = getattr(connection, "_connection", connection)
+    if isinstance(driver, Routed) and getattr(driver, "dropped", 0) != len(dropped):
+        driver.pgconn.exec_(b"DEALLOCATE ALL")
+        driver._prepared.clear()
+        driver._prepared._to_flush.clear()
+        driver.opening_prepared, driver.dropped = False, len(dropped)
 
 
 @event.listens_for(Engine, "do_connect")

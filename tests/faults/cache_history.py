@@ -3,7 +3,8 @@
 ``python tests/faults/cache_history.py --reads 1000000`` runs it for long. Every row is a register whose ``version`` rises
 with each committed write. Writers and readers are processes; whoever learns of a version (a reader, an observer of
 PostgreSQL, a writer whose COMMIT was answered) notes it in memory that all share. Beside ours each reader asks a cache that
-deletes after COMMIT, on the same rows: a checker that finds nothing wrong there has no teeth.
+deletes after COMMIT, on the same rows: a checker that finds nothing wrong there has no teeth. PostgreSQL has a replica that
+applies everything late; ``behind`` counts the rows that it showed older than the cache did through the same session.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import mmap
 import os
 import random
+import select
 import signal
 import struct
 import subprocess
@@ -24,24 +26,28 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "integration")]
 
+import psycopg  # noqa: E402
 import redis  # noqa: E402
 from redislab import RedisServer, Relay  # noqa: E402
+from sqlalchemy.engine import make_url  # noqa: E402
 from sqlalchemy.exc import DBAPIError  # noqa: E402
 from sqlalchemy.orm import Mapped, mapped_column  # noqa: E402
+from standby import make_standby  # noqa: E402
 
-from shardkit import Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local  # noqa: E402
+from shardkit import Cached, ListKey, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local  # noqa: E402
+from shardkit.catalog.changes import set_replicas  # noqa: E402
 from shardkit.core import cacheproto as proto  # noqa: E402
 from shardkit.errors import CacheUnavailableError, ShardKitError  # noqa: E402
 from shardkit.local.databases import fresh_databases  # noqa: E402
-from shardkit.orm.cached import Cached, ListKey  # noqa: E402
 from shardkit.schema.blueprint import from_metadata  # noqa: E402
 from shardkit.schema.bootstrap import initialize  # noqa: E402
 
 KEYS, THREADS, TENANT = 8, 4, "acme"
-READS, STALE, NAIVE_READS, NAIVE_STALE, WRITES, HITS, DEATHS = range(KEYS, KEYS + 7)
-SLOT = KEYS + 7
+READS, STALE, NAIVE_READS, NAIVE_STALE, WRITES, HITS, DEATHS, BEHIND = range(KEYS, KEYS + 8)
+WORK = (READS, WRITES)
+SLOT = KEYS + 8
 
 
 class Base(ShardedBase):
@@ -92,7 +98,11 @@ def work(plan: dict) -> None:
     """A process: its threads read or write until it is killed."""
     board = Board(plan["board"], plan["slots"])
     settings = Settings(
-        catalog_url=plan["catalog_url"], redis_url=plan["redis_url"], cache_on_down="strict", pool_size=THREADS + 4
+        catalog_url=plan["catalog_url"],
+        redis_url=plan["redis_url"],
+        cache_on_down="strict",
+        cache_timeout_s=0.2,  # a busy machine is not yet a fault
+        pool_size=THREADS + 4,
     )
     kit = ShardKit(settings=settings)
     if plan["broken"]:  # planted: fills do not ask whether the marked transactions are over, and half the markers are left out
@@ -107,6 +117,52 @@ def work(plan: dict) -> None:
     threading.Event().wait()
 
 
+class Nursery:
+    """Forks workers from one process that has imported everything: a death costs milliseconds, also where a machine is slow."""
+
+    def __init__(self) -> None:
+        argv = [sys.executable, __file__, "--nursery"]
+        self.parent = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def spawn(self, plan: dict) -> Worker:
+        self.parent.stdin.write(json.dumps(plan) + "\n")
+        self.parent.stdin.flush()
+        return Worker(int(self.parent.stdout.readline()))
+
+    def close(self) -> None:
+        self.parent.stdin.close()
+        self.parent.wait(20)
+
+
+def nursery() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries them
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            work(json.loads(line))
+        sys.stdout.write(f"{child}\n")
+        sys.stdout.flush()
+
+
+class Worker:
+    """A process that is nobody's child here, held by a descriptor: its number may be another's by now."""
+
+    def __init__(self, pid: int) -> None:
+        self.fd = os.pidfd_open(pid)
+
+    def dead(self, timeout_s: float = 0) -> bool:
+        return bool(select.select([self.fd], [], [], timeout_s)[0])
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.fd, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.kill()
+        self.dead(20)
+        os.close(self.fd)
+
+
 class Naive:
     """Delete after COMMIT, as everybody does it."""
 
@@ -118,7 +174,7 @@ class Naive:
             found = self.redis.get(f"naive:{key}")
             if found is not None:
                 return int(found)
-        with kit.read(TENANT) as session:
+        with kit.read(TENANT, replica=False) as session:
             row = session.get(Register, key)
         with contextlib.suppress(redis.RedisError):
             self.redis.set(f"naive:{key}", row.version, ex=3600)
@@ -135,25 +191,26 @@ class Reader:
         self.hits = 0
         slow, filler = threading.Event(), kit.cache._filler
         if not hasattr(filler, "honest_fill"):
-            filler.honest_fill = fill = filler._fill
+            filler.honest_fill = fill = filler.fill
 
             def late(*given):
                 if draw.random() < 0.005:
                     slow.wait(draw.choice((0.02, 0.3, 3.5)))  # the last is longer than a lease
                 return fill(*given)
 
-            filler._fill = late
+            filler.fill = late
 
     def run(self) -> None:
         while True:
             number = min(self.draw.randrange(KEYS), self.draw.randrange(KEYS))  # some are hot
-            if self.draw.random() < 0.7:
+            if self.draw.random() < 0.8:
                 self.all_at_once()
             else:
                 self.check(number, self.ours, READS, STALE)
             hits, self.hits = self.hits, self.kit.cache.counts.hits // THREADS
             self.board.add(self.slot, HITS, self.hits - hits)
-            self.check(number, lambda n: self.naive.read(self.kit, self.ids[n]), NAIVE_READS, NAIVE_STALE)
+            if self.draw.random() < 0.5:
+                self.check(number, lambda n: self.naive.read(self.kit, self.ids[n]), NAIVE_READS, NAIVE_STALE)
 
     def all_at_once(self) -> None:
         owed = [self.board.known(number) for number in range(KEYS)]
@@ -190,6 +247,13 @@ class Reader:
         if way == 3:
             with self.kit.read(TENANT) as session:
                 return cache.get(Register, key, session=session).version
+        if way == 4:  # through a replica's session, of rows that it shows older than they are
+            with self.kit.read(TENANT, max_lag_s=3600.0) as session:
+                found = cache.get(Register, key, session=session)
+                session.expunge(found)
+                behind = session.get(Register, key).version
+                self.board.add(self.slot, BEHIND, behind < found.version)
+                return found.version
         return cache.get_row(Register, key, tenant=TENANT).version
 
 
@@ -245,8 +309,10 @@ class Writer:
             row.version += 1
 
 
-def history(*, seconds: float, reads: int, seed: int, broken: bool = False, talk=lambda _: None) -> dict[str, int]:
-    """Run until *seconds* have passed and *reads* were checked; the totals."""
+def history(
+    *, seconds: float, reads: int, seed: int, spacing: int = 100, broken: bool = False, talk=lambda _: None
+) -> dict[str, int]:
+    """Run until *seconds* have passed and *reads* were checked, with *spacing* reads and writes between faults; the totals."""
     chance, processes = random.Random(seed), {}
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(run_local(servers=1, redis=False, trust=True, fast=True))
@@ -258,6 +324,10 @@ def history(*, seconds: float, reads: int, seed: int, broken: bool = False, talk
         board_file = stack.enter_context(tempfile.NamedTemporaryFile())
         settings = Settings(catalog_url=databases.catalog_url)
         initialize(settings, servers=databases.servers, shard_count=1, blueprint=from_metadata(Base.metadata))
+        standby = make_standby(cluster, of="pg1", name="pg1b")
+        standby.apply_after("200ms")
+        with psycopg.connect(databases.catalog_url) as catalog:
+            set_replicas(catalog, "pg1", [standby.url_of(make_url(databases.servers["pg1"]).database)])
         slots = 6 * THREADS + 1
         board = Board(board_file.name, slots)
         kit = stack.enter_context(ShardKit(settings=settings))
@@ -276,22 +346,29 @@ def history(*, seconds: float, reads: int, seed: int, broken: bool = False, talk
             "broken": broken,
         }
 
+        def done(number: int) -> int:
+            return sum(board.get(slot, place) for slot in range(number * THREADS, (number + 1) * THREADS) for place in WORK)
+
+        born: dict[int, int] = {}
+
         def spawn(number: int) -> None:
+            born[number] = done(number)
             role = "writer" if number < 2 else "reader"
-            argv = [sys.executable, __file__, "--work", json.dumps({**plan, "role": role, "slot": number * THREADS})]
-            processes[number] = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+            if number in processes:
+                processes[number].close()
+            processes[number] = workers.spawn({**plan, "role": role, "slot": number * THREADS})
 
         def end() -> None:
-            for process in processes.values():
-                process.kill()
-            for process in processes.values():
-                process.wait(20)
+            while processes:
+                processes.popitem()[1].close()
 
+        workers = stack.enter_context(contextlib.closing(Nursery()))
         stack.callback(end)
         for number in range(4):
             spawn(number)
         counts = {"flushes": 0, "freezes": 0, "promotions": 0, "killed": 0}
         started = last = said = time.monotonic()
+        worked = 0
         pause = threading.Event()
         while time.monotonic() - started < seconds or board.total(READS) < reads:
             if broken and board.total(STALE):
@@ -300,22 +377,23 @@ def history(*, seconds: float, reads: int, seed: int, broken: bool = False, talk
                 for number, key in enumerate(ids):
                     board.learn(slots - 1, number, session.get(Register, key).version)
             for number, process in list(processes.items()):
-                if process.poll() is not None:
+                if process.dead():
                     spawn(number)
-            if time.monotonic() - last > 0.4 and board.total(READS) > 50:
-                hurt(chance, servers, relay, processes, counts)
-                last = time.monotonic()
+            if time.monotonic() - last > 0.4 and sum(map(done, processes)) - worked >= spacing:
+                busy = [process for number, process in processes.items() if done(number) - born[number] > 20]
+                hurt(chance, servers, relay, busy, counts)
+                last, worked = time.monotonic(), sum(map(done, processes))
             if time.monotonic() - said > 10:
                 said = time.monotonic()
                 talk(f"{board.total(READS)} reads, {board.total(STALE)} stale; control {board.total(NAIVE_STALE)}")
             pause.wait(0.01)
         end()
         names = {"reads": READS, "stale": STALE, "naive_reads": NAIVE_READS, "naive_stale": NAIVE_STALE}
-        names |= {"writes": WRITES, "deaths": DEATHS, "hits": HITS}
+        names |= {"writes": WRITES, "deaths": DEATHS, "hits": HITS, "behind": BEHIND}
         return {name: board.total(place) for name, place in names.items()} | counts
 
 
-def hurt(chance, servers, relay, processes, counts) -> None:
+def hurt(chance, servers, relay, busy, counts) -> None:
     """One fault, drawn by lot."""
     master = next(s for s in servers if s.port == relay.target)
     other = next(s for s in servers if s.port != relay.target)
@@ -326,13 +404,10 @@ def hurt(chance, servers, relay, processes, counts) -> None:
         case "freeze":
             counts["freezes"] += 1
             master.freeze()
-            threading.Event().wait(chance.choice((0.03, 0.12)))
+            threading.Event().wait(chance.choice((0.03, 0.12, 0.5)))
             master.thaw()
         case "promote":
             counts["promotions"] += 1
-            until = time.monotonic() + 10  # nobody promotes a replica that has not caught up with its first copy
-            while other.ask("INFO", "replication").get("master_link_status") != "up" and time.monotonic() < until:
-                threading.Event().wait(0.005)
             master.kill()  # first: two masters that both take markers are what no protocol over Redis can survive
             other.ask("REPLICAOF", "NO", "ONE")
             relay.point(other.port)
@@ -340,24 +415,27 @@ def hurt(chance, servers, relay, processes, counts) -> None:
             master.ask("REPLICAOF", "127.0.0.1", other.port)
         case "kill":
             counts["killed"] += 1
-            processes[chance.randrange(len(processes))].kill()
+            for process in chance.sample(busy, min(1, len(busy))):
+                process.kill()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--nursery", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--reads", type=int, default=0)
+    parser.add_argument("--spacing", type=int, default=1000, help="reads and writes between two faults")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--broken", action="store_true", help="with a planted bug, to see that it is found")
     given = parser.parse_args()
-    if given.work:
-        work(json.loads(given.work))
+    if given.nursery:
+        nursery()
     else:
         found = history(
             seconds=given.seconds,
             reads=given.reads,
             seed=given.seed,
+            spacing=given.spacing,
             broken=given.broken,
             talk=lambda t: print(t, file=sys.stderr),
         )

@@ -12,6 +12,7 @@ import time
 import psycopg
 import pytest
 from fleet import Order
+from freezer import frozen
 from sqlalchemy import select, text
 
 from shardkit import AsyncShardKit, ShardKit
@@ -67,6 +68,63 @@ def test_a_stopped_server_takes_no_new_connection(local_cluster, behind):
     with ShardKit(settings=behind.settings()) as kit, stopped(local_cluster.pid(name)), ends_in_time():
         with kit.deadline(0.3), kit.session(behind.tenant_on("pg1")) as s, pytest.raises((ServerDownError, DeadlineError)):
             s.execute(text("SELECT 1"))
+
+
+def test_a_frozen_server_ends_every_kind_of_call_in_time(kit, behind, local_cluster):
+    """Not one of its processes runs, and the kernel still takes packets and connections for them."""
+    tenant, other = behind.tenant_on("pg1"), behind.tenant_on("pg2")
+    with kit.session(tenant) as open_one, kit.session(tenant) as writing:
+        open_one.execute(text("SELECT 1"))
+        writing.add_all([Order(note="frozen one"), Order(note="frozen two")])
+        writing.flush()
+        with frozen(local_cluster.pid(local_cluster.servers[0].name)):
+            with ends_in_time(), kit.deadline(0.3), pytest.raises(DeadlineError) as caught:
+                open_one.execute(text("SELECT 1"))
+            assert caught.value.outcome is Outcome.NOT_DONE
+            with ends_in_time(), kit.deadline(0.3), pytest.raises(CommitUnknownError):
+                writing.commit()
+            with ends_in_time(), kit.session(other) as s:  # the healthy server; the catalog is on the frozen one
+                assert s.scalar(text("SELECT 1")) == 1
+            with ends_in_time(), kit.deadline(0.3), kit.session(tenant) as s, pytest.raises((ServerDownError, DeadlineError)):
+                s.execute(text("SELECT 1"))  # a connection is made
+    with kit.session(tenant) as s:
+        assert s.scalar(text("SELECT 1")) == 1
+
+
+def test_async_calls_to_a_frozen_server_end_too(behind, local_cluster):
+    async def main():
+        async with AsyncShardKit(settings=behind.settings()) as kit:
+            tenant, other = behind.tenant_on("pg1"), behind.tenant_on("pg2")
+            async with kit.session(tenant) as s, kit.session(tenant) as writing:
+                await s.execute(text("SELECT 1"))
+                writing.add_all([Order(note="async frozen one"), Order(note="async frozen two")])
+                await writing.flush()
+                with frozen(local_cluster.pid(local_cluster.servers[0].name)):
+                    with ends_in_time(), kit.deadline(0.3), pytest.raises(DeadlineError):
+                        await s.execute(text("SELECT 1"))
+                    with ends_in_time(), kit.deadline(0.3), pytest.raises(CommitUnknownError):
+                        await writing.commit()
+                    async with kit.session(other) as healthy:
+                        assert await healthy.scalar(text("SELECT 1")) == 1
+                    with ends_in_time(), kit.deadline(0.3), pytest.raises((ServerDownError, DeadlineError)):
+                        async with kit.session(tenant) as fresh:
+                            await fresh.execute(text("SELECT 1"))
+
+    asyncio.run(main())
+
+
+def test_what_a_frozen_server_has_committed_is_found_out_when_it_goes_on(behind, local_cluster, fleet):
+    """COMMIT is on its way when the server freezes: the program is told *unknown*, and afterwards it is one or the other."""
+    tenant, note = behind.tenant_on("pg1"), "thawed"
+    with ShardKit(settings=behind.settings(pool_size=2)) as kit:
+        with kit.session(tenant) as s:
+            s.add_all([Order(note=note), Order(note=f"{note} 2")])
+            s.flush()
+            with frozen(local_cluster.pid(local_cluster.servers[0].name)), ends_in_time(), kit.deadline(0.3):
+                with pytest.raises(CommitUnknownError) as caught:
+                    s.commit()
+            assert not caught.value.retryable
+        assert fleet.count(kit, tenant, f"note = '{note}'") == fleet.count(kit, tenant, f"note = '{note} 2'")
 
 
 def test_without_a_block_the_setting_is_the_limit(behind):

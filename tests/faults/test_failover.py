@@ -224,7 +224,7 @@ def test_a_token_from_before_the_promotion_leads_to_the_primary(pair, eventually
         return session.scalars(select(Order.note)).all()
 
     kit.run(pair.tenant, read)
-    with kit.read(pair.tenant, replica=True, after=token) as s:
+    with kit.read(pair.tenant, replica=True, token=token) as s:
         assert (read(s), s.on_replica) == (["before"], False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+from collections import Counter
 
 import psycopg
 import pytest
@@ -23,8 +24,13 @@ SELECT coalesce((SELECT string_agg(version_num, ',') FROM alembic_version), '') 
 
 
 @pytest.fixture
-def lab(shardkit_databases, tmp_path):
-    lab = FleetLab(shardkit_databases(2), tmp_path / "tree", shards=SHARDS)
+def shards():
+    return SHARDS
+
+
+@pytest.fixture
+def lab(shardkit_databases, tmp_path, shards):
+    lab = FleetLab(shardkit_databases(2), tmp_path / "tree", shards=shards)
     lab.orders()
     lab.migrate()
     return lab
@@ -34,10 +40,10 @@ def done_rows(lab) -> int:
     return sum(state == "done" for state in lab.ledger().values())
 
 
-def kill_once(lab, eventually, *, after: int) -> bool:
+def kill_once(lab, eventually, *, after: int, wave: int = 8) -> bool:
     """Start a run and kill it when *after* more ledger rows are done; False if it came to its end before."""
     before = done_rows(lab)
-    with lab.started("upgrade", "--yes", "--wave", "8", "--parallel", "2", "--batch", "4") as process:
+    with lab.started("upgrade", "--yes", "--wave", str(wave), "--parallel", "2", "--batch", "4") as process:
         eventually(lambda: process.poll() is not None or done_rows(lab) >= before + after)
         ended = process.poll() is not None
         process.send_signal(signal.SIGKILL)
@@ -45,20 +51,24 @@ def kill_once(lab, eventually, *, after: int) -> bool:
     return not ended
 
 
-def test_killed_three_times_and_run_again(lab, eventually):
+@pytest.mark.parametrize("shards", [SHARDS, pytest.param(1024, marks=pytest.mark.slow)])
+def test_killed_three_times_and_run_again(lab, eventually, shards):
     lab.revise("b", "op.add_column('orders', sa.Column('extra', sa.Text))\nop.execute('SELECT pg_sleep(0.02)')")
     lab.revise("c", "op.create_index('orders_extra', 'orders', ['extra'])\nop.execute('SELECT pg_sleep(0.02)')")
     whole = {"a id,note orders_pkey", "b id,note,extra orders_pkey", "c id,note,extra orders_extra,orders_pkey"}
     draw = random.Random(7)
-    killed = [kill_once(lab, eventually, after=draw.randrange(1, 12)) for _ in range(3)]
+    most, wave = shards * 12 // SHARDS, shards // 4
+    killed = [kill_once(lab, eventually, after=draw.randrange(1, most), wave=wave) for _ in range(3)]
+    counts = Counter(state for (_, revision), state in lab.ledger().items() if revision != "a")
     assert all(killed), "the run was over before it could be killed: nothing was tested"
     assert lab.everywhere(STATE) <= whole, "a shard is half done"
     assert lab.fleet.status().behind
     report = lab.migrate()
     assert report.complete
-    assert 0 < len(report.done) < SHARDS, "what was done was done again, or nothing was left"
+    assert 0 < len(report.done) < shards, "what was done was done again, or nothing was left"
+    print(f"{shards} shards, after three kills: {dict(counts)}; the last run did {len(report.done)} in {report.seconds:.1f} s")
     assert lab.everywhere(STATE) == {"c id,note,extra orders_extra,orders_pkey"}
-    assert set(lab.ledger().values()) == {"done"}
+    assert Counter(lab.ledger().values()) == {"done": 3 * shards}
     with lab.catalog() as connection:
         states = [row[0] for row in connection.execute("SELECT state FROM shardkit_catalog.fleet_runs ORDER BY run")]
     assert states == ["done", "killed", "killed", "killed", "done"]

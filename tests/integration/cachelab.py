@@ -10,8 +10,7 @@ from fleet import Fleet, fleet_on
 from sqlalchemy import DateTime, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from shardkit import ShardKey, TenantScoped
-from shardkit.orm.cached import Cached, ListKey
+from shardkit import Cached, ListKey, ShardKey, TenantScoped
 from shardkit.schema.blueprint import from_metadata
 
 
@@ -53,7 +52,8 @@ class CachedFleet(Fleet):
     redis_url: str = ""
 
     def settings(self, **given):
-        return super().settings(**{"redis_url": self.redis_url, **given})
+        patient = {"redis_url": self.redis_url, "cache_timeout_s": 5.0}  # a busy machine is no fault; those are in tests/faults
+        return super().settings(**(patient | given))
 
 
 @contextlib.contextmanager

@@ -18,8 +18,10 @@ markers = st.builds(
     st.integers(1, 3),
     st.lists(xids, max_size=8, unique=True).map(lambda xs: b",".join(b"%d" % x for x in xs)) | xids.map(lambda x: b"^%d" % x),
 )
-values = st.none() | markers | st.sampled_from([b"N", b"V\x01row", b"anything"])
-barriers = st.none() | st.sampled_from([b"P|x", b"B|1|5", b"B|2|5", b"B|3|7"])
+TERM, OTHER = b"@\0\xff%term", b"@another."
+terms = st.sampled_from([TERM, OTHER, b""])
+values = st.none() | markers | st.builds(bytes.__add__, st.sampled_from([b"N", b"V\x01row", b"anything"]), terms)
+barriers = st.none() | st.builds(bytes.__add__, st.sampled_from([b"B|1|5", b"B|2|5", b"B|3|7"]), terms) | st.just(b"P|x")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,10 @@ def test_lease_is_the_pure_lease(client, value, barrier, epoch, replace):
     put(client, "b", barrier)
     put(client, "k", value)
     outdated = value if replace and value and value[:1] == b"V" else b""
-    reply = client.eval(cachescripts.LEASE, 2, "b", "k", "me", epoch, 1000, 500, outdated)
-    found, left = proto.lease(value, barrier=barrier, token=b"me", epoch=epoch, now_ms=10**13, lease_ms=1000, outdated=outdated)
+    reply = client.eval(cachescripts.LEASE, 2, "b", "k", "me", epoch, 1000, 500, TERM, outdated)
+    found, left = proto.lease(
+        value, barrier=barrier, token=b"me", epoch=epoch, term=TERM, now_ms=10**13, lease_ms=1000, outdated=outdated
+    )
     if reply[0][:1] != b"B":
         assert Found(reply[0]) is found
         if found is Found.NO_BARRIER:
@@ -83,4 +87,4 @@ def test_keys_of_another_type_are_overwritten(client):
     client.rpush("b", "x")
     assert client.eval(cachescripts.MARK, 1, "k", 7, 1, 5000) == 1
     assert client.get("k") == b"M||0|1|7"
-    assert client.eval(cachescripts.LEASE, 2, "b", "k", "me", 1, 1000, 500, "") == [b"P"]
+    assert client.eval(cachescripts.LEASE, 2, "b", "k", "me", 1, 1000, 500, TERM, "") == [b"P"]

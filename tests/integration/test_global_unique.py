@@ -11,11 +11,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import insert, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shardkit import AsyncShardKit, GlobalUnique, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped
-from shardkit.errors import KeyTakenError, SettingsError
+from shardkit.errors import KeyTakenError, SessionError, SettingsError
 from shardkit.local.databases import fresh_databases
 from shardkit.orm import unique
 from shardkit.schema.blueprint import from_metadata
@@ -188,3 +188,33 @@ def test_asyncio_claims_too(place):
             assert await kit.locate_by(User.email, "async@example.org") == kit.locate("ann")
 
     asyncio.run(main())
+
+
+BULK = {
+    "core insert": lambda s: s.execute(insert(User.__table__), [{"id": 1, "tenant_id": "bulk", "email": "bulk@example.org"}]),
+    "orm insert": lambda s: s.execute(insert(User), [{"email": "bulk@example.org"}]),
+    "insert values": lambda s: s.execute(insert(User).values(email="bulk@example.org")),
+    "several values": lambda s: s.execute(insert(User).values([{"email": "bulk@example.org"}])),
+    "by position": lambda s: s.execute(insert(User.__table__).values((1, "bulk@example.org", "x", "bulk"))),
+    "from select": lambda s: s.execute(insert(User).from_select(["email"], select(User.name))),
+    "update": lambda s: s.execute(update(User).values(email="bulk@example.org")),
+    "update ordered": lambda s: s.execute(update(User).ordered_values((User.email, "bulk@example.org"))),
+    "update by key": lambda s: s.execute(update(User), [{"id": 1, "email": "bulk@example.org"}]),
+    "bulk_save_objects": lambda s: s.bulk_save_objects([User(email="bulk@example.org")]),
+    "bulk_insert_mappings": lambda s: s.bulk_insert_mappings(User, [{"email": "bulk@example.org"}]),
+    "bulk_update_mappings": lambda s: s.bulk_update_mappings(User, [{"id": 1, "email": "bulk@example.org"}]),
+}
+
+
+@pytest.mark.parametrize("way", BULK)
+def test_a_bulk_statement_past_the_registry_is_refused(kit, way):
+    with kit.session("bulk") as s, pytest.raises(SessionError, match="nothing was written"):
+        BULK[way](s)
+    assert owners(kit, "bulk@example.org") == []
+
+
+def test_a_bulk_statement_that_sets_no_key_is_not(kit):
+    with kit.begin("bulk") as s:
+        s.execute(insert(User), [{"id": s.scalar(text("SELECT next_id()")), "name": "no key"}])
+        s.execute(update(User).where(User.name == "no key").values(name="named"))
+    assert len(kit.fan_out(select(User.id).where(User.name == "named"))) == 1

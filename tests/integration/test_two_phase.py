@@ -16,8 +16,11 @@ from sqlalchemy import func, select, update
 
 from shardkit import ShardKit, run_local
 from shardkit._sync import transaction as sync_transaction
+from shardkit.catalog import resolver
 from shardkit.catalog.decisions import Decisions
+from shardkit.catalog.overview import overview
 from shardkit.catalog.resolver import in_doubt, resolve
+from shardkit.cli import status
 from shardkit.core.names import gid, parse_gid
 from shardkit.errors import NameRejectedError, NoSnapshotError, TenantMismatchError, TwoPhaseDisabledError, TwoPhaseError
 
@@ -54,17 +57,41 @@ def settled(fleet):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_coordinator_killed_at_any_step_leaves_all_or_nothing(fleet, kit, apart, eventually, step):
-    arguments = [sys.executable, str(HERE / "coordinator.py"), fleet.catalog_url, step, step, *apart]
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
-    environ = {**os.environ, "PYTHONPATH": path}
-    died = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=60, check=False)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    killed(fleet, step, *apart)
     eventually(lambda: settled(fleet), within_s=10)
     decided = STEPS.index(step) >= STEPS.index("decided")
     assert counts(fleet, kit, apart, step) == [int(decided)] * 3
     decisions = Decisions(fleet.settings())
     eventually(lambda: settled(fleet) and not decisions.unfinished(), within_s=10)
     decisions.close()
+
+
+def killed(fleet, step, *tenants):
+    arguments = [sys.executable, str(HERE / "coordinator.py"), fleet.catalog_url, step, step, *tenants]
+    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    died = subprocess.run(
+        arguments, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+
+
+def test_status_shows_what_a_dead_coordinator_left_and_a_program_that_runs_ends_it(
+    fleet, kit, apart, eventually, monkeypatch, capsys
+):
+    killed(fleet, "commit 1", *apart)
+    found = overview(fleet.settings())
+    assert {(one.outcome, one.part.locks > 0) for one in found.in_doubt} == {("commit", True)}
+    assert len(found.in_doubt) == 2
+    told = status.report(found)["in_doubt"]
+    assert {(one["outcome"], one["server"]) for one in told} == {("commit", one.server) for one in found.in_doubt}
+    status.show(found)
+    assert str(found.in_doubt[0].txn) in capsys.readouterr().out
+    eventually(lambda: not overview(fleet.settings()).healthy, within_s=10)  # it may wait for a second, no longer
+    monkeypatch.setattr(resolver, "INTERVAL_S", 0.05)
+    kit.transaction(*apart[:2])  # the first one in this process begins the background resolver
+    eventually(lambda: not overview(fleet.settings()).in_doubt, within_s=20)
+    assert overview(fleet.settings()).healthy
+    assert counts(fleet, kit, apart, "commit 1") == [1] * 3
 
 
 def test_all_is_written_and_nothing_left_behind(fleet, kit, apart):

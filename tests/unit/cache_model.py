@@ -1,7 +1,11 @@
-"""All interleavings of a few writers, readers, flushes and a move, over the protocol's own functions; for one key.
+"""All interleavings of a few writers, readers, flushes, promotions and a move, over the protocol's own functions; for one key.
 
 A version is the set of writers whose COMMIT it has seen. The law: a read returns at least what was committed when the read
 began. Writers share no row lock, so what holds here holds for list keys too.
+
+Of two Redis processes one is the master. The other has what was there at some earlier time, and a promotion makes it the
+master (the old one was dead before, all connections are new) and a copy of it of the other. A master may change its
+replication id without that; then each connection learns of it sooner or later, so that a step may be taken in either term.
 """
 
 from __future__ import annotations
@@ -22,6 +26,16 @@ class Rules:
     lease = staticmethod(proto.lease)
     mark = staticmethod(proto.mark)
     settled = staticmethod(proto.settled)
+    fill_in_latest_term = barrier_in_latest_term = False
+
+    @staticmethod
+    def term(promotions, renamings):
+        return b"@%04d%04d" % (promotions, renamings)
+
+    @staticmethod
+    def place(_promotions, _renamings):
+        """Under which name, of several, a connection of that term looks."""
+        return 0
 
     @staticmethod
     def swap(value, old, new):
@@ -64,15 +78,22 @@ class Reader(NamedTuple):
     tries: int = 0
     owed: frozenset[int] = frozenset()
     epoch: int = 0
+    term: bytes = b""
+    place: int = 0
     marker: bytes = b""
     barrier: int = 0
     seen: frozenset[int] = frozenset()
     snapshot: proto.Snapshot | None = None
 
 
+class Stored(NamedTuple):
+    value: bytes | None = None
+    barrier: bytes | None = None
+
+
 class State(NamedTuple):
-    value: bytes | None
-    barrier: bytes | None
+    master: tuple[Stored, ...]
+    replica: tuple[Stored, ...]
     servers: tuple[Server, ...]
     committed: frozenset[int]
     writers: tuple[Writer, ...]
@@ -81,6 +102,9 @@ class State(NamedTuple):
     epoch: int
     moves: int
     evictions: int
+    promotions: int = 0
+    renamings: int = 0
+    """Since the last promotion."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +116,8 @@ class Plan:
     moves: int = 0
     evictions: int = 0
     """Of values; markers outlive their transactions, or the barrier is made anew before they expire."""
+    promotions: int = 0
+    renamings: int = 0
     second: int = 3
     """First transaction of the server that the shard moves to."""
 
@@ -100,19 +126,30 @@ class ViolationError(Exception):
     """A read returned less than it had to."""
 
 
-def pack(version):
-    return b"V" + ",".join(map(str, sorted(version))).encode()
+def pack(version, term):
+    return b"V" + ",".join(map(str, sorted(version))).encode() + term
 
 
 def unpack(value):
-    return frozenset(int(x) for x in value[1:].split(b",") if x)
+    return frozenset(int(x) for x in value[1 : -proto.TERM_LENGTH].split(b",") if x)
+
+
+def put(s: State, place: int, **changed) -> State:
+    stored = s.master[place]._replace(**changed)
+    return s._replace(master=(*s.master[:place], stored, *s.master[place + 1 :]))
+
+
+def beliefs(s: State, rules):
+    """The terms, and the places by them, that connections may act in."""
+    return [(rules.term(s.promotions, n), rules.place(s.promotions, n)) for n in range(s.renamings + 1)]
 
 
 def explore(plan: Plan, rules=Rules) -> int:
     """Number of states; ViolationError if one of them breaks the law."""
+    places = 1 + max(rules.place(p, r) for p in range(plan.promotions + 1) for r in range(plan.renamings + 1))
     first = State(
-        None,
-        None,
+        (Stored(),) * places,
+        (Stored(),) * places,
         (Server(), Server(next=plan.second, xmax=plan.second)),
         frozenset(),
         (Writer(),) * plan.writers,
@@ -132,10 +169,17 @@ def explore(plan: Plan, rules=Rules) -> int:
 
 
 def steps(s: State, plan: Plan, rules):
-    if s.flushes and (s.value or s.barrier):
-        yield s._replace(value=None, barrier=None, flushes=s.flushes - 1)
-    if s.evictions and s.value and s.value[:1] == b"V":
-        yield s._replace(value=None, evictions=s.evictions - 1)
+    nothing = (Stored(),) * len(s.master)
+    if s.flushes and s.master != nothing:
+        yield s._replace(master=nothing, flushes=s.flushes - 1)
+    if s.evictions and s.master[0].value and s.master[0].value[:1] == b"V":
+        yield put(s, 0, value=None)._replace(evictions=s.evictions - 1)
+    if s.promotions < plan.promotions:
+        if s.replica != s.master:
+            yield s._replace(replica=s.master)
+        yield s._replace(master=s.replica, promotions=s.promotions + 1, renamings=0)
+    if s.renamings < plan.renamings:
+        yield s._replace(renamings=s.renamings + 1)
     if s.moves and not any(w.step in (1, 2) for w in s.writers):  # the fence waits for open transactions
         yield s._replace(epoch=s.epoch + 1, moves=s.moves - 1)
     for i, writer in enumerate(s.writers):
@@ -161,11 +205,16 @@ def write(s: State, i: int, w: Writer, rules):
         if w.step == 2:
             yield over, w._replace(step=9)  # dies, or rolls back
         if w.step == 1 and rules.mark_before_commit:
-            yield s._replace(value=rules.mark(s.value, xid=w.xid, epoch=w.epoch)), w._replace(step=2)
+            yield from ((marked, w._replace(step=2)) for marked in marks(s, w, rules))
         else:
             yield over._replace(committed=s.committed | {i}), w._replace(step=3 if rules.mark_after_commit else 9)
     elif w.step == 3:
-        yield s._replace(value=rules.mark(s.value, xid=w.xid, epoch=w.epoch)), w._replace(step=9)
+        yield from ((marked, w._replace(step=9)) for marked in marks(s, w, rules))
+
+
+def marks(s: State, w: Writer, rules):
+    for place in {place for _, place in beliefs(s, rules)}:
+        yield put(s, place, value=rules.mark(s.master[place].value, xid=w.xid, epoch=w.epoch))
 
 
 def read(s: State, i: int, r: Reader, plan: Plan, rules):
@@ -178,30 +227,39 @@ def read(s: State, i: int, r: Reader, plan: Plan, rules):
         if r.reads == plan.reads or (i and s.readers[i - 1] == Reader()):
             return  # readers are alike too
         r = r._replace(owed=s.committed)
-        if s.value is not None and s.value[:1] == b"V":
-            yield done(unpack(s.value))
-        else:
-            for known in {1, s.epoch}:  # the reader's map may be old
-                yield s, r._replace(step="select" if rules.select_before_lease else "lease", epoch=known)
+        for term, place in beliefs(s, rules):
+            value = s.master[place].value
+            if value is not None and value[:1] == b"V" and value.endswith(term):
+                yield done(unpack(value))
+            else:
+                for known in {1, s.epoch}:  # the reader's map may be old
+                    yield s, r._replace(step="select" if rules.select_before_lease else "lease", epoch=known)
     elif r.step == "lease":
         token = b"%d.%d.%d" % (i, r.reads, r.tries)
-        for now in (0, 10**6):  # a lease may run out at any time
-            found, left = rules.lease(s.value, barrier=s.barrier, token=token, epoch=r.epoch, now_ms=now, lease_ms=10 - now)
-            if found is Found.VALUE:
-                yield done(unpack(s.value))
-            elif found is Found.NO_BARRIER and r.tries < 2:
-                yield s._replace(barrier=left), r._replace(step="barrier", marker=left, tries=r.tries + 1)
-            elif found is Found.LEASE:
-                after = r._replace(step="select", marker=left, barrier=proto.parse_barrier(s.barrier))
-                yield s._replace(value=left), after._replace(step="swap") if rules.select_before_lease else after
-            else:
-                yield done(s.committed)  # from PostgreSQL, where the fence sends an old map onward
+        for term, place in beliefs(s, rules):
+            value, barrier = s.master[place]
+            for now in (0, 10**6):  # a lease may run out at any time
+                found, left = rules.lease(
+                    value, barrier=barrier, token=token, epoch=r.epoch, term=term, now_ms=now, lease_ms=10 - now
+                )
+                after = r._replace(term=term, place=place, marker=left, tries=r.tries + 1)
+                if found is Found.VALUE:
+                    yield done(unpack(value))
+                elif found is Found.NO_BARRIER and r.tries < 2:
+                    yield put(s, place, barrier=left), after._replace(step="barrier")
+                elif found is Found.LEASE:
+                    step = "swap" if rules.select_before_lease else "select"
+                    yield put(s, place, value=left), after._replace(step=step, barrier=proto.parse_barrier(barrier))
+                else:
+                    yield done(s.committed)  # from PostgreSQL, where the fence sends an old map onward
     elif r.step == "barrier":
         xid, server = rules.barrier_xid(s.servers[r.epoch - 1])
         yield on(s, r.epoch, server), r._replace(step="set", barrier=xid)
     elif r.step == "set":
-        new = rules.swap_barrier(s.barrier, r.marker, proto.pack_barrier(epoch=r.epoch, xid=r.barrier))
-        yield s._replace(barrier=new), r._replace(step="lease", barrier=0, marker=b"")
+        term = beliefs(s, rules)[-1][0] if rules.barrier_in_latest_term else r.term
+        new = proto.pack_barrier(epoch=r.epoch, xid=r.barrier, term=term)
+        new = rules.swap_barrier(s.master[r.place].barrier, r.marker, new)
+        yield put(s, r.place, barrier=new), r._replace(step="lease", barrier=0, marker=b"", term=b"", place=0)
     elif r.step == "select":
         if r.epoch < s.epoch:  # fenced: led on, and the lease was for another server
             yield done(s.committed)
@@ -212,5 +270,6 @@ def read(s: State, i: int, r: Reader, plan: Plan, rules):
     elif r.step == "swap":
         xids = proto.parse_marker(r.marker).xids
         filled = rules.settled(xids, r.barrier, r.snapshot)
-        new = pack(r.seen) if filled else proto.give_back(r.marker)
-        yield done(r.seen, s._replace(value=rules.swap(s.value, r.marker, new)))
+        term = beliefs(s, rules)[-1][0] if rules.fill_in_latest_term else r.term
+        new = pack(r.seen, term) if filled else proto.give_back(r.marker)
+        yield done(r.seen, put(s, r.place, value=rules.swap(s.master[r.place].value, r.marker, new)))

@@ -112,10 +112,10 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_list_names_every_benchmark_with_its_question(capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks import load, present
+    from benchmarks import find, present
 
     assert run() == 0
     listed = capsys.readouterr().out
     for name in present():
-        assert f"{name:<12}{load(name).QUESTION}" in listed.replace("\n", " ") or load(name).QUESTION[:60] in listed
-        assert load(name).QUESTION.endswith("?")
+        assert f"{name:<12}{find(name).QUESTION}" in listed.replace("\n", " ") or find(name).QUESTION[:60] in listed
+        assert find(name).QUESTION.endswith("?")

@@ -74,7 +74,7 @@ def test_file_has_the_keys_of_the_form(document: dict[str, Any]) -> None:
         "benchmark", "schema", "commit", "when", "machine", "versions", "question", "params", "rounds", "results",
         "skipped", "samples",
     }  # fmt: skip
-    assert set(document["machine"]) == {"cores", "load"}
+    assert set(document["machine"]) == {"cores", "load", "load_end"}
     assert set(document["results"]["fast"]) == {
         "median", "p25", "p75", "max", "ci", "unit", "better", "goal", "n", "met",
     }  # fmt: skip

@@ -15,7 +15,22 @@ PLANS = [
     Plan(writers=2, readers=2, moves=1),
     Plan(writers=1, readers=2, flushes=1, moves=1),
     Plan(writers=1, readers=2, reads=2, evictions=1),
+    Plan(writers=1, readers=2, promotions=1),
+    Plan(writers=1, readers=1, reads=2, promotions=2),
+    Plan(writers=1, readers=1, reads=2, promotions=1, renamings=1),
+    Plan(writers=1, readers=2, renamings=1),
+    Plan(writers=1, readers=1, reads=2, promotions=1, flushes=1),
 ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "plan",
+    [Plan(writers=2, readers=1, promotions=1, renamings=1), Plan(writers=1, readers=2, renamings=2)],
+    ids=str,
+)
+def test_larger_plans_have_no_bad_interleaving(plan):
+    assert explore(plan) > 1000
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
@@ -89,8 +104,47 @@ class BarrierOfAnotherServer(Rules):
     @staticmethod
     def lease(value, *, epoch, barrier, **given):
         if barrier and barrier[:1] == b"B":
-            barrier = proto.pack_barrier(epoch=epoch, xid=proto.parse_barrier(barrier))
+            term = barrier[-proto.TERM_LENGTH :]
+            barrier = proto.pack_barrier(epoch=epoch, xid=proto.parse_barrier(barrier), term=term)
         return proto.lease(value, epoch=epoch, barrier=barrier, **given)
+
+
+class TermInTheName(Rules):
+    """As it was: connections of two terms look in two places."""
+
+    @staticmethod
+    def place(promotions, renamings):
+        return promotions * 2 + renamings
+
+
+class NoTerm(Rules):
+    @staticmethod
+    def term(_promotions, _renamings):
+        return b"@no term."
+
+
+class TermOfTheProcessOnly(Rules):
+    """Which is the same again after a fail-back."""
+
+    @staticmethod
+    def term(promotions, _renamings):
+        return b"@%08d" % (promotions % 2)
+
+
+class FillInLatestTerm(Rules):
+    fill_in_latest_term = True
+
+
+class BarrierInLatestTerm(Rules):
+    barrier_in_latest_term = True
+
+
+class BarrierOfAnotherTerm(Rules):
+    @staticmethod
+    def lease(value, *, term, barrier, **given):
+        if barrier and barrier[:1] == b"B":
+            barrier = barrier[: -proto.TERM_LENGTH] + term
+        return proto.lease(value, term=term, barrier=barrier, **given)
 
 
 PLANTED = [
@@ -106,6 +160,12 @@ PLANTED = [
     (LeaseForgetsMarked, Plan(reads=2)),
     (SelectBeforeLease, Plan(reads=2, readers=2, evictions=1)),
     (BarrierOfAnotherServer, Plan(readers=2, reads=2, moves=1, flushes=2, second=30)),
+    (TermInTheName, Plan(reads=2, renamings=1)),
+    (NoTerm, Plan(reads=2, promotions=1)),
+    (TermOfTheProcessOnly, Plan(reads=2, promotions=2)),
+    (FillInLatestTerm, Plan(reads=2, promotions=1)),
+    (BarrierInLatestTerm, Plan(reads=2, promotions=1)),
+    (BarrierOfAnotherTerm, Plan(reads=2, promotions=1)),
 ]
 
 

@@ -72,8 +72,11 @@ def test_marker_is_read_as_it_was_written(token, deadline, epoch, xid):
     assert proto.parse_marker(proto.pack_marker(marker)) == marker
 
 
+TERM = b"@of today"
+
+
 def ask(value, **given):
-    usual = {"barrier": b"B|1|5", "token": b"t", "epoch": 1, "now_ms": 100, "lease_ms": 10}
+    usual = {"barrier": b"B|1|5" + TERM, "token": b"t", "epoch": 1, "term": TERM, "now_ms": 100, "lease_ms": 10}
     return proto.lease(value, **(usual | given))
 
 
@@ -92,24 +95,35 @@ def test_lease_is_lost_to_a_writer():
 
 def test_no_lease_without_a_barrier_of_this_epoch():
     assert ask(None, barrier=None) == (Found.NO_BARRIER, b"P|t")
-    assert ask(None, barrier=b"B|1|5", epoch=2) == (Found.NO_BARRIER, b"P|t")
+    assert ask(None, barrier=b"B|1|5" + TERM, epoch=2) == (Found.NO_BARRIER, b"P|t")
     assert ask(None, barrier=b"P|x") == (Found.PENDING, None)
 
 
 def test_old_map_is_told_of_the_newer_epoch():
-    assert ask(None, barrier=b"B|2|5") == (Found.NEWER, None)
+    assert ask(None, barrier=b"B|2|5" + TERM) == (Found.NEWER, None)
     assert ask(b"M||0|2|7") == (Found.NEWER, None)
 
 
 def test_transactions_of_an_earlier_epoch_are_over():
-    assert ask(b"M||0|1|7", epoch=2, barrier=b"B|2|5") == (Found.LEASE, b"M|t|110|2|")
+    assert ask(b"M||0|1|7", epoch=2, barrier=b"B|2|5" + TERM) == (Found.LEASE, b"M|t|110|2|")
     assert proto.mark(b"M||0|1|7", xid=3, epoch=2) == b"M||0|2|3"
     assert proto.mark(b"M|t|9|2|3", xid=7, epoch=1) == b"M||0|2|3"
 
 
 def test_only_the_value_that_was_seen_is_replaced_as_outdated():
-    assert ask(b"Vold", outdated=b"Vold")[0] is Found.LEASE
-    assert ask(b"Vnew", outdated=b"Vold") == (Found.VALUE, None)
+    assert ask(b"Vold" + TERM, outdated=b"Vold" + TERM)[0] is Found.LEASE
+    assert ask(b"Vnew" + TERM, outdated=b"Vold" + TERM) == (Found.VALUE, None)
+
+
+def test_value_and_barrier_of_another_term_are_none():
+    assert ask(b"Vold@of then..")[0] is Found.LEASE
+    assert ask(b"{foreign}")[0] is Found.LEASE
+    assert ask(b"Vold" + TERM, barrier=b"B|1|5@of then..") == (Found.NO_BARRIER, b"P|t")
+    assert proto.of_term(b"Vrow" + TERM, TERM) == b"Vrow"
+    assert proto.of_term(b"Vrow" + TERM, b"@of then..") is None
+    assert proto.of_term(None, TERM) is None
+    stored = [b"Vrow" + TERM, None, b"M||0|1|7", b"Vrow@of then.."]
+    assert proto.all_of_term(stored, TERM) == [proto.of_term(value, TERM) for value in stored] == [b"Vrow", None, None, None]
 
 
 def test_unused_lease_leaves_what_was_marked():
@@ -125,10 +139,17 @@ def test_different_keys_have_different_names(one, other):
     assert (name(one) == name(other)) == (one == other)
 
 
-def test_incarnation_is_the_term_of_a_process():
-    first = {"run_id": "a" * 40, "master_replid": "1" * 40, "master_replid2": "0" * 40, "second_repl_offset": "-1"}
-    its_first_replica_came = {**first, "master_replid": "2" * 40}
-    promoted_again = {**first, "master_replid2": "1" * 40, "second_repl_offset": "4711"}
+@given(st.binary(max_size=8), xids)
+def test_marker_is_of_no_term(token, xid):
+    term = proto.term({"run_id": "a" * 40, "master_replid": token.hex()})
+    assert len(term) == proto.TERM_LENGTH
+    assert proto.of_term(proto.mark(None, xid=xid, epoch=1), term) is None
+    assert proto.parse_barrier(proto.pack_barrier(epoch=3, xid=xid, term=term)) == xid
+
+
+def test_term_changes_with_every_start_and_every_promotion():
+    first = {"run_id": "a" * 40, "master_replid": "1" * 40, "master_repl_offset": "7"}
+    promoted_again = {**first, "master_replid": "2" * 40}
     restarted = {**first, "run_id": "b" * 40}
-    assert proto.incarnation(its_first_replica_came) == proto.incarnation(first)
-    assert len({proto.incarnation(info) for info in (first, promoted_again, restarted)}) == 3
+    assert proto.term({**first, "master_repl_offset": "8"}) == proto.term(first)
+    assert len({proto.term(info) for info in (first, promoted_again, restarted)}) == 3

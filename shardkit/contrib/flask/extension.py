@@ -138,9 +138,9 @@ class ShardKit:
             if need == "optional":
                 return
             raise NoTenantError
-        after = request.cookies.get(here.after_cookie) if here.after_cookie else None
+        token = request.cookies.get(here.after_cookie) if here.after_cookie else None
         try:
-            block = here.kit.tenant(tenant, lock=self._lock, after=after)
+            block = here.kit.tenant(tenant, lock=self._lock, token=token)
         except TokenError:  # damaged, forged, another cluster's: as if it were not there
             visit.bad_cookie = True
             block = here.kit.tenant(tenant, lock=self._lock)

@@ -37,13 +37,20 @@ async def test_effects_arrive_once_and_in_order(kit, tenant):
     receiver = f"{tenant}-receiver"
     await send(kit, tenant, receiver, 1, 2, 3)
     await send(kit, tenant, receiver, 4)
-    assert (await kit.outbox.lag()).waiting >= 4
+    lag = await kit.outbox.lag()
+    assert lag.waiting >= 4
+    mine = lag.shards[kit.locate(tenant).shard]
+    assert mine.waiting >= 4
+    assert lag.oldest <= mine.oldest
+    assert 0 < mine.age_s() <= lag.age_s()
+    assert mine.age_s(mine.oldest) == 0
     await drained(kit)
     assert await arrived(kit, receiver) == [1, 2, 3, 4]
     await drained(kit)
     assert await arrived(kit, receiver) == [1, 2, 3, 4]
     assert await kit.outbox.lag() == await kit.outbox.lag()
-    assert (await kit.outbox.lag()).waiting == 0
+    lag = await kit.outbox.lag()
+    assert (lag.waiting, lag.oldest, lag.shards, lag.age_s()) == (0, None, {}, 0.0)
 
 
 async def test_a_rolled_back_transaction_has_no_effects(kit, tenant):

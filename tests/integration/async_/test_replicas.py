@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from uuid import uuid4
 
 import pytest
 from fleet import Fleet, Order, fleet_on
@@ -15,6 +16,8 @@ from sqlalchemy.engine import make_url
 from standby import Standby, make_standby
 
 from shardkit.catalog.changes import set_replicas
+from shardkit.core.lag import Position
+from shardkit.core.token import Token, seal, token_key
 from shardkit.errors import ReadOnlyError, SessionError, TokenError
 from shardkit.local import run_local
 
@@ -141,15 +144,94 @@ async def test_a_token_carries_own_writes_to_another_program(kit, open_kit, tena
     await write(kit, tenant, "mine")
     token = await kit.token(tenant)
     assert await read(other, tenant, max_lag_s=FAR_S) == ([], True)
-    assert await read(other, tenant, max_lag_s=FAR_S, after=token) == (["mine"], False)
-    with other.tenant(tenant, after=token):
+    assert await read(other, tenant, max_lag_s=FAR_S, token=token) == (["mine"], False)
+    with other.tenant(tenant, token=token):
         assert await read(other, tenant, max_lag_s=FAR_S) == (["mine"], False)
+
+
+@pytest.mark.parametrize("rows", [1, 2], ids=["lone insert", "two rows"])
+async def test_a_session_brings_its_token_home_with_the_commit(kit, open_kit, tenant, slow, rows):
+    other = open_kit(replica_check_s=0.05)
+    await read_until(other, tenant, from_replica, max_lag_s=FAR_S)
+    async with kit.begin(tenant) as s:
+        s.add_all([Order(note=f"mine {n}") for n in range(rows)])
+        assert s.token is None
+    mine = [f"mine {n}" for n in range(rows)]
+    assert await read(other, tenant, max_lag_s=FAR_S) == ([], True)
+    assert await read(other, tenant, max_lag_s=FAR_S, token=s.token) == (mine, False)
+    with other.tenant(tenant, token=s.token):
+        assert await read(other, tenant, max_lag_s=FAR_S) == (mine, False)
+
+
+async def test_a_replica_that_has_what_a_sessions_token_says_serves_it(kit, tenant):
+    async with kit.session(tenant) as s:
+        await s.execute(text("INSERT INTO orders (note) VALUES ('text')"))
+        await s.commit()
+        first = s.token
+        async with s.begin_nested():
+            s.add(Order(note="nested"))
+        assert s.token == first  # a savepoint's release commits nothing
+        await s.commit()
+        second = s.token
+        assert (await s.scalars(select(Order.note))).all()
+        await s.commit()
+        assert s.token == second  # it only read
+    assert first != second
+    assert await read_until(kit, tenant, from_replica, token=second) == ["nested", "text"]
+
+
+async def test_only_what_was_committed_makes_a_token(kit, tenant):
+    async with kit.session(tenant) as s:
+        s.add(Order(note="never"))
+        await s.flush()
+        await s.rollback()
+    assert s.token is None
+    async with kit.read(tenant) as reading:
+        assert (await reading.scalars(select(Order))).all() == []
+    assert reading.token is None
+    async with kit.shard(kit.locate(tenant).shard).session() as operator:
+        await operator.execute(text("CREATE TEMP TABLE scratch ()"))
+        await operator.commit()
+    assert operator.token is None
+
+
+async def test_a_run_that_is_tracked_has_a_token_too(kit, tenant):
+    sessions = []
+
+    async def work(s):
+        sessions.append(s)
+        s.add_all([Order(note="one"), Order(note="two")])
+
+    await kit.run(tenant, work)
+    assert await read_until(kit, tenant, from_replica, token=sessions[-1].token) == ["one", "two"]
+
+
+async def test_a_token_of_a_server_without_replicas_leads_to_the_primary(kit, fleet, tenant):
+    there = next(t for t in (f"{tenant}-{n}" for n in range(1000)) if fleet.map.locate(t).server == "pg1")
+    async with kit.begin(there) as s:
+        s.add(Order(note="mine"))
+    assert await read(kit, there, token=s.token) == (["mine"], False)
+
+
+async def test_a_sessions_token_from_before_a_move_leads_to_the_primary(kit, fleet, tenant, slow):
+    await read_until(kit, tenant, from_replica, max_lag_s=FAR_S)
+    async with kit.begin(tenant) as s:
+        s.add(Order(note="mine"))
+    before = s.token
+    fleet.move(kit.locate(tenant), elsewhere=True)
+    async with kit.begin(tenant) as s:  # the map is old: the first statement is led on, and the token with it
+        s.add(Order(note="there"))
+    for token in (before, s.token):
+        assert await read(kit, tenant, max_lag_s=FAR_S, token=token) == (["mine", "there"], False)
+    fleet.move(kit.locate(tenant), elsewhere=True)  # and back, so that it has a replica again
+    for token in (before, s.token):
+        assert await read(kit, tenant, max_lag_s=FAR_S, token=token) == (["mine", "there"], False)
 
 
 async def test_a_replica_that_has_what_the_token_says_serves_it(kit, tenant):
     await write(kit, tenant, "mine")
     token = await kit.token(tenant)
-    assert await read_until(kit, tenant, from_replica, after=token) == ["mine"]
+    assert await read_until(kit, tenant, from_replica, token=token) == ["mine"]
 
 
 async def test_a_token_from_before_a_move_leads_to_the_primary(kit, open_kit, fleet, tenant, slow):
@@ -158,9 +240,9 @@ async def test_a_token_from_before_a_move_leads_to_the_primary(kit, open_kit, fl
     await write(kit, tenant, "mine")
     token = await kit.token(tenant)
     fleet.move(kit.locate(tenant), elsewhere=False)
-    assert await read(old_map, tenant, max_lag_s=FAR_S, after=token) == (["mine"], False)
+    assert await read(old_map, tenant, max_lag_s=FAR_S, token=token) == (["mine"], False)
     await kit.refresh()
-    assert await read(kit, tenant, max_lag_s=FAR_S, after=token) == (["mine"], False)
+    assert await read(kit, tenant, max_lag_s=FAR_S, token=token) == (["mine"], False)
 
 
 async def test_after_a_move_an_old_map_is_led_on_from_the_replica(kit, fleet, tenant):
@@ -175,19 +257,33 @@ async def test_after_a_move_an_old_map_is_led_on_from_the_replica(kit, fleet, te
 @pytest.mark.parametrize("token", ["", "x", "A" * 47, "é" * 47, "=" * 47, None], ids=repr)
 async def test_a_malformed_or_forged_token_is_an_error(kit, tenant, token):
     if token is None:
-        good = await kit.token(tenant)
+        async with kit.begin(tenant) as s:
+            s.add(Order(note="mine"))
+        good = s.token
         token = good[:10] + ("A" if good[10] != "A" else "B") + good[11:]
     with pytest.raises(TokenError):
-        kit.read(tenant, after=token)
+        kit.read(tenant, token=token)
     with pytest.raises(TokenError):
-        kit.tenant(tenant, after=token)
+        kit.tenant(tenant, token=token)
 
 
 async def test_a_token_made_with_another_key_is_an_error(kit, open_kit, tenant):
     signed = open_kit(token_key="a secret")
     with pytest.raises(TokenError):
-        signed.read(tenant, after=await kit.token(tenant))
-    assert signed.read(tenant, after=await signed.token(tenant)) is not None
+        signed.read(tenant, token=await kit.token(tenant))
+    async with signed.begin(tenant) as s:
+        s.add(Order(note="signed"))
+    with pytest.raises(TokenError):
+        kit.read(tenant, token=s.token)
+    for token in (await signed.token(tenant), s.token):
+        assert (await read(signed, tenant, token=token))[0] == ["signed"]
+
+
+async def test_a_token_of_another_cluster_is_an_error(kit, tenant):
+    theirs = seal(Token(kit.locate(tenant).shard, 1, Position(1, 1)), token_key(uuid4(), None))
+    for use in (kit.read, kit.tenant):
+        with pytest.raises(TokenError, match="another cluster"):
+            use(tenant, token=theirs)
 
 
 async def test_what_is_not_a_plain_select_goes_to_the_primary(kit, tenant):

@@ -11,6 +11,8 @@ from sqlalchemy import delete, insert, inspect, select, text, update
 
 from shardkit.core.cacheproto import tag
 from shardkit.errors import CacheDeclarationError, CacheKeyError, ReadOnlyError, TenantLockedError, UnknownKeysError
+from shardkit.orm.cached import entity_of
+from shardkit.orm.cachevalues import RowValue
 
 
 @pytest.fixture(scope="module")
@@ -453,3 +455,138 @@ def test_value_without_redis_comes_from_postgresql(open_kit, tenant):
     kit = open_kit(redis_url=None)
     key = add(kit, tenant)
     assert by_pk_unique_and_list(kit, tenant, key) == ("first", "first", ["first"])
+
+
+def test_stats_count_what_was_done(open_kit, tenant):
+    kit = open_kit()
+    key = add(kit, tenant)
+    before = kit.cache.stats()
+    assert before.marks == 3  # primary key, unique key, list
+    title_of(kit, tenant, key)
+    title_of(kit, tenant, key)
+    with kit.begin(tenant) as s:
+        (s.get(Photo, key)).title = "second"
+        s.flush()
+        kit.cache.get(Photo, key, session=s)
+    after = kit.cache.stats()
+    assert (before.hits, before.misses, before.bypasses) == (0, 0, 0)  # a copy
+    assert (after.hits, after.misses, after.loads, after.fills, after.bypasses, after.marks) == (1, 1, 1, 1, 1, 5)
+    assert not after.breaker_open
+
+
+def test_verify_finds_a_planted_stale_row(kit, fleet, tenant):
+    keys = [add(kit, tenant, slug=f"v{n}") for n in range(3)]
+    for key in keys:
+        title_of(kit, tenant, key)
+    found = kit.cache.verify(Photo)
+    assert found.checked >= 3
+    assert found.stale == ()
+    route = kit.locate(tenant)
+    with fleet.admin(route.server) as psql:  # a writer that passes us by, twice
+        psql.execute(f"UPDATE {route.schema}.photos SET title = 'by hand' WHERE id = %s", (keys[0],))
+        psql.execute(f"DELETE FROM {route.schema}.photos WHERE id = %s", (keys[1],))
+    found = kit.cache.verify(Photo)
+    assert sorted(found.stale) == sorted(f"photos::{tenant}:{key}" for key in keys[:2])
+    kit.cache.invalidate(Photo, *keys, tenant=tenant)
+    assert (kit.cache.verify(Photo)).stale == ()
+
+
+def test_verify_is_not_misled_by_a_write_under_way(kit, tenant):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    honest, fetched = kit.cache._store.fetch, []
+
+    def write_between(at, names):
+        found = honest(at, names)
+        if not fetched and names == [f"photos::{tenant}:{key}"]:
+            fetched.append(found)
+            with kit.begin(tenant) as s:
+                (s.get(Photo, key)).title = "second"
+        return found
+
+    kit.cache._store.fetch = write_between
+    found = kit.cache.verify(Photo)
+    assert fetched
+    assert (found.changing, found.stale) == (1, ())
+
+
+def test_servers_that_may_evict_a_marker_are_warned_of(kit, raw_redis):
+    assert (kit.cache.servers())["warnings"] == []
+    try:
+        raw_redis.config_set("maxmemory", "1gb")
+        for policy, word in (("volatile-lru", "evict the marker"), ("noeviction", "no marker can be placed")):
+            raw_redis.config_set("maxmemory-policy", policy)
+            (warning,) = (kit.cache.servers())["warnings"]
+            assert policy in warning
+            assert word in warning
+        raw_redis.config_set("maxmemory-policy", "allkeys-lfu")
+        assert (kit.cache.servers())["warnings"] == []
+    finally:
+        raw_redis.config_set("maxmemory", 0)
+        raw_redis.config_set("maxmemory-policy", "noeviction")
+
+
+def test_late_filler_puts_nothing(kit, fleet, tenant):
+    """Its lease ran out, or a writer came: whatever it loaded, somebody else's marker is there."""
+    key = add(kit, tenant)
+    honest, loaded = kit.cache._filler.fill, []
+
+    def late(*given):
+        loaded.append(given)
+        if len(loaded) > 1:
+            return honest(*given)
+        with kit.begin(tenant) as s:
+            (s.get(Photo, key)).title = "second"
+        return honest(*given)
+
+    kit.cache._filler.fill = late
+    lost = kit.cache.stats().lost
+    assert title_of(kit, tenant, key) == "first"  # it began before
+    assert kit.cache.stats().lost == lost + 1
+    assert title_of(kit, tenant, key) == "second"
+
+
+def test_wait_for_a_dead_lease_holder_is_bounded(open_kit, tenant):
+    dead, alive = open_kit(), open_kit()
+    key = add(alive, tenant)
+    title_of(alive, tenant, key)
+    alive.cache.invalidate(Photo, key, tenant=tenant)
+    route, entity = dead.locate(tenant), entity_of(Photo)
+    name = entity.name_of(entity.primary, (key,), tenant)
+    want = RowValue(entity, name)
+    _, (answer,) = dead.cache._filler.leases(tag(dead.cache._cluster, route.shard), route, [want], [b""])
+    assert answer[:1] == b"L"  # and never used
+    busy = alive.cache.stats().busy
+    assert title_of(alive, tenant, key) == "first"
+    assert alive.cache.stats().busy == busy + 1
+
+
+def test_row_over_its_limit_is_read_from_postgresql(kit, tenant, raw_redis):
+    key = add(kit, tenant)
+    with kit.begin(tenant) as s:
+        (s.get(Photo, key)).title = "x" * 70_000
+    for _ in range(2):
+        assert len(title_of(kit, tenant, key)) == 70_000
+    assert all(raw_redis.get(k)[:1] != b"V" for k in raw_redis.keys(f"*photos::{tenant}:{key}"))
+
+
+def test_other_columns_than_ours_are_a_miss_that_is_replaced(kit, tenant, raw_redis):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    (stored,) = raw_redis.keys(f"*photos::{tenant}:{key}")
+    value = raw_redis.get(stored)
+    raw_redis.set(stored, value[:4] + b"\0\0\0\0" + value[8:])  # another fingerprint, of the same version
+    assert title_of(kit, tenant, key) == "first"
+    assert raw_redis.get(stored)[:8] == value[:8]
+
+
+def test_value_of_another_term_is_a_miss(kit, tenant, raw_redis):
+    key = add(kit, tenant)
+    title_of(kit, tenant, key)
+    (stored,) = raw_redis.keys(f"*photos::{tenant}:{key}")
+    (barrier,) = raw_redis.keys(f"{stored.decode().partition(':photos')[0]}:@b")
+    value = raw_redis.get(stored)
+    raw_redis.set(stored, value.replace(b"first", b"older")[:-8] + b"12345678")  # as a replica may bring it back
+    raw_redis.set(barrier, raw_redis.get(barrier)[:-8] + b"12345678")
+    assert title_of(kit, tenant, key) == "first"
+    assert raw_redis.get(stored)[-9:] == raw_redis.get(barrier)[-9:] == value[-9:]

@@ -38,13 +38,20 @@ def test_effects_arrive_once_and_in_order(kit, tenant):
     receiver = f"{tenant}-receiver"
     send(kit, tenant, receiver, 1, 2, 3)
     send(kit, tenant, receiver, 4)
-    assert (kit.outbox.lag()).waiting >= 4
+    lag = kit.outbox.lag()
+    assert lag.waiting >= 4
+    mine = lag.shards[kit.locate(tenant).shard]
+    assert mine.waiting >= 4
+    assert lag.oldest <= mine.oldest
+    assert 0 < mine.age_s() <= lag.age_s()
+    assert mine.age_s(mine.oldest) == 0
     drained(kit)
     assert arrived(kit, receiver) == [1, 2, 3, 4]
     drained(kit)
     assert arrived(kit, receiver) == [1, 2, 3, 4]
     assert kit.outbox.lag() == kit.outbox.lag()
-    assert (kit.outbox.lag()).waiting == 0
+    lag = kit.outbox.lag()
+    assert (lag.waiting, lag.oldest, lag.shards, lag.age_s()) == (0, None, {}, 0.0)
 
 
 def test_a_rolled_back_transaction_has_no_effects(kit, tenant):

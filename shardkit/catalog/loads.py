@@ -1,0 +1,206 @@
+"""Counts a program's units of work by tenant and shard, and tells the catalog now and then; no unit of work waits for either.
+
+What a unit of work pays is one append to a deque. A thread counts what is in it, in bounded memory, and sends one row every
+``load_interval_s``. Where the catalog does not answer the counts are kept, and go with the next row.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+from uuid import uuid4
+
+from shardkit.core.hashing import TenantKey, tenant_from_text
+from shardkit.core.shardmap import Route
+from shardkit.core.sketch import Sketch
+from shardkit.db.connect import connect_admin, transaction
+from shardkit.settings import Settings
+from shardkit.sql import statements
+
+log = logging.getLogger("shardkit.load")
+SQL: Final = statements("loads")
+UNCOUNTED: Final = 200_000
+"""Units of work that can wait to be counted; of more in one TICK_S the oldest are not counted."""
+TICK_S: Final = 0.5
+PLACES: Final = 256
+SENT: Final = 100
+KEPT_S: Final = 3600.0
+LATELY_S: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class HotTenant:
+    """A tenant with the units of work done for it: between ``units - error`` and ``units``."""
+
+    tenant: TenantKey
+    shard: int
+    units: int
+    error: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Units of work: ``total``, by shard, and of the most active tenants, in the last ``window_s`` seconds."""
+
+    window_s: float = 0.0
+    total: int = 0
+    shards: Mapping[int, int] = field(default_factory=dict)
+    tenants: tuple[HotTenant, ...] = ()
+
+
+class LoadCount:
+    """Counts for one process. ``seen(route)`` is all that a unit of work does; it is ``deque.append`` itself."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._waiting: deque[Route] = deque(maxlen=UNCOUNTED if settings.count_loads else 0)
+        self.seen = self._waiting.append
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._sketch: Sketch[tuple[TenantKey, int]]
+        self._shards: Counter[int]
+        self._begin()
+        _alive.add(self)
+        if settings.count_loads:
+            self._start()
+
+    def now(self) -> Load:
+        """What was counted since the catalog was last told."""
+        with self._lock:
+            self._count()
+            return self._load()
+
+    def close(self) -> None:
+        """Stop. What was counted since the last row is not sent: a program that ends waits for nobody."""
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=self._settings.connect_timeout_s)
+
+    def after_fork(self) -> None:
+        """In a child: begin at nothing. What the parent did is the parent's to tell."""
+        stopped = self._stop.is_set()
+        self._waiting.clear()
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._begin()
+        if stopped:
+            self._stop.set()
+        elif self._thread is not None:
+            self._start()
+
+    def send(self) -> bool:
+        """Tell the catalog now; False where there was nothing to tell. Raises what the catalog says."""
+        with self._lock:
+            self._count()
+            load, sketch, shards = self._load(), self._sketch, self._shards
+            if not load.total:
+                return False
+            self._renew()
+        try:
+            self._put(load)
+        except BaseException:
+            with self._lock:  # back to what was counted meanwhile
+                sketch.add({found.key: found.times - found.error for found in self._sketch.top(2 * PLACES)})
+                self._began -= load.window_s
+                self._sketch, self._shards = sketch, shards + self._shards
+            raise
+        return True
+
+    def _begin(self) -> None:
+        self._program = uuid4()
+        self._renew()
+
+    def _renew(self) -> None:
+        self._began = time.monotonic()
+        self._sketch, self._shards = Sketch(PLACES), Counter()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=_keep_telling, args=(weakref.ref(self),), name="shardkit-load", daemon=True)
+        self._thread.start()
+
+    def _count(self) -> None:
+        waiting = self._waiting
+        counts = Counter(waiting.popleft() for _ in range(len(waiting)))
+        tenants: Counter[tuple[TenantKey, int]] = Counter()
+        for route, count in counts.items():
+            self._shards[route.shard] += count
+            if route.tenant is not None:
+                tenants[route.tenant, route.shard] += count
+        self._sketch.add(tenants)
+
+    def _load(self) -> Load:
+        hot = tuple(HotTenant(*key, times, error) for key, times, error in self._sketch.top(SENT))
+        window_s = max(time.monotonic() - self._began, 0.001)
+        return Load(window_s, sum(self._shards.values()), MappingProxyType(dict(self._shards)), hot)
+
+    def _put(self, load: Load) -> None:
+        with connect_admin(self._settings.catalog_url, self._settings) as catalog, transaction(catalog):
+            catalog.execute("SELECT set_config('statement_timeout', '5s', true)")
+            catalog.execute(
+                SQL["put"],
+                {
+                    "program": self._program,
+                    "window_s": load.window_s,
+                    "shards": list(load.shards),
+                    "units": list(load.shards.values()),
+                    "tenants": [str(hot.tenant) for hot in load.tenants],
+                    "tenant_shards": [hot.shard for hot in load.tenants],
+                    "tenant_units": [hot.units for hot in load.tenants],
+                    "tenant_errors": [hot.error for hot in load.tenants],
+                },
+            )
+            catalog.execute(SQL["forget"], {"older_s": KEPT_S})
+
+
+def lately(connection: Any, *, tenant_type: Any, since_s: float = LATELY_S, most: int = SENT) -> Load:
+    """What all programs together did in the last *since_s* seconds, as far as they have told; nothing in an older catalog."""
+    if not connection.execute(SQL["has_loads"]).fetchone()[0]:
+        return Load(since_s)
+    shards = dict(connection.execute(SQL["shards"], {"since_s": since_s}).fetchall())
+    tenants = connection.execute(SQL["tenants"], {"since_s": since_s, "most": most}).fetchall()
+    hot = tuple(
+        HotTenant(tenant_from_text(tenant, tenant_type), shard, units, error) for tenant, shard, units, error in tenants
+    )
+    return Load(since_s, sum(shards.values()), MappingProxyType(shards), hot)
+
+
+def _keep_telling(alive: weakref.ref[LoadCount]) -> None:
+    """The thread's work: count what waits, and tell the catalog when it is time. Ends with its count."""
+    due, silent = 0.0, False
+    while (count := alive()) is not None:
+        stop, interval = count._stop, count._settings.load_interval_s
+        due = due or time.monotonic() + interval * random.uniform(0.5, 1.0)  # noqa: S311  so that programs take turns
+        with count._lock:
+            count._count()
+        if time.monotonic() >= due:
+            due = 0.0
+            try:
+                count.send()
+                silent = False
+            except Exception as exc:  # noqa: BLE001  nothing depends on it, and the next row has it all
+                if not silent:
+                    log.warning("the catalog was not told of the load, it is kept: %s", exc)
+                silent = True
+        del count
+        if stop.wait(min(TICK_S, interval)):
+            return
+
+
+_alive: weakref.WeakSet[LoadCount] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for count in list(_alive):
+        count.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

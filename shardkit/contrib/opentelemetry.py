@@ -1,0 +1,74 @@
+"""OpenTelemetry: a span for every statement, which says whose it was (as a digest), where it ran, and where it was led on to.
+
+    instrument(kit)          # the global tracer provider; or instrument(kit, tracer_provider=...)
+
+Reads of the cache are events of the span one stands in, ``shardkit.cache`` with ``shardkit.cache.hit``. Text and parameters of
+statements are not recorded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from shardkit.contrib.identify import Kit, of_error, of_route
+from shardkit.core.shardmap import Route
+
+SPAN: Final = "_shardkit_span"
+
+
+def instrument(kit: Kit, *, tracer_provider: TracerProvider | None = None, secret: str = "") -> None:
+    """Trace what *kit* does from now on. *secret* goes into the tenants' digests."""
+    tracer = trace.get_tracer("shardkit", tracer_provider=tracer_provider)
+    engines = kit._router.engines
+
+    def begin(connection: Any, _cursor: Any, statement: str, _parameters: Any, context: Any, _many: bool) -> None:  # noqa: FBT001  # SQLAlchemy's signature
+        route = _route(connection)
+        if route is None or context is None:
+            return
+        operation = statement.lstrip().partition(" ")[0].upper()[:16]
+        attributes = {"db.system.name": "postgresql", "db.operation.name": operation, **_named(route, secret)}
+        setattr(context, SPAN, tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes))
+
+    def end(connection: Any, _cursor: Any, _statement: str, _parameters: Any, context: Any, _many: bool) -> None:  # noqa: FBT001  # SQLAlchemy's signature
+        span: Span | None = getattr(context, SPAN, None)
+        if span is not None:
+            route = _route(connection)
+            if route is not None:  # where it ran in the end: the shard may have moved on the way
+                span.set_attributes(_named(route, secret))
+            span.end()
+
+    def failed(found: Any) -> None:
+        span: Span | None = getattr(found.execution_context, SPAN, None)
+        if span is not None and span.is_recording():
+            error = getattr(found, "chained_exception", None) or found.original_exception
+            span.set_attributes({f"shardkit.{name}": value for name, value in of_error(error).items()})
+            span.set_attribute("error.type", type(error).__name__)
+            span.set_status(Status(StatusCode.ERROR))
+            span.end()
+
+    def listen(engine: Engine) -> None:
+        event.listen(engine, "before_cursor_execute", begin)
+        event.listen(engine, "after_cursor_execute", end)
+        event.listen(engine, "handle_error", failed)
+
+    engines.on_engine(listen)
+    kit.cache.counts.on_read = _cache_read
+
+
+def _route(connection: Any) -> Route | None:
+    leg = getattr(connection.connection.driver_connection, "leg", None)
+    return None if leg is None else leg.route
+
+
+def _named(route: Route, secret: str) -> dict[str, str | int]:
+    return {f"shardkit.{name}": value for name, value in of_route(route, secret=secret).items()}
+
+
+def _cache_read(hits: int, misses: int) -> None:
+    attributes = {"shardkit.cache.hit": not misses, "shardkit.cache.hits": hits, "shardkit.cache.misses": misses}
+    trace.get_current_span().add_event("shardkit.cache", attributes)

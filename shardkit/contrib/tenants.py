@@ -1,0 +1,94 @@
+"""The tenant of a request, for any framework; and the answers to our errors, which say nothing about other tenants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, NamedTuple
+
+from shardkit.core.hashing import TenantKey
+from shardkit.core.outcome import safe_to_retry
+from shardkit.errors import NoTenantError, Outcome, ShardKitError, TenantKeyError
+
+RETRY_AFTER_S: Final = 1
+
+
+class Asked(NamedTuple):
+    """What a resolver sees of a request: path, host (lower case, no port), headers by lower-case name."""
+
+    path: str
+    host: str
+    headers: Mapping[str, str]
+
+
+Resolver = Callable[[Asked], TenantKey | None]
+
+
+class Answer(NamedTuple):
+    """An answer that was not the application's: status and what a client may know."""
+
+    status: int
+    text: str
+    retry_after_s: int | None = None
+
+
+def from_header(name: str, *, kind: type[str | int] = str) -> Resolver:
+    """The tenant is the value of a header; *kind* is the tenant type of the cluster."""
+    wanted = name.lower()
+    return lambda asked: _key(asked.headers.get(wanted), kind)
+
+
+def from_host(domain: str) -> Resolver:
+    """The tenant is the label before *domain*: ``acme`` of ``acme.example.com`` for ``example.com``."""
+    suffix = f".{domain.strip('.').lower()}"
+
+    def resolve(asked: Asked) -> str | None:
+        label = asked.host.removesuffix(suffix)
+        return label if label not in ("", asked.host) and "." not in label else None
+
+    return resolve
+
+
+def from_path(position: int = 0, *, kind: type[str | int] = str) -> Resolver:
+    """The tenant is one part of the path: ``/acme/orders`` at position 0."""
+
+    def resolve(asked: Asked) -> TenantKey | None:
+        parts = asked.path.strip("/").split("/")
+        return _key(parts[position] if position < len(parts) else None, kind)
+
+    return resolve
+
+
+def _key(text: str | None, kind: type[str | int]) -> TenantKey | None:
+    if not text:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise TenantKeyError("the request names no tenant of this cluster's type") from None
+
+
+def host_of(header: str) -> str:
+    """The host of a Host header: lower case, without its port."""
+    host = header.strip().lower()
+    return host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+
+
+def is_exempt(path: str, exempt: Collection[str]) -> bool:
+    """Whether *path* is one of *exempt*, or below one."""
+    return any(path == one or path.startswith(one.rstrip("/") + "/") for one in exempt)
+
+
+def answer_to(error: BaseException) -> Answer | None:
+    """The answer to an error of ours, or of the database where it is safe to retry; None: it is the program's own."""
+    if isinstance(error, NoTenantError):
+        return Answer(400, "no tenant was named")
+    if isinstance(error, TenantKeyError):
+        return Answer(404, "not found")
+    if isinstance(error, ShardKitError):
+        if error.outcome is Outcome.UNKNOWN:
+            return Answer(500, "it is not known whether this took effect: look before you repeat it")
+        if error.outcome is Outcome.NOT_DONE and error.retryable:
+            return Answer(503, "not available just now, nothing was changed", RETRY_AFTER_S)
+    elif safe_to_retry(getattr(getattr(error, "orig", None), "sqlstate", None)):
+        return Answer(503, "not available just now, nothing was changed", RETRY_AFTER_S)
+    return None

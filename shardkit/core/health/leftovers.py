@@ -1,0 +1,149 @@
+"""Checks of what was begun and not ended: slots that hold WAL back, transactions in doubt, moves nobody works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from shardkit.core.health.facts import Facts, Finding
+from shardkit.core.names import stream_name
+
+SETTLED_S: Final = 60.0  # what is prepared for longer than this has no coordinator
+RETAINED_BYTES: Final = 1 << 30
+
+
+def _streams(facts: Facts) -> set[str]:
+    """Names of the publications, slots and subscriptions of moves that have not ended."""
+    return {stream_name(facts.map.cluster_id, move.id, way) for move in facts.moves for way in ("out", "back")}
+
+
+def _ours(facts: Facts, name: str) -> bool:
+    return name.startswith(f"shardkit_{facts.map.cluster_id.hex[:8]}_")
+
+
+def slots(facts: Facts) -> Iterator[Finding]:
+    """No slot holds WAL back for nobody."""
+    alive = _streams(facts)
+    for name, found in facts.answered().items():
+        for slot in found.slots:
+            held = f"{slot.retained_bytes >> 20} MB of WAL"
+            if _ours(facts, slot.name) and slot.name not in alive:
+                yield Finding(
+                    "slots",
+                    name,
+                    f"the slot {slot.name} belongs to a move that has ended, and holds back {held}",
+                    f"SELECT pg_drop_replication_slot('{slot.name}')",
+                )
+            elif slot.status == "lost":
+                yield Finding(
+                    "slots",
+                    name,
+                    f"the slot {slot.name} has lost its WAL: who reads it cannot go on",
+                    "abort that move, or drop it",
+                )
+            elif not slot.active and slot.name not in alive and slot.retained_bytes > RETAINED_BYTES:
+                yield Finding(
+                    "slots",
+                    name,
+                    f"nobody reads the slot {slot.name}, and it holds back {held}: the disk fills up",
+                    f"let its reader go on, or SELECT pg_drop_replication_slot('{slot.name}')",
+                    "risk",
+                )
+
+
+def streams(facts: Facts) -> Iterator[Finding]:
+    """No publication or subscription is left of a move that has ended."""
+    alive = _streams(facts)
+    for name, found in facts.answered().items():
+        for kind, names in (("subscription", found.subscriptions), ("publication", found.publications)):
+            for one in names:
+                if _ours(facts, one) and one not in alive:
+                    undo = (
+                        f"ALTER SUBSCRIPTION {one} DISABLE; ALTER SUBSCRIPTION {one} SET (slot_name = NONE); "
+                        if kind == "subscription"
+                        else ""
+                    )
+                    yield Finding(
+                        "streams",
+                        name,
+                        f"the {kind} {one} belongs to a move that has ended",
+                        f"{undo}DROP {kind.upper()} {one}",
+                    )
+
+
+def prepared(facts: Facts) -> Iterator[Finding]:
+    """No prepared transaction waits for a coordinator that is gone: its rows stay locked, and vacuum stands still."""
+    for name, found in facts.answered().items():
+        for part in found.prepared:
+            if part.ours and (part.overdue or (part.outcome is not None and part.age_s > SETTLED_S)):
+                decided = (
+                    f"the record says {part.outcome}" if part.outcome else "nothing was decided, so it is to be rolled back"
+                )
+                yield Finding(
+                    "prepared",
+                    name,
+                    f"a part of a transaction over several shards waits for {part.age_s:.0f} s; {decided}",
+                    "`shardkit doctor --fix` ends it by the record",
+                )
+            elif not part.ours and part.age_s > SETTLED_S:
+                yield Finding(
+                    "prepared",
+                    name,
+                    f"a prepared transaction of somebody else ({part.gid[:40]}) waits for {part.age_s:.0f} s: no shard can be "
+                    "moved from here meanwhile",
+                    "COMMIT PREPARED or ROLLBACK PREPARED, as its coordinator would",
+                    "risk",
+                )
+
+
+def moves(facts: Facts) -> Iterator[Finding]:
+    """Every move that has not ended is worked on, or soaks on purpose."""
+    for move in facts.moves:
+        if move.held or (move.step == "soak" and move.problem is None):
+            continue
+        if move.problem or move.idle_s > facts.limits.idle_move_s:
+            why = (
+                f": {move.problem.partition(chr(10))[0]}"
+                if move.problem
+                else f", nobody works on it for {move.idle_s / 60:.0f} min"
+            )
+            yield Finding(
+                "moves",
+                move.source,
+                f"move {move.id} of shard {move.shard} to {move.target} stopped at {move.step}{why}",
+                f"`shardkit moves resume {move.id}`" + (f" or `shardkit moves abort {move.id}`" if move.order < 5 else ""),
+                "risk",
+            )
+
+
+def programs(facts: Facts) -> Iterator[Finding]:
+    """Every running program has the newest map."""
+    for program in facts.programs:
+        if program.version < facts.map.version:
+            yield Finding(
+                "programs",
+                program.name,
+                f"the program at {program.address} has map version {program.version}, and {facts.map.version} is the newest: "
+                "it meets fences, and does not see servers that were added",
+                "look whether it hangs or cannot reach the catalog; a restart reads the map anew",
+                "risk",
+            )
+
+
+def catalog(facts: Facts) -> Iterator[Finding]:
+    """The catalog's tables are those of this release."""
+    there, newest = facts.catalog_revision
+    if there != newest:
+        yield Finding(
+            "catalog",
+            "catalog",
+            f"its tables are at revision {there or 'none'}, and this release has {newest}",
+            "`shardkit doctor --fix` upgrades them; or use the release that the cluster was made with",
+        )
+
+
+def redis(facts: Facts) -> Iterator[Finding]:
+    """Redis keeps what the cache's promise rests on."""
+    for warning in facts.cache_warnings:
+        what, _, remedy = warning.partition("; ")
+        yield Finding("redis", "redis", what, remedy or "`shardkit cache stats` says more", "risk")

@@ -1,0 +1,108 @@
+"""From a SQLAlchemy select to its fan-out plan, remembered by the statement's structure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from sqlalchemy.orm import Bundle
+from sqlalchemy.sql.selectable import CompoundSelect, Select
+from sqlalchemy.util import LRUCache
+
+from shardkit.orm.fancheck import check_reads, has_aggregate, refuse
+from shardkit.orm.fanexpr import bare, direction, order_key, same
+from shardkit.orm.fangroup import grouped
+from shardkit.orm.fanplan import SHARD, Plan, compile_for, key_of, types_of, with_shard
+from shardkit.orm.fanunion import united
+
+_EXTENSIONS: Final = ("_pre_columns_clause", "_post_select_clause", "_post_criteria_clause", "_post_body_clause")
+_PLANS: LRUCache[Any, Plan] = LRUCache(256)
+
+
+def plan_of(statement: Any) -> Plan:
+    """The plan of *statement*, remembered by its structure. Raises FanOutRefusedError."""
+    return _remembered(statement, _plan)
+
+
+def each_plan(statement: Any) -> Plan:
+    """A plan that merges nothing: the one value of every shard, and its number."""
+    return _remembered(statement, _each)
+
+
+def _remembered(statement: Any, make: Callable[[Any, Any], Plan]) -> Plan:
+    if isinstance(statement, CompoundSelect) and make is _plan:
+        make = united
+    elif not isinstance(statement, Select):
+        raise refuse(f"a fan-out takes a select(), not {type(statement).__name__}")
+    key = key_of(statement)
+    known = _PLANS.get((make, key.key)) if key is not None else None
+    if known is None:
+        known = make(statement, key)
+        if key is not None:
+            _PLANS[make, key.key] = known
+    return known
+
+
+def _plan(statement: Select[Any], key: Any) -> Plan:
+    if statement._distinct_on or any(getattr(statement, name, None) is not None for name in _EXTENSIONS):
+        raise refuse("DISTINCT ON and other extensions of SELECT are not merged")
+    if statement._fetch_clause is not None:
+        raise refuse("FETCH FIRST is not merged: use limit()")
+    if statement._prefixes or statement._suffixes:
+        raise refuse("SQL text before or after a SELECT cannot be looked into")
+    if statement._group_by_clauses or statement._having_criteria or any(map(has_aggregate, statement._raw_columns)):
+        return grouped(statement, key)
+    return _rows(statement, key)
+
+
+def _each(statement: Select[Any], key: Any) -> Plan:
+    value = statement.subquery("shardkit_each")
+    compiled = compile_for(with_shard(Select(next(iter(value.c)))), key, check_reads)
+    return Plan(
+        compiled=compiled, width=2, visible=(0,), names=("value",), types=types_of(compiled, [0]), shard_column=1, cache_key=key
+    )
+
+
+def _rows(statement: Select[Any], key: Any) -> Plan:
+    """Plan of a statement whose rows are sent as they are, each with its shard and what it is sorted by."""
+    inner = statement.order_by(None).limit(None).offset(None)
+    inner._distinct = False
+    directions = [direction(clause, statement) for clause in statement._order_by_clauses]
+    inner = inner.add_columns(*(expression.label(f"shardkit_k{n}") for n, (expression, _, _) in enumerate(directions)))
+    compiled = compile_for(with_shard(inner), key)
+    if getattr(compiled.compile_state, "multi_row_eager_loaders", False):
+        raise refuse("joinedload() of a collection repeats rows: use selectinload()")
+    columns = compiled._result_columns
+    at = {column.keyname: place for place, column in enumerate(columns)}
+    own = [place for place, column in enumerate(columns) if not column.keyname.startswith("shardkit_")]
+    entities = any(d["expr"] is d.get("entity") or isinstance(d["expr"], Bundle) for d in statement.column_descriptions)
+    shard_column: int | None = at[SHARD]
+    select = "*"
+    if statement._distinct:
+        for n, (expression, _, _) in enumerate(directions):
+            if not _is_listed(expression, columns[at[f"shardkit_k{n}"]], [columns[place] for place in own], statement):
+                raise refuse("with DISTINCT, what is in ORDER BY has to be selected too")
+        if entities or any(getattr(o, "name", None) == "tenant_id" for place in own for o in columns[place].objects):
+            select = "DISTINCT *"  # equal rows are of one tenant, and so of one shard
+        else:
+            select, shard_column = "DISTINCT " + ", ".join(f"c{n}" for n in range(at[SHARD])), None
+    return Plan(
+        compiled=compiled,
+        width=len(columns),
+        select=select,
+        orders=tuple(order_key(at[f"shardkit_k{n}"], directed) for n, directed in enumerate(directions)),
+        visible=tuple(own),
+        names=tuple(columns[place].keyname for place in own),
+        types=types_of(compiled, own),
+        shard_column=shard_column,
+        distinct=statement._distinct,
+        entities=entities,
+        cache_key=key,
+    )
+
+
+def _is_listed(expression: Any, column: Any, own: Sequence[Any], statement: Select[Any]) -> bool:
+    if any(same(bare(raw), expression) for raw in statement._raw_columns):
+        return True
+    known = {o for other in own for o in other.objects if not isinstance(o, str)}
+    return any(o in known for o in (expression, *column.objects) if not isinstance(o, str))

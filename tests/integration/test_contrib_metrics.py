@@ -1,0 +1,252 @@
+"""Metrics, traces, tags and logs say where a unit of work ran, and never whose it was by name."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import threading
+
+import pytest
+import sentry_sdk
+from cachelab import Photo, cached_fleet_on
+from fleet import Order
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import select, text
+
+from shardkit import AsyncShardKit, ShardKit
+from shardkit.catalog import journal
+from shardkit.contrib.logs import JsonLines, TenantFields
+from shardkit.contrib.opentelemetry import instrument
+from shardkit.contrib.prometheus import ClusterCollector, KitCollector
+from shardkit.contrib.sentry import install
+from shardkit.core.hashing import tenant_digest
+from shardkit.errors import ServerDownError, ShardMovedError
+
+
+@pytest.fixture
+def kit(fleet):
+    with ShardKit(settings=fleet.settings()) as kit:
+        yield kit
+
+
+def scraped(*collectors):
+    """Samples of one scrape: {(name, labels without the kit's name): value}."""
+    registry = CollectorRegistry()
+    for collector in collectors:
+        registry.register(collector)
+    found = {}
+    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+        for sample in family.samples:
+            labels = tuple(value for label, value in sorted(sample.labels.items()) if label != "kit")
+            found[sample.name, *labels] = sample.value
+    return found
+
+
+def test_counters_of_a_process(fleet, kit, tenant):
+    route = kit.locate(tenant)
+    before = scraped(KitCollector(kit))
+    assert before["shardkit_map_version",] == kit.map.version
+    with kit.session(tenant) as session:
+        session.execute(select(Order.id)).all()
+        assert scraped(KitCollector(kit))["shardkit_pool_in_use", route.server] == 1
+    assert scraped(KitCollector(kit))["shardkit_pool_in_use", route.server] == 0
+    fleet.move(route, elsewhere=False)
+    with kit.begin(tenant) as session:
+        session.execute(select(Order.id)).all()
+    after = scraped(KitCollector(kit))
+    assert after["shardkit_fences_total",] == before["shardkit_fences_total",] + 1
+    assert after["shardkit_map_version",] == before["shardkit_map_version",] + 1
+
+
+def test_retries_are_counted(kit, tenant):
+    tries = iter([ShardMovedError("once"), ServerDownError("twice"), None])
+
+    def work(_session):
+        if (error := next(tries)) is not None:
+            raise error
+
+    kit.run(tenant, work)
+    assert kit.stats().retries == 2
+
+
+def test_waiting_callers_are_counted(fleet, tenant, eventually):
+    with ShardKit(settings=fleet.settings(pool_size=1)) as kit:
+        server = kit.locate(tenant).server
+        with kit.session(tenant) as first:
+            first.execute(text("SELECT 1"))
+
+            def second():
+                with kit.session(tenant) as session:
+                    session.execute(text("SELECT 1"))
+
+            waiter = threading.Thread(target=second)
+            waiter.start()
+            eventually(lambda: scraped(KitCollector(kit))["shardkit_pool_waiting", server] == 1)
+        waiter.join()
+        assert scraped(KitCollector(kit))["shardkit_pool_waiting", server] == 0
+
+
+def test_the_cluster_from_outside(fleet, kit):
+    route = kit.map.route(3)
+    with fleet.admin() as catalog:
+        move = journal.begin(catalog, shard=3, source=route.server, target=fleet.other(route.server), epoch=route.epoch)
+        catalog.execute("UPDATE shardkit_catalog.moves SET problem = 'no room' WHERE id = %s", (move.id,))
+    try:
+        found = scraped(ClusterCollector(kit, outbox=True))
+    finally:
+        with fleet.admin() as catalog:
+            catalog.execute("DELETE FROM shardkit_catalog.moves WHERE id = %s", (move.id,))
+    assert found["shardkit_catalog_up",] == 1
+    assert {found["shardkit_server_up", name] for name in fleet.servers} == {1}
+    assert sum(found["shardkit_server_shards", name] for name in fleet.servers) == 16
+    assert found["shardkit_server_bytes", "pg1"] > 1_000_000
+    assert found["shardkit_moves", "planned"] == found["shardkit_moves_stuck",] == 1
+    assert found["shardkit_outbox_waiting",] == 0
+    gone = ClusterCollector(kit, pulse=silent)
+    assert scraped(gone) == {("shardkit_catalog_up",): 0}
+
+
+def silent():
+    raise ServerDownError("the catalog does not answer")
+
+
+@pytest.fixture
+def spans():
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield provider, exporter.get_finished_spans
+    provider.shutdown()
+
+
+def test_spans_say_where_and_never_who(fleet, kit, spans, tenant):
+    provider, finished = spans
+    instrument(kit, tracer_provider=provider, secret="salt")
+    route = kit.locate(tenant)
+    with kit.begin(tenant) as session:
+        session.add(Order(note=f"traced {tenant}"))
+    fleet.move(route, elsewhere=False)
+    with kit.read(tenant) as session:
+        session.scalars(select(Order.note)).all()
+    inserted, *_, selected = finished()
+    digest = tenant_digest(tenant, secret="salt")
+    expected = {"shardkit.tenant": digest, "shardkit.shard": route.shard, "shardkit.server": route.server}
+    for span, operation, epoch in ((inserted, "INSERT", route.epoch), (selected, "SELECT", route.epoch + 1)):
+        assert expected.items() <= dict(span.attributes).items()
+        assert span.name == operation
+        assert span.attributes["shardkit.epoch"] == epoch  # where it was led on to
+    assert all(tenant not in span.to_json() for span in finished())
+
+
+def test_a_span_of_a_statement_that_fails(kit, spans, tenant):
+    provider, finished = spans
+    instrument(kit, tracer_provider=provider)
+    with pytest.raises(Exception, match="nonsense"), kit.session(tenant) as session:
+        session.execute(text("SELECT nonsense"))
+    (span,) = finished()
+    assert not span.status.is_ok
+    assert span.attributes["error.type"]
+
+
+async def test_spans_of_asyncio_hang_together(fleet, spans, tenant):
+    provider, finished = spans
+    async with AsyncShardKit(settings=fleet.settings()) as kit:
+        instrument(kit, tracer_provider=provider)
+        with provider.get_tracer("web").start_as_current_span("request"):
+            async with kit.session(tenant) as session:
+                await session.execute(text("SELECT 1"))
+    statement, request = finished()
+    assert statement.parent.span_id == request.context.span_id
+
+
+def test_reads_of_the_cache_are_events(local_cluster, spans):
+    provider, finished = spans
+    with cached_fleet_on(local_cluster) as fleet, ShardKit(settings=fleet.settings()) as kit:
+        instrument(kit, tracer_provider=provider)
+        with kit.begin("acme") as session:
+            session.add(photo := Photo(user_id=1, slug="a"))
+            session.flush()
+            number = photo.id
+        with provider.get_tracer("web").start_as_current_span("request"):
+            for _ in range(2):
+                kit.cache.get_row(Photo, number, tenant="acme")
+        request = next(span for span in finished() if span.name == "request")
+        hits = [one.attributes["shardkit.cache.hit"] for one in request.events if one.name == "shardkit.cache"]
+        assert hits == [False, True]
+        found = scraped(KitCollector(kit))
+        assert found["shardkit_cache_reads_total", "hit"] == found["shardkit_cache_reads_total", "miss"] == 1
+        assert found["shardkit_cache_events_total", "fills"] == 1
+
+
+class Nowhere(sentry_sdk.Transport):
+    def capture_envelope(self, envelope):
+        pytest.fail("an event was sent")
+
+
+def test_sentry_tags(kit, tenant):
+    events = []
+    client = sentry_sdk.Client(
+        dsn="http://key@127.0.0.1:1/1",
+        transport=Nowhere,
+        before_send=lambda event, _: events.append(event),
+        default_integrations=False,
+    )
+    install(kit)
+    with sentry_sdk.isolation_scope() as scope:
+        scope.set_client(client)
+        with kit.tenant(tenant):
+            try:
+                raise ShardMovedError("secret")
+            except ShardMovedError as exc:
+                sentry_sdk.capture_exception(exc)
+        sentry_sdk.capture_message("outside")
+    client.close()
+    inside, outside = events
+    route = kit.locate(tenant)
+    tags = inside["tags"]
+    assert tags["shardkit.shard"] == str(route.shard)
+    assert tags["shardkit.tenant"] == tenant_digest(tenant)
+    assert tags["shardkit.error_code"] == ShardMovedError.code
+    assert tags["shardkit.outcome"] == "not done"
+    assert not [tag for tag in outside.get("tags", {}) if tag.startswith("shardkit.")]
+
+
+def test_structured_logs(kit, tenant):
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(TenantFields(kit))
+    handler.setFormatter(JsonLines())
+    log = logging.getLogger("shop.orders")
+    log.addHandler(handler)
+    log.propagate = False
+    with kit.tenant(tenant):
+        log.warning("placed %s", "an order", extra={"order": 7})
+        try:
+            raise ServerDownError("gone")
+        except ServerDownError:
+            log.exception("failed")
+    log.warning("outside")
+    placed, failed, outside = map(json.loads, stream.getvalue().splitlines())
+    assert (placed["message"], placed["order"], placed["level"]) == ("placed an order", 7, "WARNING")
+    route = kit.locate(tenant)
+    assert placed["shardkit"] == {
+        "tenant": tenant_digest(tenant),
+        "shard": route.shard,
+        "server": route.server,
+        "epoch": route.epoch,
+        "map_version": kit.map.version,
+    }
+    assert failed["shardkit"]["error_code"] == ServerDownError.code
+    assert "ServerDownError" in failed["exception"]
+    assert "shardkit" not in outside
+    assert tenant not in stream.getvalue()
+
+
+def test_digests_are_of_their_secret_and_type():
+    assert tenant_digest("42") != tenant_digest(42) != tenant_digest(42, secret="x")
+    assert tenant_digest("acme") == tenant_digest("acme")
+    assert len(tenant_digest("acme")) == 16
