@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 NAMES: Final = (
     "routing",
+    "steps",
     "ids",
     "placement",
     "local",

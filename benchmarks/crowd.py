@@ -49,9 +49,13 @@ class Crowd:
 
     def run(self, order: Order) -> Tally:
         """Carry *order* out. Raises RuntimeError where an operation failed: figures with errors in them are none."""
-        begin_at = monotonic() + HEAD_START_S
         for number, pipe in enumerate(self._pipes):
-            pipe.send((order, number, len(self._pipes), begin_at))
+            pipe.send((order, range(number, order.clients, len(self._pipes))))
+        for pipe in self._pipes:
+            pipe.recv()  # ready
+        begin_at = monotonic() + HEAD_START_S
+        for pipe in self._pipes:
+            pipe.send(begin_at)
         answers = [pipe.recv() for pipe in self._pipes]
         if errors := [answer for answer in answers if isinstance(answer, str)]:
             raise RuntimeError(f"{order.load}: a client failed: {errors[0]}")
@@ -84,14 +88,16 @@ def _serve(pipe: Connection) -> None:
     with ExitStack() as stack, pipe:
         while True:
             try:
-                order, number, processes, begin_at = pipe.recv()
+                order, numbers = pipe.recv()
             except EOFError:
                 return
+            key = order.catalog_url, order.pool_size
+            if key not in kits:
+                kits[key] = stack.enter_context(_kit(*key))
+            pipe.send("ready")
+            begin_at = pipe.recv()
             try:
-                key = order.catalog_url, order.pool_size
-                if key not in kits:
-                    kits[key] = stack.enter_context(_kit(*key))
-                pipe.send(_carry_out(kits[key], order, number, processes, begin_at))
+                pipe.send(_carry_out(kits[key], order, numbers, begin_at))
             except Exception as exc:
                 pipe.send(repr(exc))
 
@@ -100,14 +106,11 @@ def _kit(catalog_url: str, pool_size: int) -> ShardKit:
     return ShardKit(catalog_url, pool_size=pool_size, connection_budget=pool_size + 10, pool_timeout_s=60.0)
 
 
-def _carry_out(kit: ShardKit, order: Order, number: int, processes: int, begin_at: float) -> list[float]:
-    mine = range(number, order.clients, processes)
-    if not mine:
-        return []
+def _carry_out(kit: ShardKit, order: Order, numbers: range, begin_at: float) -> list[float]:
     sleep(max(0.0, begin_at - monotonic()))
-    with ThreadPoolExecutor(len(mine)) as pool:
+    with ThreadPoolExecutor(len(numbers) or 1) as pool:
         ends = begin_at + order.lasting_s
-        running = [pool.submit(_client, kit, order, order.seed * 1000 + client, ends) for client in mine]
+        running = [pool.submit(_client, kit, order, order.seed * 1000 + number, ends) for number in numbers]
         return [second for future in running for second in future.result()]
 
 

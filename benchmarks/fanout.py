@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
@@ -73,8 +74,8 @@ def run(bench: Bench) -> None:
 def _measure(bench: Bench, kit: ShardKit, urls: dict[str, str], *, suffix: str) -> None:
     rtt = suffix.endswith("_rtt")
     shards = int(suffix.split("_")[1])
-    rounds = bench.pick(15, 5)
-    block = bench.pick(5, 2) if shards <= 256 and not rtt else 1
+    rounds = bench.pick(15, 2 if rtt and shards > 256 else 3)
+    block = bench.pick(5, 1) if shards <= 256 and not rtt else 1
     top = select(Event.id, Event.tenant_id, Event.kind, Event.title, Event.size).order_by(Event.id).limit(20)
     count = select(func.count()).select_from(Event)
     group = select(Event.kind, func.count(), func.sum(Event.size)).group_by(Event.kind)
@@ -107,14 +108,15 @@ def _measure(bench: Bench, kit: ShardKit, urls: dict[str, str], *, suffix: str) 
         }
         for name, (ours, in_turn) in pairs.items():
             assert ours() == in_turn(), name
-            taken = bench.interleave({"ours": ours, "in turn": in_turn}, rounds=rounds, block=block, warmup=2)
+            taken = bench.interleave({"ours": ours, "in turn": in_turn}, rounds=rounds, block=block, warmup=bench.pick(2, 1))
             goal = GOALS[name + "_rtt" * rtt] if shards >= 256 else None
             bench.ratio(name + suffix, ours=taken["ours"], other=taken["in turn"], goal=goal, better="higher")
 
 
 def _fill(kit: ShardKit, urls: dict[str, str]) -> None:
-    for name, url in urls.items():
-        with psycopg.connect(url, autocommit=True) as connection:
+    def work(name: str) -> None:
+        tables = [sql.Identifier(kit.map.route(shard).schema, "events") for shard in kit.map.shards_on(name)]
+        with psycopg.connect(urls[name], autocommit=True) as connection:
             for shard in kit.map.shards_on(name):
                 connection.execute(
                     FILL.format(
@@ -124,7 +126,12 @@ def _fill(kit: ShardKit, urls: dict[str, str]) -> None:
                         rows=sql.Literal(ROWS),
                     )
                 )
-            connection.execute("VACUUM ANALYZE")
+            for start in range(0, len(tables), 128):
+                part = sql.SQL(", ").join(tables[start : start + 128])
+                connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(part))
+
+    with ThreadPoolExecutor(len(urls)) as pool:
+        list(pool.map(work, urls))
 
 
 @contextmanager

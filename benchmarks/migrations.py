@@ -146,7 +146,7 @@ class Place:
 
 
 def run(bench: Bench) -> None:
-    """256 shards; in the full form 1,024 as well."""
+    """256 shards; in the full form 1,024 as well, and once 4,096 on four servers."""
     bench.params |= {"revisions": REVISIONS, "rows": ROWS, "connections_per_server": CONNECTIONS, "servers": 2}
     with run_local(servers=2, redis=False, trust=True) as cluster:
         for shards in bench.pick([256, 1024], [256]):
@@ -154,6 +154,22 @@ def run(bench: Bench) -> None:
                 settings = Settings(catalog_url=Secret(databases.catalog_url))
                 place = Place(settings, databases.servers, Path(home), shards=shards)
                 _measure(bench, place, shards=shards)
+    if not bench.quick:
+        _large(bench, shards=4096, servers=4)
+
+
+def _large(bench: Bench, *, shards: int, servers: int) -> None:
+    """One run of a large fleet; too large to be repeated."""
+    with (
+        run_local(servers=servers, redis=False, trust=True) as cluster,
+        fresh_databases(cluster.servers, servers) as databases,
+        tempfile.TemporaryDirectory() as home,
+    ):
+        place = Place(Settings(catalog_url=Secret(databases.catalog_url)), databases.servers, Path(home), shards=shards)
+        began = perf_counter()
+        done = place.fleet()
+        bench.record(f"fleet_s_{shards}", [perf_counter() - began], unit="s", goal=60.0)
+        _same_everywhere(place, done, shards)
 
 
 def _measure(bench: Bench, place: Place, *, shards: int) -> None:

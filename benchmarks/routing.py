@@ -17,8 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.ext.horizontal_shard import ShardedSession, set_shard_id
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from benchmarks import pgbouncer
 from benchmarks.delay_proxy import DelayProxy
 from benchmarks.harness import Bench
+from benchmarks.plproxy import NoPlproxyError, proxied
 from shardkit import AsyncShardKit, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local
 from shardkit.catalog.changes import create_cluster, make_ready
 from shardkit.core.shardmap import Server
@@ -117,8 +119,10 @@ def run(bench: Bench) -> None:
                 _direct(bench, place, shards=shards, rounds=rounds)
                 if shards == 256:
                     _peers(bench, place, rounds=rounds)
+                    _stored_functions(bench, place, cluster, rounds=rounds)
                     _async(bench, place, rounds=rounds)
                     _far(bench, place, rounds=rounds)
+                    _pooled(bench, place, rounds=rounds)
         _construct(bench, cluster, rounds=rounds)
 
 
@@ -189,7 +193,10 @@ def _peers(bench: Bench, place: Place, *, rounds: int) -> None:
         def horizontal_shard() -> None:
             tenant, key = draw.choice(place.owned)
             shard = kit.locate(tenant).schema
-            choose: Any = lambda *_: shard  # noqa: E731
+
+            def choose(*_: Any, **__: Any) -> Any:
+                return shard
+
             with ShardedSession(
                 shards=by_schema,
                 shard_chooser=choose,
@@ -210,7 +217,30 @@ def _peers(bench: Bench, place: Place, *, rounds: int) -> None:
         bench.ratio("read_256_vs_horizontal_shard", ours=taken["ours"], other=taken["horizontal_shard"], goal=0.75)
         bench.ratio("read_256_vs_translate_map", ours=taken["ours"], other=taken["translate_map"])
         bench.ratio("read_256_vs_psycopg", ours=taken["ours"], other=taken["psycopg"])
-    bench.skip("pgbouncer", "measured by the tests of the pooler setting, not here")
+
+
+def _stored_functions(bench: Bench, place: Place, cluster: LocalCluster, *, rounds: int) -> None:
+    """PL/Proxy, which routes calls of functions: the row as a tuple, no ORM, so read it beside `read_256_vs_psycopg`."""
+    draw = random.Random(4)
+    with ExitStack() as stack:
+        try:
+            databases = stack.enter_context(fresh_databases(cluster.servers, 2))
+            get = stack.enter_context(proxied(databases.servers, place.owned))
+        except NoPlproxyError as exc:
+            bench.skip("read_256_vs_plproxy", str(exc))
+        else:
+            kit = stack.enter_context(_kit(place))
+
+            def plproxy() -> None:
+                assert get(*draw.choice(place.owned)) is not None
+
+            variants = {"ours": _reads(draw, place, kit, None)["ours"], "plproxy": plproxy}
+            taken = bench.interleave(variants, rounds=rounds, block=bench.pick(200, 100), warmup=bench.pick(4 * 256, 512))
+            bench.ratio("read_256_vs_plproxy", ours=taken["ours"], other=taken["plproxy"])
+    with psycopg.connect(cluster.servers[0].url) as connection:
+        found = connection.execute("SELECT FROM pg_available_extensions WHERE name = 'citus'").fetchone()
+    why = "installed, but no way to measure it is written yet" if found else "not an extension of the servers that this starts"
+    bench.skip("read_256_vs_citus", why)
 
 
 def _async(bench: Bench, place: Place, *, rounds: int) -> None:
@@ -264,6 +294,27 @@ def _far(bench: Bench, place: Place, *, rounds: int) -> None:
         bench.ratio("write_256_rtt", ours=writes["ours"], other=writes["plain"], goal=0.90)
 
 
+def _pooled(bench: Bench, place: Place, *, rounds: int) -> None:
+    """Both through PgBouncer in transaction mode, where nobody may keep prepared statements."""
+    if pgbouncer.PROGRAM is None:
+        bench.skip("read_256_pgbouncer, write_256_pgbouncer", "PgBouncer is not installed (Debian's package pgbouncer)")
+        return
+    draw = random.Random(4)
+    with ExitStack() as stack:
+        ways = {name: stack.enter_context(pgbouncer.pgbouncer(url)) for name, url in place.urls.items()}
+        settings = {name: ways[name](pgbouncer.LOGIN) for name in ("pg1", "pg2")}
+        kit = stack.enter_context(_kit(place, servers=settings, pooler="pgbouncer-transaction"))
+        engine = stack.enter_context(_flat(ways["pg3"](None), connect_args={"prepare_threshold": None}))
+        reads = bench.interleave(
+            _reads(draw, place, kit, engine), rounds=rounds, block=bench.pick(200, 100), warmup=bench.pick(600, 300)
+        )
+        bench.ratio("read_256_pgbouncer", ours=reads["ours"], other=reads["plain"])
+        writes = bench.interleave(
+            _writes(draw, place, kit, engine), rounds=rounds, block=bench.pick(100, 50), warmup=bench.pick(300, 150)
+        )
+        bench.ratio("write_256_pgbouncer", ours=writes["ours"], other=writes["plain"])
+
+
 def _construct(bench: Bench, cluster: LocalCluster, *, rounds: int) -> None:
     """A session's making and closing must not depend on the number of shards; no statement is sent, so maps are enough."""
     with ExitStack() as stack:
@@ -300,8 +351,8 @@ def _kit(place: Place, **given: Any) -> ShardKit:
 
 
 @contextmanager
-def _flat(url: str) -> Iterator[Any]:
-    engine = create_engine(_sqlalchemy(url), pool_size=10)
+def _flat(url: str, **given: Any) -> Iterator[Any]:
+    engine = create_engine(_sqlalchemy(url), pool_size=10, **given)
     try:
         yield engine
     finally:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Any
 
 import psycopg
 from psycopg import conninfo
 
 from benchmarks.capacity import CapacityUnavailableError, fixed_capacity, used_s
-from benchmarks.crowd import PROCESSES, Crowd, Order, Tally, crowd
+from benchmarks.crowd import HEAD_START_S, PROCESSES, Crowd, Order, Tally, crowd
 from benchmarks.harness import Bench
 from benchmarks.loads import LOADS, TENANTS, name
 from benchmarks.local import postgresql_version, pss_kb
@@ -147,11 +148,12 @@ def _fixed(bench: Bench, clients: Crowd, cluster: LocalCluster, layouts: list[La
                 each = CLIENTS_PER_FIXED_SERVER // PROCESSES // 2  # the others wait in the client for a connection
                 crowded = CLIENTS_PER_FIXED_SERVER * layout.servers
                 seed = 100 + len(tallies[label])
-                before_s = used_s(cluster.running().values())
+                pids = cluster.running().values()
+                before_s, began = used_s(pids), monotonic()
                 tally = clients.run(Order(layout.catalog_url, layout.load, crowded, each, lasting_s, seed))
+                busy_s = monotonic() - began - HEAD_START_S  # late answers are waited for, and cost the server too
                 if counts:
-                    spent_s = used_s(cluster.running().values()) - before_s
-                    used[label].append(spent_s / (FIXED_CORES * layout.servers * lasting_s))
+                    used[label].append((used_s(pids) - before_s) / (FIXED_CORES * layout.servers * busy_s))
                     tallies[label].append(tally)
     except CapacityUnavailableError as exc:
         for layout in layouts:
@@ -161,7 +163,7 @@ def _fixed(bench: Bench, clients: Crowd, cluster: LocalCluster, layouts: list[La
     for layout in layouts:
         values = [tally.per_s for tally in tallies[layout.label]]
         bench.record(f"fixed_ops_{layout.label}", values, unit="ops/s", better="higher")
-        # Near 1, or what limited the load was not the capacity; a little above, since late answers count here.
+        # Near 1, or what limited the load was not the capacity of the servers.
         bench.record(f"fixed_used_{layout.label}", used[layout.label], unit="share", better="higher")
         if layout.servers > 1:
             _times(bench, f"servers_{layout.servers}_vs_1", tallies[layout.label], tallies[f"{FIXED}_on_1"])

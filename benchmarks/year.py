@@ -59,7 +59,7 @@ class Year:
     """Fullest server over the least that any placement could reach: the fair share, or the largest shard."""
     moved: list[float] = field(default_factory=list)
     least: list[float] = field(default_factory=list)
-    """Bytes that were moved, and those without which no server could come within the tolerance."""
+    """Bytes that were moved, and those without which no server could come as near to its share as its shards allow."""
     moves: list[int] = field(default_factory=list)
     oversized: list[int] = field(default_factory=list)
     hot: list[float] = field(default_factory=list)
@@ -119,7 +119,7 @@ def simulate(world: World, *, servers: int, tick: Callable[[], None] = lambda: N
         _happen(fleet, week / weeks, (week - 1) / weeks, servers)
         loads = dict(enumerate(world.bytes[week].tolist()))
         found = rebalance(current, fleet, loads)
-        _note(year, found, fleet, loads)
+        _note(year, found, fleet, current=current, loads=loads)
         current = dict(found.placement)
         asked = _sums(current, world.queries[week], list(fleet))
         year.hot.append(float(np.mean(asked > HOT * asked.mean())))
@@ -143,16 +143,21 @@ def _happen(fleet: dict[str, float], now: float, before: float, servers: int) ->
         del fleet[f"pg{servers - 1}"]
 
 
-def _note(year: Year, found: Plan, fleet: Mapping[str, float], loads: Mapping[int, float]) -> None:
+def _note(
+    year: Year, found: Plan, fleet: Mapping[str, float], *, current: Mapping[int, str], loads: Mapping[int, float]
+) -> None:
     total, share = sum(loads.values()), sum(loads.values()) / len(fleet)
-    limit = (1 + TOLERANCE) * share
     year.held.append(total)
     year.drifted.append(max(found.before[name] for name in fleet) / share)
     fullest = max(fleet, key=lambda name: found.after[name])
     year.fullest.append(found.after[fullest] / share)
     year.over_best.append(found.after[fullest] / max(share, *loads.values()))
     year.moved.append(found.moved)
-    year.least.append(sum(load if name not in fleet else max(0.0, load - limit) for name, load in found.before.items()))
+    stays = dict.fromkeys(fleet, (1 + TOLERANCE) * share)  # a shard above that is left alone, and what is beside it goes
+    for shard, name in current.items():
+        if name in stays:
+            stays[name] = max(stays[name], loads[shard])
+    year.least.append(sum(max(0.0, load - stays.get(name, 0.0)) for name, load in found.before.items()))
     year.moves.append(len(found.moves))
     year.oversized.append(len(found.oversized))
     year.drain_s.append(found.after[fullest] / COPY_BYTES_PER_S)

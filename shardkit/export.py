@@ -38,7 +38,7 @@ def export(
     query: str,
     target: Path,
     *,
-    format: Format,  # noqa: A002
+    format: Format,  # noqa: A002  click gives its option's name
     progress: Progress = lambda _shards, _rows: None,
 ) -> int:
     """Write the rows of *query* from every shard to *target*, one shard after the other; gives how many rows there are.

@@ -20,8 +20,10 @@ from shardkit.local.ports import HOST, free_ports
 class RedisServer:
     """One Valkey or Redis process; *options* are those of its command line."""
 
-    def __init__(self, *options: str, port: int | None = None) -> None:
-        self.port = port or free_ports(1)[0]
+    password: str | None = None
+
+    def __init__(self, *options: str, port: int | None = None, password: str | None = None) -> None:
+        self.port, self.password = port or free_ports(1)[0], password
         self.directory = tempfile.TemporaryDirectory(prefix="redislab", ignore_cleanup_errors=True)
         self.options = options
         self.start()
@@ -57,7 +59,7 @@ class RedisServer:
         return f"redis://{HOST}:{self.port}/0"
 
     def ask(self, *command: object):
-        with redis.Redis(host=HOST, port=self.port, socket_timeout=5) as client:
+        with redis.Redis(host=HOST, port=self.port, password=self.password, socket_timeout=5) as client:
             return client.execute_command(*command)
 
     def freeze(self) -> None:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from shardkit._async import verifying
-from shardkit._async.cache import Store, UnreachableError
-from shardkit._async.marking import AsyncMarking
+from shardkit._async.cache import Store
+from shardkit._async.marking import MARKER_TTL_MS, AsyncMarking
+from shardkit._async.nodes import UnreachableError
 from shardkit.catalog.router import Router
+from shardkit.core.cacheproto import heard_of, tag
+from shardkit.core.shardmap import Route
 from shardkit.errors import CacheUnavailableError, ServerError, SettingsError
 from shardkit.orm.cached import entity_of
 from shardkit.orm.cachestats import CacheStats
+from shardkit.orm.codec import read_header
 from shardkit.sql import statements
+
+OVERTAKEN: Final = 500
+"""Keys in one command: Redis does nothing else meanwhile."""
+
+
+def batched(names: Iterable[str], size: int) -> Iterator[list[str]]:
+    """*names*, so many at a time."""
+    ahead = iter(names)
+    while some := list(islice(ahead, size)):
+        yield some
 
 
 class Tended:
@@ -51,6 +66,37 @@ class Tended:
             return await verifying.verify(self._store, entity_of(entity), self._cluster, self._session, sample=sample)
         except UnreachableError as exc:
             raise CacheUnavailableError("Redis does not answer: nothing was compared") from exc
+
+    async def overtake(self, route: Route, changed: Mapping[str, int]) -> int:
+        """Mark what others than sessions of shardkit have committed: names in the shard of *route*, each with the transaction
+        that changed it. What is stored since, or not at all, is left alone; the number of those that were marked.
+        """
+        store = self._store
+        if store is None:
+            raise SettingsError("there is no redis_url, so there is no cache to tell")
+        at, marked = tag(self._cluster, route.shard), 0
+        try:
+            for some in batched(changed, OVERTAKEN):
+                todo: dict[int, list[str]] = {}
+                for name, value in zip(some, await store.peek(at, some), strict=True):
+                    header = read_header(value) if value is not None else None
+                    if not heard_of(value, xid=changed[name], xmin=header and header.xmin):
+                        todo.setdefault(changed[name], []).append(name)
+                for xid, names in todo.items():
+                    await store.mark(at, names, xid=xid, epoch=route.epoch, ttl_ms=MARKER_TTL_MS)
+                    marked += len(names)
+        except UnreachableError as exc:
+            raise CacheUnavailableError("Redis did not take the markers: they come again") from exc
+        self.counts.marks += marked
+        return marked
+
+    async def stored(self, route: Route, table: str, *, limit: int = 100_000) -> list[str]:
+        """Names of everything that is stored of *table* in the shard of *route*."""
+        if self._store is None:
+            return []
+        before = f"sk:{{{tag(self._cluster, route.shard)}}}:"
+        found = await self._store.scan(f"{before}{table}:*", limit=limit)
+        return [key.decode()[len(before) :] for key in found]
 
     async def undrained(self) -> int:
         """Transactions, of all shards, whose markers Redis has not got: their outbox rows wait for ``drain``."""

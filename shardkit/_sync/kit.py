@@ -92,9 +92,14 @@ class ShardKit:
 
         Use it as a context manager; it commits when told to. Raises NoTenantError, TenantKeyError, TenantLockedError.
         """
+        return RoutedSession(**self.session_arguments(tenant), **options)
+
+    def session_arguments(self, tenant: TenantKey | None = None) -> dict[str, Any]:
+        """What a subclass of RoutedSession is made with, to be a session as ``session`` gives it."""
         tenant = self._context.resolve(tenant)
         self._router.locate(tenant)
-        return self._open(tenant, trail=self._context.trail_of(tenant), **options)
+        trail = self._context.trail_of(tenant)
+        return {"guide": self._router, "tenant": tenant, "cache": self.cache.writer, "trail": trail}
 
     def begin(self, tenant: TenantKey | None = None, **options: Any) -> Unit:
         """A session that commits at the end of its block, or rolls back on an error."""
@@ -210,7 +215,12 @@ class ShardKit:
         """Tenant of the block one stands in, if any."""
         return self._context.tenant
 
-    def session_for_id(self, id: int, *, tenant: TenantKey | None = None, **options: Any) -> RoutedSession:  # noqa: A002
+    @property
+    def wrote(self) -> bool:
+        """Whether a unit of work of this block's tenant that may have written has ended in the block one stands in."""
+        return self._context.wrote
+
+    def session_for_id(self, id: int, *, tenant: TenantKey | None = None, **options: Any) -> RoutedSession:  # noqa: A002  what it is
         """A session on the shard an id was born in, or, where tenants were isolated out of that, on the one that has its row.
 
         With a tenant (given, or the block's) it is that tenant's session; without one it is operator access to the shard,
@@ -285,11 +295,11 @@ class ShardKit:
         tenant = colour.in_greenlet(partial(self._keys.tenant_of, attribute, value))
         return None if tenant is None else self._router.locate(tenant)
 
-    def locate_id(self, id: int) -> Route:  # noqa: A002
+    def locate_id(self, id: int) -> Route:  # noqa: A002  what it is
         """Route of the shard an id was born in. No I/O. ``route_of_id`` says where its row is."""
         return self._router.map.route(shard_of_id(id))
 
-    def route_of_id(self, id: int) -> Route:  # noqa: A002
+    def route_of_id(self, id: int) -> Route:  # noqa: A002  what it is
         """Route of the shard that has the row of an id: that of its birth, or, where tenants were isolated out of that, the one
         of its family that has it, which is asked of their servers. Raises IdError, UnknownShardError.
         """

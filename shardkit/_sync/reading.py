@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from sqlalchemy import Text, cast, func, select
 
 from shardkit._sync import forgetting, pastcache
-from shardkit._sync.cache import Store, UnreachableError
+from shardkit._sync.cache import Store
 from shardkit._sync.filling import Filler, Grounds
 from shardkit._sync.marking import BARRIER_TTL_MS, MARKER_TTL_MS, Marking
+from shardkit._sync.nodes import UnreachableError
 from shardkit._sync.tending import Tended
 from shardkit.catalog.router import Router
 from shardkit.core.cacheproto import ABSENT, tag
@@ -57,7 +58,7 @@ class Cache(Tended):
                 limit=settings.cache_pool_size,
                 recovered=self._recovered,
             )
-            self._filler = Filler(self._store, self.counts, barrier_ttl_ms=BARRIER_TTL_MS, new_xid=self._new_xid)
+            self._filler = Filler(self._store, self.counts, barrier_ttl_ms=BARRIER_TTL_MS, new_xid=self.new_xid)
             self.writer = Marking(
                 self._store, self.counts, cluster=self._cluster, on_down=settings.cache_on_down, marker_ttl_ms=MARKER_TTL_MS
             )
@@ -176,7 +177,7 @@ class Cache(Tended):
         if self._store is None:
             raise SettingsError("there is no redis_url, so there is no cache to invalidate")
         route = self._route(tenant, None)
-        xid = self._new_xid(route)
+        xid = self.new_xid(route)
         try:
             self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=MARKER_TTL_MS)
         except UnreachableError as exc:
@@ -246,9 +247,8 @@ class Cache(Tended):
             except UnreachableError:
                 self.counts.down += 1
             else:
-                missing, decode = {}, entity.codec.decode
-                for key, raw in zip(keys, found, strict=True):
-                    row = decode(raw) if raw is not None else None
+                missing = {}
+                for key, raw, row in zip(keys, found, entity.codec.decode_many(found), strict=True):
                     if row is not None:
                         rows[key] = row
                     elif raw != ABSENT:
@@ -307,7 +307,7 @@ class Cache(Tended):
             result = connection.execute(statement, parameters)
             return cacheloads.loaded(result.all(), absent_at=key_at)
 
-    def _new_xid(self, route: Route) -> int:
+    def new_xid(self, route: Route) -> int:
         """A transaction id assigned now, of a transaction that ends at once."""
         with self._session(None, shard=route.shard) as session:
             connection = session.connection()
@@ -358,8 +358,7 @@ class Cache(Tended):
     def _built(self, entity: Entity, rows: Sequence[Any], tenant: Any, session: Any) -> Any:
         """Instances of *rows*; without a session they share a read session, which they keep."""
         own = None if session is not None else self._session(tenant, read_only=True, autoflush=False)
-        inner, build = inner_of(own if session is None else session), entity.build
-        made = [build(inner, row) for row in rows]
+        made = entity.build(inner_of(own if session is None else session), rows)
         if own is not None:
             for one in made:
                 one._sa_instance_state.info["shardkit_session"] = own

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from shardkit.core.fleet import Entry, State
 from shardkit.core.moving import Step
 from shardkit.core.names import FLEET_LOCK_CLASS, SHARD_LOCK_CLASS
+from shardkit.db.connect import known_rows
 from shardkit.errors import FleetBusyError
 from shardkit.sql import statements
 
@@ -74,25 +75,20 @@ def begin(connection: Any, *, direction: str, target: str, runner: str) -> Ledge
         row = connection.execute(SQL["lease_holder"]).fetchone()
         who = f"run {row[0]} ({row[1]}) has been migrating to {row[2]} since {row[3]:%H:%M:%S}" if row else "another run begins"
         raise FleetBusyError(f"{who}; nothing was done. `shardkit migrate status` shows how far it is")
-    connection.execute(SQL["end_killed_runs"])
     values = {"direction": direction, "target": target, "runner": runner}
     return Ledger(connection, connection.execute(SQL["begin_run"], values).fetchone()[0], direction)
 
 
 def read_ledger(connection: Any) -> Mapping[tuple[int, str], Entry]:
     """Rows that are not done, by (shard, revision); none in a catalog that is older than the ledger."""
-    if not connection.execute(SQL["has_ledger"]).fetchone()[0]:
-        return {}
-    rows = connection.execute(SQL["ledger"]).fetchall()
+    rows = known_rows(connection, SQL["ledger"])
     return {(row[0], row[1]): Entry(row[0], row[1], State(row[2]), *row[3:]) for row in rows}
 
 
 def last_runs(connection: Any) -> list[dict[str, Any]]:
     """The newest runs, newest first."""
-    if not connection.execute(SQL["has_ledger"]).fetchone()[0]:
-        return []
     columns = ("run", "direction", "target", "runner", "state", "begun_at", "ended_at", "shards_done", "shards_behind")
-    return [dict(zip(columns, row, strict=True)) for row in connection.execute(SQL["last_runs"])]
+    return [dict(zip(columns, row, strict=True)) for row in known_rows(connection, SQL["last_runs"])]
 
 
 def hold_shards(connection: Any, shards: Sequence[int]) -> set[int]:
@@ -130,6 +126,4 @@ class OpenMove(NamedTuple):
 
 def moving_shards(connection: Any, shards: Sequence[int]) -> dict[int, OpenMove]:
     """Which of *shards* have a move that is not over, also if nobody works on it now."""
-    if not connection.execute(SQL["has_moves"]).fetchone()[0]:
-        return {}
-    return {row[0]: OpenMove(*row[1:]) for row in connection.execute(SQL["moving"], {"shards": list(shards)})}
+    return {row[0]: OpenMove(*row[1:]) for row in known_rows(connection, SQL["moving"], {"shards": list(shards)})}

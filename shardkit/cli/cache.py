@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,37 @@ def drain(config: Path | None) -> None:
     with ShardKit(settings=settings_from(config)) as kit:
         found = kit.cache.drain()
     click.echo(f"{found} transactions marked")
+
+
+@cache.command()
+@config_option
+@click.option("--models", required=True, help="package.module:Base, the models with their Cached declarations.")
+@click.option("--once", is_flag=True, help="Pass what is in the log, and end.")
+@click.option("--remove", is_flag=True, help="Drop the slots and publications: nothing is followed any more.")
+def relay(config: Path | None, models: str, once: bool, remove: bool) -> None:  # noqa: FBT001  # click's signature
+    """Tell the cache what psql, migrations and other programs commit, from each server's log; until it is ended.
+
+    It needs wal_level = logical, and a replication slot on each server, which keeps the log while no relay runs: remove
+    the slots when you do not want it any more.
+    """
+    from shardkit.relay import Relay  # the rest does without it
+
+    stop = threading.Event()
+    with ShardKit(settings=settings_from(config)) as kit:
+        relay = Relay(kit, cached_classes(models_metadata(models)), warn=lambda text: click.echo(f"warning: {text}", err=True))
+        try:
+            if remove:
+                relay.remove()
+            elif once:
+                relay.prepare()
+                click.echo(f"{relay.run_once()} keys marked")
+            else:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, lambda *_: stop.set())
+                click.echo("following", err=True)
+                relay.run(stop)
+        finally:
+            relay.close()
 
 
 def cached_classes(metadata: MetaData) -> list[type[Any]]:

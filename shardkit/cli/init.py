@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from shardkit.cli.common import config_option, dry_run_option, go_on, named_pairs, print_table, settings_from, yes_option
-from shardkit.core.hashing import TENANT_TYPES
+from shardkit.core.hashing import MAX_SHARDS, TENANT_TYPES
 from shardkit.schema.blueprint import Blueprint, from_models, from_tree
 from shardkit.schema.bootstrap import InitPlan, carry_out, plan_init
 
@@ -96,3 +96,9 @@ def show(plan: InitPlan, blueprint: Blueprint) -> None:
     )
     rows = [(s.name, s.dsn, f"{s.weight:g}", len(plan.shards_on(s.name))) for s in plan.servers.values()]
     print_table(("SERVER", "DATABASE", "WEIGHT", "SHARDS"), rows, err=True)
+    if plan.shard_count == MAX_SHARDS:
+        click.echo(
+            f"warning: {MAX_SHARDS} shards take every number an id has room for, so no tenant can ever be isolated into one "
+            f"of its own. If one may outgrow the others, take {MAX_SHARDS // 2}",
+            err=True,
+        )

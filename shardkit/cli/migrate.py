@@ -163,7 +163,7 @@ def _run(
     if dry_run or not yes:
         planned = fleet.migrate(revision, direction=direction, options=chosen, phase=phase, dry_run=True)
         _show_plan(planned, as_json=as_json and dry_run)
-        if planned.planned is not None and planned.planned.empty:
+        if planned.planned is not None and planned.planned.empty and not planned.behind:
             return
         go_on(f"Go {direction} to {revision}?", yes=yes, dry_run=dry_run, name=revision if direction == "down" else None)
     with _bar(quiet=as_json) as progress:
@@ -179,6 +179,8 @@ def _run(
         print_json(_as_json(report))
     else:
         click.echo(f"run {report.run}: {len(report.done)} shards migrated, {report.current} at {report.target or 'base'}")
+        if report.mended:
+            click.echo(f"{len(report.mended)} shards lacked tables of shardkit's own, and have them now")
         _show_behind(report.behind)
     if not report.complete:
         reasons = {one.why for one in report.behind} - {Why.LEFT_OUT}
@@ -310,7 +312,7 @@ def _show_plan(report: Report, *, as_json: bool) -> None:
         click.echo(f"  {count} shards: {' -> '.join(way)}", err=True)
     for name, why in report.online.items():
         click.echo(f"  revision {name} runs online, by Alembic in worker processes: {why}", err=True)
-    _show_behind(planned.behind, err=True)
+    _show_behind(report.behind, err=True)
 
 
 def _show_behind(behind: Sequence[Behind], *, err: bool = False) -> None:
@@ -334,6 +336,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "complete": report.complete,
         "current": report.current,
         "migrated": list(report.done),
+        "mended": list(report.mended),
         "behind": [{**asdict(one), "why": one.why.value} for one in report.behind],
         "online": dict(report.online),
         "seconds": round(report.seconds, 3),

@@ -21,7 +21,7 @@ changes its replication id when its first replica comes), but whoever writes mar
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Final, NamedTuple
 
@@ -173,6 +173,19 @@ def give_back(marker: bytes) -> bytes:
     return pack_marker(parts._replace(token=b"", deadline_ms=0)) if parts.xids else b""
 
 
+def heard_of(value: bytes | None, *, xid: int, xmin: int | None) -> bool:
+    """Whether nothing older than the finished transaction *xid* is, or can come to be, stored where *value* is.
+
+    *xmin* is that of the snapshot in which a stored row was read. A lease could be filled by what was read before *xid* ended.
+    """
+    if value is None:
+        return True
+    if value[:2] == b"M|":
+        marker = parse_marker(value)
+        return not marker.token or marker.xids == b"%d" % xid or b"%d" % xid in marker.xids.split(b",")
+    return xmin is not None and xmin > xid
+
+
 def parse_barrier(value: bytes) -> int:
     """The transaction a stored barrier names."""
     return int(value[:-TERM_LENGTH].split(b"|")[2])
@@ -207,3 +220,8 @@ def term(info: Mapping[str, str]) -> bytes:
 def of_term(value: bytes | None, term: bytes) -> bytes | None:
     """What is stored, without its end, if it was put there in *term*; else None. A marker is of none."""
     return value[:-TERM_LENGTH] if value is not None and value.endswith(term) else None
+
+
+def all_of_term(values: Iterable[bytes | None], term: bytes) -> list[bytes | None]:
+    """``of_term`` of each; a hundred at a time, where a call for each would be seen."""
+    return [value[:-TERM_LENGTH] if value is not None and value.endswith(term) else None for value in values]

@@ -37,6 +37,7 @@ class Why(enum.Enum):
     MOVING = "being moved"
     DOWN = "server does not answer"
     MISSING = "schema is missing"
+    INCOMPLETE = "lacks tables of shardkit's own"
     LOST = "version is not in the tree"
     LEFT_OUT = "left out"
 

@@ -88,18 +88,24 @@ def level(
     for pile in piles.values():
         pile.movable.sort()
 
-    limit = (1 + tolerance) * (1 + NOISE)
-    stuck: set[str] = set()
+    limit, gain = (1 + tolerance) * (1 + NOISE), max(tolerance, NOISE)
+    stuck: dict[str, _Pile] = {}
     while over := [pile for pile in piles.values() if pile.fullness() > limit and pile.name not in stuck]:
         fullest = max(over, key=_Pile.fullness)
         others = {name: pile for name, pile in piles.items() if pile is not fullest}
-        step = _fitting(fullest, others, limit) or _easing(fullest, others, max(tolerance, NOISE))
+        step = _fitting(fullest, others, limit) or _easing(fullest, others, gain)
         if step is None:
-            stuck.add(fullest.name)
+            stuck[fullest.name] = fullest
         else:
             fullest.give(step)
             placement[step.shard] = step.target.name
-            stuck.clear()
+            # The giver alone has more room than before, so it alone can free one that found none anywhere.
+            freed = {fullest.name: fullest}
+            stuck = {
+                name: pile
+                for name, pile in stuck.items()
+                if pile is not step.target and not _fitting(pile, freed, limit) and not _easing(pile, freed, gain)
+            }
     return placement
 
 

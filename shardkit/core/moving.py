@@ -58,7 +58,7 @@ class LostContact(Exception):  # noqa: N818  what was asked for may have happene
     """A server or its connection went away while an effect ran: it may or may not have been done."""
 
 
-class PastNoReturn(Exception):  # noqa: N818
+class PastNoReturn(Exception):  # noqa: N818  a state, not a fault
     """The fence is committed: the move can be finished or rolled back, not aborted."""
 
 

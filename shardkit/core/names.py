@@ -86,6 +86,11 @@ def stream_name(cluster: UUID, move: int, way: str) -> str:
     return f"shardkit_{cluster.hex[:8]}_{move}_{way}"
 
 
+def relay_slot_name(cluster: UUID, server: str) -> str:
+    """Name of the slot by which the cache's relay follows *server*."""
+    return f"shardkit_cache_{cluster.hex[:8]}_{check_server_name(server).replace('-', '_')}"
+
+
 def session_name(cluster: UUID, move: int) -> str:
     """Application name of every session that works on a move, by which the next operator finds and ends them."""
     return f"shardkit move {cluster.hex[:8]}/{move}"

@@ -36,6 +36,8 @@ from shardkit.settings import Secret, Settings, is_loopback
 
 IDENTITY: Final = LOOK_AROUND
 _LIBPQ_VARIABLES: Final = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
+_WATCH: Final = "SET client_connection_check_interval = 2000"
+_WATCH_OPTION: Final = "-c client_connection_check_interval=2000"
 _CREDENTIALS: Final = ("user", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
@@ -157,12 +159,22 @@ async def connect_async(
 
 
 def connect_admin(
-    url: str, settings: Settings, *, name: str = "the catalog", autocommit: bool = True
+    url: str, settings: Settings, *, name: str = "the catalog", autocommit: bool = True, watched: bool = False
 ) -> psycopg.Connection[Any]:
-    """A plain connection with the rights of *url*, for the catalog and for operators' work on a server."""
+    """A plain connection with the rights of *url*, for the catalog and for operators' work on a server.
+
+    *watched*: its backend notices within two seconds that this program was killed, and ends what it is at.
+    """
     try:
         prepare = {"prepare_threshold": None} if settings.pooled else {}
-        return psycopg.connect(conninfo(url, settings), autocommit=autocommit, **prepare)
+        at_start = watched and not settings.pooled and "options" not in parsed(url)
+        options = {"options": _WATCH_OPTION} if at_start else {}
+        connection = psycopg.connect(conninfo(url, settings, **options), autocommit=autocommit, **prepare)
+        if watched and not at_start:
+            connection.execute(_WATCH)
+            if not autocommit:
+                connection.commit()
+        return connection
     except psycopg.OperationalError as exc:
         raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
 
@@ -292,6 +304,14 @@ def instead_of(constraints: Mapping[str, ShardKitError]) -> Iterator[None]:
         if ours is None:
             raise
         raise ours from exc
+
+
+def known_rows(connection: psycopg.Connection[Any], query: LiteralString, values: Mapping[str, Any] | None = None) -> list[Any]:
+    """Rows of a table that an older catalog does not have yet; none there. Outside a transaction only."""
+    try:
+        return connection.execute(query, values).fetchall()
+    except psycopg.errors.UndefinedTable:
+        return []
 
 
 def listen(connection: psycopg.Connection[Any], channel: str) -> psycopg.Connection[Any]:

@@ -5,6 +5,8 @@ All of it may be run again at any time: an id already given is never given twice
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from shardkit.core import names
@@ -48,8 +50,17 @@ def shard_objects(shard: int, schema: str) -> Composed:
     )
 
 
-def shard_tables(schema: str) -> Composed:
-    """Statements, sent as one, that give a new *schema* our tables: keys unique over all shards, and effects on others."""
-    return SQL(statements("furniture")["shard_tables"]).format(
-        schema=Identifier(schema), app=Identifier(names.APP_ROLE), operator=Identifier(names.OPERATOR_ROLE)
+def own_tables() -> tuple[str, ...]:
+    """Names of the tables that shardkit keeps in every shard."""
+    return tuple(statements("furniture"))
+
+
+def shard_tables(schema: str, tables: Iterable[str] | None = None) -> Composed:
+    """Statements, sent as one, that give *schema* our *tables* (all): keys unique over all shards, and effects on others."""
+    furniture = statements("furniture")
+    return SQL(";\n").join(
+        SQL(furniture[table]).format(
+            schema=Identifier(schema), app=Identifier(names.APP_ROLE), operator=Identifier(names.OPERATOR_ROLE)
+        )
+        for table in (furniture if tables is None else tables)
     )

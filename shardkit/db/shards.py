@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from shardkit.core.names import APP_ROLE, OPERATOR_ROLE
-from shardkit.db.shard_objects import shard_objects, shard_tables
+from shardkit.db.shard_objects import own_tables, shard_objects, shard_tables
 
 
 def create_shard(connection: psycopg.Connection[Any], shard: int, schema: str, script: str) -> bool:
@@ -32,6 +33,25 @@ def create_shard(connection: psycopg.Connection[Any], shard: int, schema: str, s
             return False
         raise
     return True
+
+
+def lacking_tables(connection: psycopg.Connection[Any], schemas: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Our own tables that are missing, by schema: shards made by an older release have fewer."""
+    wanted = own_tables()
+    rows = connection.execute(
+        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE c.relname = ANY(%s) AND c.relkind = 'r'",
+        (list(wanted),),
+    ).fetchall()
+    found = set(rows)
+    missing = {schema: tuple(table for table in wanted if (schema, table) not in found) for schema in schemas}
+    return {schema: tables for schema, tables in missing.items() if tables}
+
+
+def mend_shard(connection: psycopg.Connection[Any], schema: str, tables: Sequence[str]) -> None:
+    """Make our own *tables* that are missing in *schema*; all of them or none."""
+    with connection.transaction():
+        connection.execute(shard_tables(schema, tables))
 
 
 def _is_there(connection: psycopg.Connection[Any], schema: str) -> bool:

@@ -63,9 +63,8 @@ def _told(exc: BaseException) -> str:
 
 
 def private(connection: Connection) -> Connection:
-    """Let *connection*'s backend notice within two seconds that its runner was killed, so that no orphan goes on for long."""
-    connection.prepare_threshold = None  # several statements in one message cannot be prepared
-    connection.execute("SET client_connection_check_interval = 2000")
+    """Let a watched *connection* take several statements in one message."""
+    connection.prepare_threshold = None  # they cannot be prepared
     return connection
 
 

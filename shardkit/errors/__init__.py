@@ -37,6 +37,7 @@ ShardKitError
 │   ├── CacheDeclarationError SK951 a Cached declaration cannot be kept
 │   ├── CacheKeyError        SK952  a value cannot be a key of this cached entity
 │   ├── UnknownKeysError     SK953  a write to a cached table does not say which rows it changes
+│   ├── CacheRelayError       SK955  the relay cannot read a server's changes; what it did not pass comes again
 │   └── CacheUnavailableError SK954 a marker could not be placed, and the settings say that the write must not go on
 ├── MoveError                SK900  a move could not go on
 │   ├── MoveRefusedError     SK901  a check found what would make the move fail later
@@ -76,7 +77,14 @@ from shardkit.errors.across import (
     TwoPhaseError,
 )
 from shardkit.errors.base import DOCS, Outcome, ShardKitError
-from shardkit.errors.cache import CacheDeclarationError, CacheError, CacheKeyError, CacheUnavailableError, UnknownKeysError
+from shardkit.errors.cache import (
+    CacheDeclarationError,
+    CacheError,
+    CacheKeyError,
+    CacheRelayError,
+    CacheUnavailableError,
+    UnknownKeysError,
+)
 from shardkit.errors.ground import (
     BinariesMissingError,
     CatalogError,
@@ -136,6 +144,7 @@ __all__ = [
     "CacheDeclarationError",
     "CacheError",
     "CacheKeyError",
+    "CacheRelayError",
     "CacheUnavailableError",
     "CatalogError",
     "CatalogUnavailableError",

@@ -34,3 +34,10 @@ class CacheUnavailableError(CacheError):
 
     code = "SK954"
     retryable = True
+
+
+class CacheRelayError(CacheError):
+    """The relay cannot read a server's changes; what it did not pass comes again."""
+
+    code = "SK955"
+    retryable = True

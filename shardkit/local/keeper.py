@@ -72,9 +72,9 @@ def choose_mode() -> str:
 
 def processes() -> Iterator[tuple[int, int]]:
     """(process id, parent's process id) of everything that runs."""
-    for name in os.listdir("/proc"):  # noqa: PTH208
+    for name in os.listdir("/proc"):  # noqa: PTH208  no pathlib here: it would slow the start
         if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123  no pathlib here
                 yield int(name), int(file.read().rpartition(b")")[2].split()[1])
 
 
@@ -124,7 +124,7 @@ class Keeper:
         keeper = os.getpid()
         pid = os.fork()
         if not pid:
-            with open(log, "ab") as out, open(stdin, "rb") as source:  # noqa: PTH123
+            with open(log, "ab") as out, open(stdin, "rb") as source:  # noqa: PTH123  no pathlib here
                 self.run_child(argv, keeper=keeper, stdin=source.fileno(), out=out.fileno())
         self.pids[name], self.stop_signals[name] = pid, stop
         self.codes.pop(name, None)
@@ -142,7 +142,7 @@ class Keeper:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
             if os.getppid() == keeper:  # else it died before the line above
                 os.chdir("/")
-                os.execve(argv[0], argv, {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"})  # noqa: S606
+                os.execve(argv[0], argv, {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"})  # noqa: S606  no shell is what is wanted
         except BaseException as exc:  # noqa: BLE001  a forked child must not run on, whatever happens
             os.write(2, f"cannot start {argv[0]}: {exc}\n".encode())
         os._exit(CANNOT_EXEC)
@@ -230,7 +230,7 @@ def main(home: str, owner: int) -> None:
     os.umask(0o077)
     mode = choose_mode()
     with contextlib.suppress(FileNotFoundError):
-        os.unlink("keeper.sock")  # noqa: PTH108
+        os.unlink("keeper.sock")  # noqa: PTH108  no pathlib here
     listener = socket.socket(socket.AF_UNIX)
     listener.bind("keeper.sock")
     listener.listen(64)
@@ -238,7 +238,7 @@ def main(home: str, owner: int) -> None:
         os._exit(0)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.write(1, json.dumps({"mode": mode}).encode() + b"\n")
-    with open(os.devnull, "r+b") as null:  # noqa: PTH123
+    with open(os.devnull, "r+b") as null:  # noqa: PTH123  no pathlib here
         os.dup2(null.fileno(), 0)
         os.dup2(null.fileno(), 1)
     keeper = Keeper(mode)
@@ -251,7 +251,7 @@ def main(home: str, owner: int) -> None:
 
             shutil.rmtree(home, ignore_errors=True)
         else:
-            os.unlink("keeper.sock")  # noqa: PTH108
+            os.unlink("keeper.sock")  # noqa: PTH108  no pathlib here
 
 
 if __name__ == "__main__":

@@ -73,13 +73,13 @@ class Reader:
 
     def _relation(self, message: bytes) -> None:
         oid = struct.unpack_from(">I", message, 1)[0]
-        schema, at = _text(message, 5)
-        table, at = _text(message, at)
+        schema, at = read_text(message, 5)
+        table, at = read_text(message, at)
         count = struct.unpack_from(">H", message, at + 1)[0]
         at += 3
         columns = []
         for _ in range(count):
-            column, at = _text(message, at + 1)
+            column, at = read_text(message, at + 1)
             columns.append(column)
             at += 8
         if (schema, table) == (SERVER_SCHEMA, MARKS_TABLE):
@@ -93,7 +93,7 @@ class Reader:
         events: list[Event] = []
         at = 5
         while at < len(message):
-            values, at = _tuple(message, at + 1)
+            values, at = read_tuple(message, at + 1)
             key = tuple(values[place] for place in places)
             if not table:
                 return [Marked(int(key[0] or 0))] if message[:1] == b"I" else []
@@ -101,12 +101,14 @@ class Reader:
         return events
 
 
-def _text(message: bytes, at: int) -> tuple[str, int]:
+def read_text(message: bytes, at: int) -> tuple[str, int]:
+    """A name at *at*, and where it ends."""
     end = message.index(b"\0", at)
     return message[at:end].decode(), end + 1
 
 
-def _tuple(message: bytes, at: int) -> tuple[list[str | None], int]:
+def read_tuple(message: bytes, at: int) -> tuple[list[str | None], int]:
+    """The values of a row at *at*, and where it ends; None for NULL, and for what did not change and is not sent."""
     count = struct.unpack_from(">H", message, at)[0]
     at += 2
     values: list[str | None] = []

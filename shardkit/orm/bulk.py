@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Insert, Update
+from sqlalchemy import Insert, Update, inspect
 
 from shardkit.errors import SessionError
 from shardkit.orm.lone import GLOBAL_UNIQUE
@@ -31,7 +31,7 @@ def refuse_unreserved(statement: Insert | Update, params: Any) -> None:
 
 def refuse_unreserved_mapper(mapper: Any) -> None:
     """The same for ``bulk_save_objects`` and its like."""
-    for table in mapper.tables:
+    for table in inspect(mapper).tables:
         for column in table.columns:
             if column.info.get(GLOBAL_UNIQUE):
                 raise _refused(column)

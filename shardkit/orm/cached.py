@@ -204,11 +204,12 @@ class Entity:
 def key_text(column: Column[Any], *, owner: str) -> Callable[[Any], str]:
     """How values of *column* are written in names: one way for each value, whoever writes it."""
     kind = column.type
+    found: Callable[[Any], str] | None
     match kind:
         case _ if getattr(kind, "collation", None) or getattr(kind, "precision", None) is not None:
             found = None  # PostgreSQL may take different texts for equal, or round
         case ShardKey() | types.Integer():
-            found = _exactly(int, lambda v: str(int(v)))
+            found = _whole_number
         case types.Enum():
             found = _exactly(kind.enum_class or str, lambda v: name_part(getattr(v, "name", v)))
         case types.CHAR() | types.NCHAR():
@@ -236,6 +237,10 @@ def key_text(column: Column[Any], *, owner: str) -> Callable[[Any], str]:
     return found
 
 
+def _whole_number(value: Any) -> str:
+    return str(value) if type(value) is int else _other_int(value)
+
+
 def _exactly(kind: type, text: Callable[[Any], str], *, zoned: bool | None = None) -> Callable[[Any], str]:
     """*text* for instances of *kind*; a bool is no int here, a datetime no date, and a time has a zone or has none."""
     never = {int: bool, date: datetime}.get(kind, ())
@@ -248,6 +253,9 @@ def _exactly(kind: type, text: Callable[[Any], str], *, zoned: bool | None = Non
         return text(value)
 
     return convert
+
+
+_other_int: Final = _exactly(int, lambda v: str(int(v)))
 
 
 def entity_of(cls: type[Any]) -> Entity:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -192,6 +193,18 @@ class Codec:
             return row[:-1] if self._only_zoned and row[-1] is None else self._finish(list(row))
         except Exception:  # noqa: BLE001  # a decorator or a zone may say no in any way; foreign bytes are a miss
             return None
+
+    def decode_many(self, values: Sequence[bytes | None]) -> list[tuple[Any, ...] | None]:
+        """``decode`` of each; None for None."""
+        prefix, read = self.prefix, self._decode
+        if not self._in:
+            with suppress(Exception):  # then one by one, to find out which
+                rows: Any = [None if raw is None or raw[:8] != prefix else read(raw[22:]) for raw in values]
+                if self._plain:
+                    return rows  # type: ignore[no-any-return]
+                if all(row is None or row[-1] is None for row in rows):
+                    return [row if row is None else row[:-1] for row in rows]
+        return [None if raw is None else self.decode(raw) for raw in values]
 
     def loaded(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """A selected *row* as the ORM would have loaded it."""

@@ -26,6 +26,8 @@ from shardkit.schema.trees import upgrade_catalog
 from shardkit.settings import Secret, Settings
 
 CONNECTIONS_PER_SERVER = 2  # measured: 1.8 times as fast as one on two cores, and more bring nothing
+# No template database: copying one takes a third of the time (`benchmarks local`), but it must hold the schemas of just this
+# server, so that making it is the whole work itself.
 AGAIN = "what is there stays: run the same init again and it goes on"
 Progress = Callable[[int], None]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from shardkit.catalog.ledger import Ledger, begin, hold_shards, last_runs, moving_shards, read_ledger
 from shardkit.catalog.rows import load_map
-from shardkit.core.fleet import Options, Step, Version, Why, in_phase, plan, why_behind
+from shardkit.core.fleet import Behind, Options, Step, Version, Why, in_phase, plan, why_behind
 from shardkit.db.connect import connect_admin, server_url
 from shardkit.db.steps import Target, stamp
 from shardkit.schema.lanes import Shared
@@ -66,9 +66,15 @@ class Fleet:
                 stack.enter_context(ledger.lease())
             first = run.look()
             if dry_run:
-                return Report(wanted, direction, first.current, behind=first.behind, online=run.online(), planned=first)
+                lacking = (lacks(shard, run, ", ".join(tables)) for shard, tables in run.lacking().items())
+                behind = (*first.behind, *lacking)
+                return Report(wanted, direction, first.current, behind=behind, online=run.online(), planned=first)
             assert ledger is not None
+            mended = run.mend()
             report = run.all(first, finish_soak=finish_soak)
+            named = {one.shard for one in report.behind}
+            left = [lacks(shard, run, why) for shard, why in mended.items() if why and shard not in named]
+            report = replace(report, behind=(*report.behind, *left), mended=tuple(s for s, why in mended.items() if not why))
             ledger.end(done=len(report.done), behind=sum(one.why is not Why.LEFT_OUT for one in report.behind))
             return replace(
                 report, target=wanted, run=ledger.run, seconds=time.monotonic() - began, online=run.online(), planned=first
@@ -83,8 +89,11 @@ class Fleet:
             wanted = self.tree.resolve(target)
             ways = self._ways(wanted, "up", phase)
             found, known = run.find(), read_ledger(catalog)
+            lacking = [lacks(shard, run, ", ".join(tables)) for shard, tables in run.lacking().items()]
         seen = plan(found, ways, Options())
         behind = [*seen.behind, *(why_behind(one, seen.steps[one.shard], known) for one in found if one.shard in seen.steps)]
+        named = {one.shard for one in behind}
+        behind += [one for one in lacking if one.shard not in named]
         return Report(wanted, "up", seen.current, behind=tuple(sorted(behind, key=lambda one: one.shard)))
 
     def runs(self) -> list[dict[str, Any]]:
@@ -135,3 +144,8 @@ class Fleet:
         if not catalog.execute("SELECT to_regclass('shardkit_catalog.fleet_ledger') IS NOT NULL").fetchone()[0]:
             upgrade_catalog(self.settings)
         return begin(catalog, direction=direction, target=target, runner=runner)
+
+
+def lacks(shard: int, run: Run, detail: str) -> Behind:
+    """A shard without some tables of ours."""
+    return Behind(shard, run.server_of(shard), None, 0, Why.INCOMPLETE, detail)

@@ -16,6 +16,7 @@ from typing import Final
 from shardkit.core.fleet import Options, Step, Version, batch_size, lock_timeout_ms, pause_s
 from shardkit.db.alone import Part, apply_alone
 from shardkit.db.connect import connect_admin
+from shardkit.db.shards import lacking_tables, mend_shard
 from shardkit.db.steps import (
     Connection,
     DriverError,
@@ -74,6 +75,21 @@ class Lane:
                 raise ServerDownError(f"server {self.server!r} does not answer: {exc}; nothing was done") from exc
             raise
 
+    def lacking(self, schemas: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Our own tables that *schemas* lack; nothing of a server that does not answer."""
+        try:
+            return lacking_tables(self._open(), schemas)
+        except (DriverError, ServerDownError):
+            return {}
+
+    def mend(self, schema: str, tables: Sequence[str]) -> str:
+        """Make our own *tables* in *schema*; what went wrong, if anything."""
+        try:
+            mend_shard(self._open(), schema, tables)
+        except (DriverError, ServerDownError) as exc:
+            return " ".join(str(exc).split())
+        return ""
+
     def work(self, jobs: Mapping[tuple[Step, ...], Sequence[Target]], wave: int) -> None:
         """Take all shards through their steps; tells the news as it goes, and at the end *wave*. Raises no shard's error."""
         try:
@@ -98,7 +114,7 @@ class Lane:
 
     def _open(self) -> Connection:
         if self._connection is None or self._connection.closed or self._connection.broken:
-            connection = connect_admin(self._url, self._shared.settings, name=f"server {self.server!r}")
+            connection = connect_admin(self._url, self._shared.settings, name=f"server {self.server!r}", watched=True)
             self._connection = private(connection)
         return self._connection
 

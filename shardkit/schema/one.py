@@ -36,7 +36,9 @@ def schema_engine(
     """An engine on the server at *url* whose connections stand in *schema*, with their own wait for locks (0: no limit)."""
     engine = create_engine(
         "postgresql+psycopg://",
-        creator=lambda: stand_in(connect_admin(url, settings, name=name), schema, lock_timeout_ms=lock_timeout_ms),
+        creator=lambda: stand_in(
+            connect_admin(url, settings, name=name, watched=True), schema, lock_timeout_ms=lock_timeout_ms
+        ),
         poolclass=NullPool,
         hide_parameters=True,
     )

@@ -50,7 +50,7 @@ class Online:
         target = Target(job["shard"], job["schema"])
         step = Step(job["revision"], tuple(job["before"]), tuple(job["after"]))
         try:
-            with connect_admin(job["url"], self.settings, name=job["server"]) as guard:
+            with connect_admin(job["url"], self.settings, name=job["server"], watched=True) as guard:
                 with step_lock(private(guard), target, step, patience_ms=job["patience_ms"]) as there:
                     if not there:
                         self._migrate(job, step)

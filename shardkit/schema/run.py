@@ -51,6 +51,8 @@ class Report:
     seconds: float = 0.0
     online: Mapping[str, str] = field(default_factory=dict)
     planned: Plan | None = None
+    mended: tuple[int, ...] = ()
+    """Shards that got tables of shardkit's own which they lacked."""
 
     @property
     def complete(self) -> bool:
@@ -100,6 +102,7 @@ class Run:
         self._waves = self._total = 0
         self._homes: tuple[ShardMap, dict[int, int]] | None = None
         self._asked = self._ask(list(self._map.placements))
+        self._lacking = self._ask_lacking()
 
     def look(self) -> Plan:
         """What is to be done, from what the shards say."""
@@ -129,6 +132,46 @@ class Run:
             (lane, mine, self._threads[lane].submit(lane.read, [schema_of(self._map, s) for s in mine]))
             for lane, mine in self._by_lane(self._map, sorted(shards))
         ]
+
+    def _ask_lacking(self) -> list[Future[dict[str, tuple[str, ...]]]]:
+        """Let one lane of each server look for tables of ours that are missing."""
+        asked = []
+        for name in self._map.servers:
+            if shards := self._map.shards_on(name):
+                lane = self._lane(self._map, name, shards[0])
+                asked.append(self._threads[lane].submit(lane.lacking, [schema_of(self._map, shard) for shard in shards]))
+        return asked
+
+    def lacking(self) -> dict[int, tuple[str, ...]]:
+        """Our own tables that shards lack: they were made by an older release."""
+        found = {schema: tables for answer in self._lacking for schema, tables in answer.result().items()}
+        shards = {schema_of(self._map, shard): shard for shard in self._map.placements} if found else {}
+        return {shards[schema]: tables for schema, tables in found.items()}
+
+    def server_of(self, shard: int) -> str:
+        """Where a shard is by the map."""
+        return self._map.placement(shard).server
+
+    def mend(self) -> dict[int, str]:
+        """Make the tables of ours that shards lack; gives why not, for those where it could not be done, else ""."""
+        lacking = self.lacking()
+        if not lacking:
+            return {}
+        held = hold_shards(self._catalog, sorted(lacking))
+        told = {}
+        try:
+            self._map = newest_map(self._catalog, self._map)
+            moving = moving_shards(self._catalog, sorted(lacking))
+            for lane, shards in self._by_lane(self._map, sorted(lacking)):
+                for shard in shards:
+                    if shard in moving or shard not in held:
+                        told[shard] = moving[shard].text if shard in moving else "a move holds it"
+                    else:
+                        job = self._threads[lane].submit(lane.mend, schema_of(self._map, shard), lacking[shard])
+                        told[shard] = job.result()
+        finally:
+            let_go(self._catalog, held)
+        return told
 
     def find(self) -> list[Found]:
         """Each shard's version as the lanes read it, or why it cannot be read."""

@@ -1,10 +1,7 @@
--- has_ledger --
--- Whether the catalog has the ledger's tables yet.
-SELECT to_regclass('shardkit_catalog.fleet_ledger') IS NOT NULL
-
 -- take_lease --
--- Become the one runner of migrations; the lock goes with the session, so a killed runner leaves nothing behind.
-SELECT pg_try_advisory_lock(%(lock_class)s, 0)
+-- Become the one runner of migrations; the lock goes with the session, so a killed runner leaves nothing behind. What the ledger
+-- is told need not be on disk at once: the shards are the truth, and the next run corrects what a crash took from it.
+SELECT pg_try_advisory_lock(%(lock_class)s, 0), set_config('synchronous_commit', 'off', false)
 
 -- give_lease --
 -- Give the lease back.
@@ -14,12 +11,11 @@ SELECT pg_advisory_unlock(%(lock_class)s, 0)
 -- Who holds the lease: the run that is still marked as running.
 SELECT run, runner, target, begun_at FROM shardkit_catalog.fleet_runs WHERE state = 'running' ORDER BY run DESC LIMIT 1
 
--- end_killed_runs --
--- Whoever holds the lease is the only runner: runs that still say "running" were killed.
-UPDATE shardkit_catalog.fleet_runs SET state = 'killed', ended_at = now() WHERE state = 'running'
-
 -- begin_run --
--- A new run.
+-- A new run. Whoever holds the lease is the only runner: runs that still say "running" were killed.
+WITH killed AS (
+    UPDATE shardkit_catalog.fleet_runs SET state = 'killed', ended_at = now() WHERE state = 'running'
+)
 INSERT INTO shardkit_catalog.fleet_runs (direction, target, runner) VALUES (%(direction)s, %(target)s, %(runner)s) RETURNING run
 
 -- end_run --
@@ -57,10 +53,6 @@ SELECT shard FROM unnest(%(shards)s::int[]) AS shard WHERE pg_try_advisory_lock_
 -- let_go --
 -- Let the shards of a wave go.
 SELECT pg_advisory_unlock_shared(%(lock_class)s, shard) FROM unnest(%(shards)s::int[]) AS shard
-
--- has_moves --
--- Whether the catalog knows of moves.
-SELECT to_regclass('shardkit_catalog.moves') IS NOT NULL
 
 -- moving --
 -- Shards with a move that is not over, also if nobody works on it now: its copies must stay alike.

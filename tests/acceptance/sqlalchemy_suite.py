@@ -56,7 +56,7 @@ SUITES = {
 }
 BY_DESIGN = {
     "AsyncProxyTest::test_get_connection_kws": "AUTOCOMMIT is refused on a routed session",
-    "MergeTest::test_option_state": "asks that loaded objects carry no option; ours carry the tenant's filter",
+    "MergeTest::test_option_state": "its option has no cache key, so SQLAlchemy takes our filter for it, twice",
     "SessionInterface::": "asks which methods stand in the class's own __dict__; ours inherits most of them",
     "TransactionConnectionsTest::test_multiple_binds": "a session with two engines; a routed one has its shard's server only",
     "TransactionConnectionsTest::test_savepoint_multiple_binds": "the same",
@@ -105,7 +105,9 @@ def run(sources: Path, suite: str, mode: str, database: str, *, select: str = ""
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         # -s: SQLAlchemy's conftest then tests what is installed, not its own unbuilt sources
         argv = [sys.executable, "-s", "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:timeout", "-p", "no:cacheprovider"]
-        argv += ["--maxfail=100000", "--tb=short", f"--junit-xml={report.name}", "--dburi", url.render_as_string(False)]
+        traces = "short" if mode == "routed" else "no"  # thousands fail under control, and each trace costs its time
+        argv += ["--maxfail=100000", f"--tb={traces}", f"--junit-xml={report.name}"]
+        argv += ["--dburi", url.render_as_string(False)]
         if mode != "plain":
             argv += ["-p", "tests.acceptance.suite_plugin"]
         argv += [f"test/{file}" for file in files] + (["-k", select] if select else [])
@@ -174,4 +176,4 @@ def broken(found: dict[str, Counts]) -> set[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(any(broken(modes) for modes in main().values()))
+    sys.exit(any(broken(modes) for modes in main().values() if {"plain", "routed"} <= modes.keys()))

@@ -86,6 +86,14 @@ def test_dry_run_changes_nothing(databases, config):
     assert current_map(settings_of(databases)).version == 1
 
 
+@pytest.mark.parametrize("shards", [4096, 8192])
+def test_who_takes_every_number_hears_what_he_gives_up(databases, config, shards):
+    said = run("init", "--config", config, "--shards", shards, "--dry-run").stderr
+    assert ("isolated" in said) == (shards == 8192)
+    assert ("take 4096" in said) == (shards == 8192)
+    assert not any(contents(databases).values())
+
+
 def test_without_a_terminal_nobody_is_asked(databases, config):
     assert "--yes" in refused("init", "--config", config, code=2)
     assert not any(contents(databases).values())

@@ -3,7 +3,8 @@
 ``python tests/faults/cache_history.py --reads 1000000`` runs it for long. Every row is a register whose ``version`` rises
 with each committed write. Writers and readers are processes; whoever learns of a version (a reader, an observer of
 PostgreSQL, a writer whose COMMIT was answered) notes it in memory that all share. Beside ours each reader asks a cache that
-deletes after COMMIT, on the same rows: a checker that finds nothing wrong there has no teeth.
+deletes after COMMIT, on the same rows: a checker that finds nothing wrong there has no teeth. PostgreSQL has a replica that
+applies everything late; ``behind`` counts the rows that it showed older than the cache did through the same session.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "integration")]
 
+import psycopg  # noqa: E402
 import redis  # noqa: E402
 from redislab import RedisServer, Relay  # noqa: E402
+from sqlalchemy.engine import make_url  # noqa: E402
 from sqlalchemy.exc import DBAPIError  # noqa: E402
 from sqlalchemy.orm import Mapped, mapped_column  # noqa: E402
+from standby import make_standby  # noqa: E402
 
 from shardkit import Cached, ListKey, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local  # noqa: E402
+from shardkit.catalog.changes import set_replicas  # noqa: E402
 from shardkit.core import cacheproto as proto  # noqa: E402
 from shardkit.errors import CacheUnavailableError, ShardKitError  # noqa: E402
 from shardkit.local.databases import fresh_databases  # noqa: E402
@@ -40,9 +45,9 @@ from shardkit.schema.blueprint import from_metadata  # noqa: E402
 from shardkit.schema.bootstrap import initialize  # noqa: E402
 
 KEYS, THREADS, TENANT = 8, 4, "acme"
-READS, STALE, NAIVE_READS, NAIVE_STALE, WRITES, HITS, DEATHS = range(KEYS, KEYS + 7)
+READS, STALE, NAIVE_READS, NAIVE_STALE, WRITES, HITS, DEATHS, BEHIND = range(KEYS, KEYS + 8)
 WORK = (READS, WRITES)
-SLOT = KEYS + 7
+SLOT = KEYS + 8
 
 
 class Base(ShardedBase):
@@ -169,7 +174,7 @@ class Naive:
             found = self.redis.get(f"naive:{key}")
             if found is not None:
                 return int(found)
-        with kit.read(TENANT) as session:
+        with kit.read(TENANT, replica=False) as session:
             row = session.get(Register, key)
         with contextlib.suppress(redis.RedisError):
             self.redis.set(f"naive:{key}", row.version, ex=3600)
@@ -242,6 +247,13 @@ class Reader:
         if way == 3:
             with self.kit.read(TENANT) as session:
                 return cache.get(Register, key, session=session).version
+        if way == 4:  # through a replica's session, of rows that it shows older than they are
+            with self.kit.read(TENANT, max_lag_s=3600.0) as session:
+                found = cache.get(Register, key, session=session)
+                session.expunge(found)
+                behind = session.get(Register, key).version
+                self.board.add(self.slot, BEHIND, behind < found.version)
+                return found.version
         return cache.get_row(Register, key, tenant=TENANT).version
 
 
@@ -312,6 +324,10 @@ def history(
         board_file = stack.enter_context(tempfile.NamedTemporaryFile())
         settings = Settings(catalog_url=databases.catalog_url)
         initialize(settings, servers=databases.servers, shard_count=1, blueprint=from_metadata(Base.metadata))
+        standby = make_standby(cluster, of="pg1", name="pg1b")
+        standby.apply_after("200ms")
+        with psycopg.connect(databases.catalog_url) as catalog:
+            set_replicas(catalog, "pg1", [standby.url_of(make_url(databases.servers["pg1"]).database)])
         slots = 6 * THREADS + 1
         board = Board(board_file.name, slots)
         kit = stack.enter_context(ShardKit(settings=settings))
@@ -373,7 +389,7 @@ def history(
             pause.wait(0.01)
         end()
         names = {"reads": READS, "stale": STALE, "naive_reads": NAIVE_READS, "naive_stale": NAIVE_STALE}
-        names |= {"writes": WRITES, "deaths": DEATHS, "hits": HITS}
+        names |= {"writes": WRITES, "deaths": DEATHS, "hits": HITS, "behind": BEHIND}
         return {name: board.total(place) for name, place in names.items()} | counts
 
 

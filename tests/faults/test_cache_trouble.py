@@ -34,7 +34,8 @@ def server():
 @pytest.fixture
 def open_kit(fleet, server):
     with contextlib.ExitStack() as opened:
-        yield lambda **given: opened.enter_context(ShardKit(settings=fleet.settings(**{"redis_url": server.url, **given})))
+        usual = {"redis_url": server.url, "cache_timeout_s": 0.05}
+        yield lambda **given: opened.enter_context(ShardKit(settings=fleet.settings(**(usual | given))))
 
 
 def add(kit, slug):

@@ -103,6 +103,8 @@ def test_a_block_is_nested_locked_and_not_inherited_by_threads(fleet):
             assert kit.current_tenant == "outer"
             with ThreadPoolExecutor(1) as pool:
                 assert pool.submit(lambda: kit.current_tenant).result() is None
+                with pytest.raises(NoTenantError):
+                    pool.submit(kit.session).result()
         with kit.tenant("locked", lock=True):
             for ask in (kit.session, kit.begin, kit.read, lambda name: kit.tenant(name).__enter__()):
                 with pytest.raises(TenantLockedError):

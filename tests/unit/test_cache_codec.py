@@ -34,6 +34,7 @@ from sqlalchemy import (
     inspect,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, INET, JSONB
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, composite, mapped_column, reconstructor
 from sqlalchemy.types import TypeDecorator
 
@@ -93,6 +94,8 @@ TYPES = [
     (ARRAY(Text, dimensions=2), st.lists(st.lists(texts))),
 ]
 COLUMNS = [Column(f"c{n}", kind) for n, (kind, _) in enumerate(TYPES)]
+ROW = (1, 2, 3, "t", "s", True, 0.5, Decimal("1.50"), 2.5, datetime(2026, 1, 1), date(2026, 1, 1), time(1), timedelta(1),  # noqa: DTZ001
+       UUID(int=5), b"b", Mood.GLAD, "a", {"k": [1]}, None, [1, None], [["x"]])  # fmt: skip
 CODEC = Codec(COLUMNS, owner="Everything", version=1)
 
 
@@ -109,6 +112,18 @@ def test_every_type_comes_back_as_it_was(row):
     assert (header.xmin, header.filled_at, header.load_ms, header.version) == (7, 8, 9, 1)
 
 
+@given(st.data())
+def test_many_are_decoded_as_one_by_one(data):
+    zoned = Codec([Column("a", DateTime(timezone=True)), Column("b", Integer())], owner="X", version=1)
+    plain = Codec([Column("a", Text()), Column("b", Integer())], owner="X", version=1)
+    for codec, first in ((zoned, st.builds(datetime.astimezone, naive, zones)), (plain, st.text(max_size=3)), (CODEC, None)):
+        rows = st.just(ROW) if first is None else st.tuples(first, st.integers(0, 9))
+        raws = rows.map(lambda row, codec=codec: codec.encode(row, xmin=1, now_s=1, load_ms=1))
+        wrong = st.binary(max_size=9).map(lambda tail, codec=codec: codec.prefix + b"\0" * 14 + tail)
+        values = data.draw(st.lists(st.none() | raws | wrong | st.binary(max_size=9), max_size=5))
+        assert codec.decode_many(values) == [None if raw is None else codec.decode(raw) for raw in values]
+
+
 @given(naive, naive | st.none(), zones)
 def test_times_come_back_in_the_zone_they_had(first, second, zone):
     codec = Codec([Column("a", DateTime(timezone=True)), Column("b", DateTime(timezone=True))], owner="X", version=1)
@@ -123,10 +138,6 @@ def test_times_come_back_in_the_zone_they_had(first, second, zone):
 def test_foreign_bytes_are_a_miss(raw):
     assert CODEC.decode(raw) is None
     assert CODEC.decode(CODEC.prefix + b"\0" * 14 + raw) is None
-
-
-ROW = (1, 2, 3, "t", "s", True, 0.5, Decimal("1.50"), 2.5, datetime(2026, 1, 1), date(2026, 1, 1), time(1), timedelta(1),  # noqa: DTZ001
-       UUID(int=5), b"b", Mood.GLAD, "a", {"k": [1]}, None, [1, None], [["x"]])  # fmt: skip
 
 
 @given(st.data())
@@ -217,7 +228,7 @@ def test_cached_instance_is_what_a_load_gives(make):
     with engine.begin() as connection:
         connection.exec_driver_sql("INSERT INTO things VALUES (1, 'n', NULL, 3, 4, 'L')")
     with Session(engine) as s, Session(engine) as reference:
-        cached, loaded = build(s, (1, "n", None, 3, 4)), reference.get(Thing, 1)
+        cached, loaded = build(s, [(1, "n", None, 3, 4)])[0], reference.get(Thing, 1)
         from sqlalchemy import event
 
         event.listen(engine, "before_cursor_execute", lambda *a: statements.append(a[2].split()[0]))
@@ -243,7 +254,7 @@ def test_cached_instance_is_what_a_load_gives(make):
         assert statements == ["UPDATE"]
         s.rollback()
         assert cached.name == "n"  # read again
-        assert build(s, (1, "older", None, 3, 4)) is cached
+        assert build(s, [(1, "older", None, 3, 4)]) == [cached]
         assert cached.name == "n"
 
 
@@ -267,6 +278,15 @@ def test_declaration_that_cannot_be_kept_is_an_error(body, message):
             (Own,),
             {"__tablename__": "bad", "__module__": __name__, "id": mapped_column(Integer, primary_key=True), **body},
         )
+
+
+def test_entity_without_a_primary_key_is_an_error():
+    class Own(DeclarativeBase):
+        pass
+
+    body = {"__tablename__": "bad", "__module__": __name__, "n": mapped_column(Integer), "__cached__": Cached()}
+    with pytest.raises(ArgumentError, match="primary key"):
+        type("Bad", (Own,), body)
 
 
 @pytest.mark.parametrize("limit", [0, -1, None, True, 10**6])

@@ -122,6 +122,8 @@ def test_value_and_barrier_of_another_term_are_none():
     assert proto.of_term(b"Vrow" + TERM, TERM) == b"Vrow"
     assert proto.of_term(b"Vrow" + TERM, b"@of then..") is None
     assert proto.of_term(None, TERM) is None
+    stored = [b"Vrow" + TERM, None, b"M||0|1|7", b"Vrow@of then.."]
+    assert proto.all_of_term(stored, TERM) == [proto.of_term(value, TERM) for value in stored] == [b"Vrow", None, None, None]
 
 
 def test_unused_lease_leaves_what_was_marked():

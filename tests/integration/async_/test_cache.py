@@ -10,6 +10,8 @@ from sqlalchemy import delete, insert, inspect, select, text, update
 
 from shardkit.core.cacheproto import tag
 from shardkit.errors import CacheDeclarationError, CacheKeyError, ReadOnlyError, TenantLockedError, UnknownKeysError
+from shardkit.orm.cached import entity_of
+from shardkit.orm.cachevalues import RowValue
 
 
 @pytest.fixture(scope="module")
@@ -521,3 +523,69 @@ async def test_servers_that_may_evict_a_marker_are_warned_of(kit, raw_redis):
     finally:
         raw_redis.config_set("maxmemory", 0)
         raw_redis.config_set("maxmemory-policy", "noeviction")
+
+
+async def test_late_filler_puts_nothing(kit, fleet, tenant):
+    """Its lease ran out, or a writer came: whatever it loaded, somebody else's marker is there."""
+    key = await add(kit, tenant)
+    honest, loaded = kit.cache._filler.fill, []
+
+    async def late(*given):
+        loaded.append(given)
+        if len(loaded) > 1:
+            return await honest(*given)
+        async with kit.begin(tenant) as s:
+            (await s.get(Photo, key)).title = "second"
+        return await honest(*given)
+
+    kit.cache._filler.fill = late
+    lost = kit.cache.stats().lost
+    assert await title_of(kit, tenant, key) == "first"  # it began before
+    assert kit.cache.stats().lost == lost + 1
+    assert await title_of(kit, tenant, key) == "second"
+
+
+async def test_wait_for_a_dead_lease_holder_is_bounded(open_kit, tenant):
+    dead, alive = open_kit(), open_kit()
+    key = await add(alive, tenant)
+    await title_of(alive, tenant, key)
+    await alive.cache.invalidate(Photo, key, tenant=tenant)
+    route, entity = dead.locate(tenant), entity_of(Photo)
+    name = entity.name_of(entity.primary, (key,), tenant)
+    want = RowValue(entity, name)
+    _, (answer,) = await dead.cache._filler.leases(tag(dead.cache._cluster, route.shard), route, [want], [b""])
+    assert answer[:1] == b"L"  # and never used
+    busy = alive.cache.stats().busy
+    assert await title_of(alive, tenant, key) == "first"
+    assert alive.cache.stats().busy == busy + 1
+
+
+async def test_row_over_its_limit_is_read_from_postgresql(kit, tenant, raw_redis):
+    key = await add(kit, tenant)
+    async with kit.begin(tenant) as s:
+        (await s.get(Photo, key)).title = "x" * 70_000
+    for _ in range(2):
+        assert len(await title_of(kit, tenant, key)) == 70_000
+    assert all(raw_redis.get(k)[:1] != b"V" for k in raw_redis.keys(f"*photos::{tenant}:{key}"))
+
+
+async def test_other_columns_than_ours_are_a_miss_that_is_replaced(kit, tenant, raw_redis):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    (stored,) = raw_redis.keys(f"*photos::{tenant}:{key}")
+    value = raw_redis.get(stored)
+    raw_redis.set(stored, value[:4] + b"\0\0\0\0" + value[8:])  # another fingerprint, of the same version
+    assert await title_of(kit, tenant, key) == "first"
+    assert raw_redis.get(stored)[:8] == value[:8]
+
+
+async def test_value_of_another_term_is_a_miss(kit, tenant, raw_redis):
+    key = await add(kit, tenant)
+    await title_of(kit, tenant, key)
+    (stored,) = raw_redis.keys(f"*photos::{tenant}:{key}")
+    (barrier,) = raw_redis.keys(f"{stored.decode().partition(':photos')[0]}:@b")
+    value = raw_redis.get(stored)
+    raw_redis.set(stored, value.replace(b"first", b"older")[:-8] + b"12345678")  # as a replica may bring it back
+    raw_redis.set(barrier, raw_redis.get(barrier)[:-8] + b"12345678")
+    assert await title_of(kit, tenant, key) == "first"
+    assert raw_redis.get(stored)[-9:] == raw_redis.get(barrier)[-9:] == value[-9:]

@@ -249,6 +249,67 @@ async def test_a_savepoint_restores_the_tenant(kit, tenant):
         assert await s.scalar(text("SELECT current_setting('shardkit.tenant')")) == tenant
 
 
+async def test_a_session_stays_its_tenants_whatever_block_one_stands_in(kit, neighbours):
+    """The tenant is switched while a session is open: the session is not."""
+    mine, theirs = neighbours
+    with kit.tenant(mine):
+        async with kit.session() as s:
+            s.add(Order(note="first"))
+            with kit.tenant(theirs):
+                s.add(Order(note="second"))
+                await s.flush()
+                assert {order.tenant_id for order in await s.scalars(select(Order))} == {mine}
+                async with kit.begin() as inner:
+                    inner.add(Order(note="theirs"))
+                await s.commit()
+            assert s.tenant == mine
+            with pytest.raises(AttributeError):
+                s.tenant = theirs
+            assert sorted(await s.scalars(select(Order.note))) == ["first", "second"]
+    assert await notes_of(kit, theirs) == ["theirs"]
+
+
+async def test_nested_blocks_of_two_tenants_are_two_units_of_work(kit, neighbours):
+    mine, theirs = neighbours
+    with pytest.raises(ZeroDivisionError):
+        async with kit.begin(mine) as outer:
+            outer.add(Order(note="undone"))
+            await outer.flush()
+            async with kit.begin(theirs) as inner:
+                inner.add(Order(note="kept"))
+            assert [order.tenant_id for order in await outer.scalars(select(Order))] == [mine]
+            1 / 0  # noqa: B018  the outer one fails
+    assert await notes_of(kit, mine) == []
+    assert await notes_of(kit, theirs) == ["kept"]
+
+
+async def test_the_tenant_of_a_transaction_switched_by_sql_gives_the_orm_no_strangers_row(kit, pair):
+    """Row-level security believes the setting, so SQL that sets it is the program's own; the ORM's filter does not."""
+    mine, theirs = (await pair())[:2]
+    async with kit.session(mine) as s:
+        await s.execute(text("SELECT set_config('shardkit.tenant', :tenant, true)"), {"tenant": theirs})
+        assert {order.tenant_id for order in await s.scalars(select(Order))} <= {mine}
+        await s.rollback()
+        assert await s.scalar(text("SELECT current_setting('shardkit.tenant')")) == mine
+
+
+async def test_set_local_in_a_read_only_session_is_not_void(kit, tenant):
+    """Outside a transaction it would be, silently: so SQL text begins one."""
+    async with kit.read(tenant) as s:
+        await s.scalars(select(Order))  # no transaction yet
+        await s.execute(text("SET LOCAL statement_timeout TO '7s'"))
+        assert await s.scalar(text("SHOW statement_timeout")) == "7s"
+        assert (await s.scalars(select(Order))).all() == []
+        assert await s.scalar(text("SHOW transaction_read_only")) == "on"
+    async with kit.read(tenant) as s:
+        assert await s.scalar(text("SHOW statement_timeout")) != "7s"
+
+
+async def notes_of(kit, tenant):
+    async with kit.session(tenant) as s:
+        return sorted(await s.scalars(select(Order.note)))
+
+
 async def test_application_sessions_have_the_least_role(kit, tenant):
     async with kit.session(tenant) as s:
         row = (

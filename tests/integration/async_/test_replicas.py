@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from uuid import uuid4
 
 import pytest
 from fleet import Fleet, Order, fleet_on
@@ -15,6 +16,8 @@ from sqlalchemy.engine import make_url
 from standby import Standby, make_standby
 
 from shardkit.catalog.changes import set_replicas
+from shardkit.core.lag import Position
+from shardkit.core.token import Token, seal, token_key
 from shardkit.errors import ReadOnlyError, SessionError, TokenError
 from shardkit.local import run_local
 
@@ -274,6 +277,13 @@ async def test_a_token_made_with_another_key_is_an_error(kit, open_kit, tenant):
         kit.read(tenant, token=s.token)
     for token in (await signed.token(tenant), s.token):
         assert (await read(signed, tenant, token=token))[0] == ["signed"]
+
+
+async def test_a_token_of_another_cluster_is_an_error(kit, tenant):
+    theirs = seal(Token(kit.locate(tenant).shard, 1, Position(1, 1)), token_key(uuid4(), None))
+    for use in (kit.read, kit.tenant):
+        with pytest.raises(TokenError, match="another cluster"):
+            use(tenant, token=theirs)
 
 
 async def test_what_is_not_a_plain_select_goes_to_the_primary(kit, tenant):

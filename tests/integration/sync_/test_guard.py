@@ -250,6 +250,67 @@ def test_a_savepoint_restores_the_tenant(kit, tenant):
         assert s.scalar(text("SELECT current_setting('shardkit.tenant')")) == tenant
 
 
+def test_a_session_stays_its_tenants_whatever_block_one_stands_in(kit, neighbours):
+    """The tenant is switched while a session is open: the session is not."""
+    mine, theirs = neighbours
+    with kit.tenant(mine):
+        with kit.session() as s:
+            s.add(Order(note="first"))
+            with kit.tenant(theirs):
+                s.add(Order(note="second"))
+                s.flush()
+                assert {order.tenant_id for order in s.scalars(select(Order))} == {mine}
+                with kit.begin() as inner:
+                    inner.add(Order(note="theirs"))
+                s.commit()
+            assert s.tenant == mine
+            with pytest.raises(AttributeError):
+                s.tenant = theirs
+            assert sorted(s.scalars(select(Order.note))) == ["first", "second"]
+    assert notes_of(kit, theirs) == ["theirs"]
+
+
+def test_nested_blocks_of_two_tenants_are_two_units_of_work(kit, neighbours):
+    mine, theirs = neighbours
+    with pytest.raises(ZeroDivisionError):
+        with kit.begin(mine) as outer:
+            outer.add(Order(note="undone"))
+            outer.flush()
+            with kit.begin(theirs) as inner:
+                inner.add(Order(note="kept"))
+            assert [order.tenant_id for order in outer.scalars(select(Order))] == [mine]
+            1 / 0  # noqa: B018  the outer one fails
+    assert notes_of(kit, mine) == []
+    assert notes_of(kit, theirs) == ["kept"]
+
+
+def test_the_tenant_of_a_transaction_switched_by_sql_gives_the_orm_no_strangers_row(kit, pair):
+    """Row-level security believes the setting, so SQL that sets it is the program's own; the ORM's filter does not."""
+    mine, theirs = (pair())[:2]
+    with kit.session(mine) as s:
+        s.execute(text("SELECT set_config('shardkit.tenant', :tenant, true)"), {"tenant": theirs})
+        assert {order.tenant_id for order in s.scalars(select(Order))} <= {mine}
+        s.rollback()
+        assert s.scalar(text("SELECT current_setting('shardkit.tenant')")) == mine
+
+
+def test_set_local_in_a_read_only_session_is_not_void(kit, tenant):
+    """Outside a transaction it would be, silently: so SQL text begins one."""
+    with kit.read(tenant) as s:
+        s.scalars(select(Order))  # no transaction yet
+        s.execute(text("SET LOCAL statement_timeout TO '7s'"))
+        assert s.scalar(text("SHOW statement_timeout")) == "7s"
+        assert (s.scalars(select(Order))).all() == []
+        assert s.scalar(text("SHOW transaction_read_only")) == "on"
+    with kit.read(tenant) as s:
+        assert s.scalar(text("SHOW statement_timeout")) != "7s"
+
+
+def notes_of(kit, tenant):
+    with kit.session(tenant) as s:
+        return sorted(s.scalars(select(Order.note)))
+
+
 def test_application_sessions_have_the_least_role(kit, tenant):
     with kit.session(tenant) as s:
         row = (
