@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 import pytest
 from cachelab import Photo, cached_fleet_on
 from sqlalchemy import func, select
 
+from shardkit._async import colour
 from shardkit.errors import MoveRefusedError
 from shardkit.move import run
 from shardkit.move.isolate import begin_isolate
 from shardkit.move.options import MoveOptions
-
 
 KEYS = 3  # of one row: by primary key, by its unique key, and its list
 
@@ -39,13 +38,9 @@ async def isolated(kit, fleet, tenant):
         settings = fleet.settings(redis_url=None)
         return run.go_on(settings, begin_isolate(settings, tenant, None).id)
 
-    move = await in_thread(carry)
+    move = await colour.in_thread(carry)
     await kit.refresh()
     return move
-
-
-async def in_thread(call):
-    return await asyncio.to_thread(call)
 
 
 async def title_of(kit, tenant, key):
@@ -61,11 +56,13 @@ async def test_what_was_cached_before_it_left_is_not_read_when_it_is_back(kit, f
     async with kit.begin(tenant) as s:
         (await s.get(Photo, key)).title = "second"
     assert await title_of(kit, tenant, key) == "second"
-    back = await in_thread(partial(run.begin_rollback, fleet.settings(), move.id))
+    back = await colour.in_thread(partial(run.begin_rollback, fleet.settings(), move.id))
     with pytest.raises(MoveRefusedError, match="redis_url"):
-        await in_thread(partial(run.go_on, fleet.settings(), back.id))
+        await colour.in_thread(partial(run.go_on, fleet.settings(), back.id))
     dropped = [await kit.cache.forget(tenant, shard=old)]
-    await in_thread(partial(run.go_on, fleet.settings(), back.id, options=MoveOptions(forget=lambda *who: dropped.append(who))))
+    await colour.in_thread(
+        partial(run.go_on, fleet.settings(), back.id, options=MoveOptions(forget=lambda *who: dropped.append(who)))
+    )
     assert dropped == [KEYS, (tenant, old), (tenant, move.into_shard)]
     await kit.refresh()
     assert kit.locate(tenant).shard == old
@@ -107,5 +104,5 @@ async def test_sessions_and_fan_outs_follow(kit, fleet, neighbours):
     assert await kit.fan_out_scalar(count, snapshot=True) == before
     async with kit.shard(move.shard).session() as s:
         assert await s.get(Photo, key) is None, "what is left is hidden from operators too"
-    await in_thread(partial(run.go_on, fleet.settings(redis_url=None), move.id, "finish"))
+    await colour.in_thread(partial(run.go_on, fleet.settings(redis_url=None), move.id, "finish"))
     assert await kit.fan_out_scalar(count) == before

@@ -9,11 +9,11 @@ import pytest
 from cachelab import Photo, cached_fleet_on
 from sqlalchemy import func, select
 
+from shardkit._sync import colour
 from shardkit.errors import MoveRefusedError
 from shardkit.move import run
 from shardkit.move.isolate import begin_isolate
 from shardkit.move.options import MoveOptions
-
 
 KEYS = 3  # of one row: by primary key, by its unique key, and its list
 
@@ -39,13 +39,9 @@ def isolated(kit, fleet, tenant):
         settings = fleet.settings(redis_url=None)
         return run.go_on(settings, begin_isolate(settings, tenant, None).id)
 
-    move = in_thread(carry)
+    move = colour.in_thread(carry)
     kit.refresh()
     return move
-
-
-def in_thread(call):
-    return asyncio.to_thread(call)
 
 
 def title_of(kit, tenant, key):
@@ -61,11 +57,13 @@ def test_what_was_cached_before_it_left_is_not_read_when_it_is_back(kit, fleet, 
     with kit.begin(tenant) as s:
         (s.get(Photo, key)).title = "second"
     assert title_of(kit, tenant, key) == "second"
-    back = in_thread(partial(run.begin_rollback, fleet.settings(), move.id))
+    back = colour.in_thread(partial(run.begin_rollback, fleet.settings(), move.id))
     with pytest.raises(MoveRefusedError, match="redis_url"):
-        in_thread(partial(run.go_on, fleet.settings(), back.id))
+        colour.in_thread(partial(run.go_on, fleet.settings(), back.id))
     dropped = [kit.cache.forget(tenant, shard=old)]
-    in_thread(partial(run.go_on, fleet.settings(), back.id, options=MoveOptions(forget=lambda *who: dropped.append(who))))
+    colour.in_thread(
+        partial(run.go_on, fleet.settings(), back.id, options=MoveOptions(forget=lambda *who: dropped.append(who)))
+    )
     assert dropped == [KEYS, (tenant, old), (tenant, move.into_shard)]
     kit.refresh()
     assert kit.locate(tenant).shard == old
@@ -107,5 +105,5 @@ def test_sessions_and_fan_outs_follow(kit, fleet, neighbours):
     assert kit.fan_out_scalar(count, snapshot=True) == before
     with kit.shard(move.shard).session() as s:
         assert s.get(Photo, key) is None, "what is left is hidden from operators too"
-    in_thread(partial(run.go_on, fleet.settings(redis_url=None), move.id, "finish"))
+    colour.in_thread(partial(run.go_on, fleet.settings(redis_url=None), move.id, "finish"))
     assert kit.fan_out_scalar(count) == before
