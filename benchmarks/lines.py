@@ -25,7 +25,7 @@ PANELS: Final = {
         ("memory of a backend, MB", "shards", r"backend_mb_(?P<x>\d+)_on_(?P<line>\d+)", "{} servers"),
         ("operations a second, bank", "shards", r"bank_ops_(?P<x>\d+)_on_(?P<line>\d+)", "{} servers"),
         (
-            "operations a second, fixed capacity of each server",
+            "operations a second, each server of fixed capacity",
             "servers",
             r"fixed_ops_(?P<line>\d+)_on_(?P<x>\d+)",
             "{} shards",

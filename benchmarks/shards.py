@@ -14,9 +14,9 @@ from psycopg import conninfo
 from benchmarks.capacity import CapacityUnavailableError, fixed_capacity, used_s
 from benchmarks.crowd import HEAD_START_S, PROCESSES, Crowd, Order, Tally, crowd
 from benchmarks.harness import Bench
-from benchmarks.loads import LOADS, TENANTS, name
 from benchmarks.local import postgresql_version, pss_kb
 from benchmarks.statistics import quantile
+from benchmarks.workloads import LOADS, TENANTS, name
 from shardkit import Settings, ShardKit, run_local
 from shardkit.core.hashing import shard_of
 from shardkit.core.placement import plan

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -308,6 +309,7 @@ def main() -> int:
     parser.add_argument("--rebalance", action="store_true", help="move a third of the shards meanwhile")
     parser.add_argument("--no-redis", action="store_true")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
     return feed(given) if given.what == "feed" else play(given)
 
 

@@ -11,12 +11,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from benchmarks import capacity, loads
+from benchmarks import capacity, workloads
 from benchmarks.capacity import CapacityUnavailableError, fixed_capacity, used_s
 from benchmarks.crowd import Order, crowd
-from benchmarks.loads import LOADS, name
 from benchmarks.local import family
 from benchmarks.shards import by_load
+from benchmarks.workloads import LOADS, name
 from shardkit import Settings, ShardKit
 from shardkit.core.hashing import shard_of
 from shardkit.schema.blueprint import from_metadata
@@ -34,7 +34,7 @@ input()
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(loads, "TENANTS", 40)
+    monkeypatch.setattr(workloads, "TENANTS", 40)
 
 
 def made(databases, shards, load):
