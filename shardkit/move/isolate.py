@@ -29,7 +29,10 @@ FIRST_EPOCH = 1
 
 @dataclass(frozen=True, slots=True)
 class IsolateForecast:
-    """``rows`` and ``size`` (bytes) are the tenant's own; ``tables`` has its rows by table, ``whole`` what is copied wholly; ``shard`` it leaves, ``into_shard`` it would get."""
+    """``rows`` and ``size`` (bytes) are the tenant's own; ``tables`` has its rows by table, ``whole`` what is copied wholly.
+
+    ``shard`` is the one it leaves, ``into_shard`` the one it would get.
+    """
 
     tenant: TenantKey
     shard: int
