@@ -137,6 +137,18 @@ def test_it_is_said_where_capacity_cannot_be_fixed(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_groups_of_both_versions_of_the_kernel_interface(tmp_path, monkeypatch):
+    monkeypatch.setattr(capacity, "ROOT", tmp_path)
+    folder, limits = capacity.place("3:cpuset:/x\n1:cpu,cpuacct:/a\n0::/\n", quota_us=1000)
+    assert (folder, limits["cpu.cfs_quota_us"]) == (tmp_path / "cpu" / "a", "1000")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "cgroup.subtree_control").write_text("cpu memory")
+    assert capacity.place("0::/b\n", quota_us=1000) == (tmp_path / "b", {"cpu.max": "1000 20000"})
+    (tmp_path / "b" / "cgroup.subtree_control").write_text("memory")
+    with pytest.raises(CapacityUnavailableError, match="delegated"):
+        capacity.place("0::/b\n", quota_us=1000)
+
+
 def test_a_family_has_its_children():
     parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(flush=True); input()'])"
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
