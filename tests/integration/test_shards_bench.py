@@ -15,7 +15,7 @@ from benchmarks import capacity, workloads
 from benchmarks.capacity import CapacityUnavailableError, fixed_capacity, used_s
 from benchmarks.crowd import Order, crowd
 from benchmarks.local import family
-from benchmarks.shards import by_load
+from benchmarks.shards import Layout, by_load, touched_mb
 from benchmarks.workloads import LOADS, name
 from shardkit import Settings, ShardKit
 from shardkit.core.hashing import shard_of
@@ -98,6 +98,15 @@ def test_a_crowd_counts_what_was_answered_in_time_and_a_failed_operation_is_no_f
         assert tally.per_s == len(tally.taken_s) / 2.0
         with pytest.raises(RuntimeError, match="bank: a client failed"):
             clients.run(Order(order.catalog_url, "bank", 3, 2, 2.0, 1))
+
+
+def test_memory_of_a_backend_grows_with_the_shards_it_has_read(shardkit_databases, few):
+    held = []
+    for shards in (1, 64):
+        databases = shardkit_databases(1)
+        made(databases, shards, "photos")
+        held.append(touched_mb(Layout("photos", shards, 1, databases.catalog_url, databases.servers)))
+    assert 0.5 < held[0] < held[1] - 0.5
 
 
 def test_load_is_spread_evenly_though_tenants_are_not():
