@@ -15,9 +15,11 @@ from random import uniform
 from typing import Any, Final, NamedTuple
 
 from shardkit._async import colour
-from shardkit._async.cache import Store, UnreachableError
+from shardkit._async.cache import Store
+from shardkit._async.nodes import UnreachableError
 from shardkit.core import cacheproto as proto
 from shardkit.core.shardmap import Route
+from shardkit.db.forked import in_forked_child
 from shardkit.orm.cacheloads import Loaded
 from shardkit.orm.cachestats import CacheStats
 
@@ -65,6 +67,10 @@ class Filler:
         self._usual_s = 0.0
         self._uncached = colour.Slots(UNCACHED)
         self._token, self._turn = secrets.token_hex(6), count()
+        in_forked_child(self._after_fork)
+
+    def _after_fork(self) -> None:
+        self._flights, self._filling = {}, {}  # whoever was to end them is not here
 
     async def one(self, tag: str, route: Route, want: Any, outdated: bytes, load: Load) -> Any:
         """The value of *want*, loaded by *load* unless somebody else does it."""

@@ -8,7 +8,8 @@ from typing import Any, Final
 from sqlalchemy import text
 
 from shardkit._async import colour
-from shardkit._async.cache import Store, UnreachableError
+from shardkit._async.cache import Store
+from shardkit._async.nodes import UnreachableError
 from shardkit.core.cacheproto import tag
 from shardkit.db.leg import driver_connection
 from shardkit.errors import CacheUnavailableError

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from sqlalchemy import Text, cast, func, select
 
 from shardkit._async import forgetting, pastcache
-from shardkit._async.cache import Store, UnreachableError
+from shardkit._async.cache import Store
 from shardkit._async.filling import Filler, Grounds
 from shardkit._async.marking import BARRIER_TTL_MS, MARKER_TTL_MS, AsyncMarking
+from shardkit._async.nodes import UnreachableError
 from shardkit._async.tending import Tended
 from shardkit.catalog.router import Router
 from shardkit.core.cacheproto import ABSENT, tag

@@ -12,8 +12,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from shardkit._async import verifying
-from shardkit._async.cache import Store, UnreachableError
+from shardkit._async.cache import Store
 from shardkit._async.marking import MARKER_TTL_MS, AsyncMarking
+from shardkit._async.nodes import UnreachableError
 from shardkit.catalog.router import Router
 from shardkit.core.cacheproto import heard_of, tag
 from shardkit.core.shardmap import Route

@@ -8,269 +8,41 @@ another master wrote, or this one before a restart, is not seen. Whatever goes w
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from hashlib import sha1
+from functools import partial
 from typing import Any, Final
 
 from redis import exceptions as redis_errors
-from redis.connection import Connection as RedisConnection
-from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_url
-from redis.retry import Retry
-from redis.sentinel import Sentinel
-from redis.backoff import NoBackoff
-from redis.crc import key_slot
 
 from shardkit._sync import colour
+from shardkit._sync.nodes import POOL_WAIT_S, TROUBLE, Command, Node, One, UnreachableError, topology
 from shardkit.core import cacheproto, cachescripts
+from shardkit.db.forked import in_forked_child
 
-POOL_WAIT_S: Final = 0.01
 SCRIPT_WAIT_S: Final = 0.5
 """The few that fill, and the writers, wait longer for a connection than the many that read."""
 PROBE_S: Final = 1.0
-RECHECK_S: Final = 0.25
-"""How long a connection may believe that its server is still a master."""
 FAILURES: Final = 5
 """Failures in a row that open the breaker; silence opens it at once, because it cost somebody time."""
-
-Command = Callable[[bytes], Sequence[Any]]
-"""From the term to the arguments of a command."""
-
-
-class UnreachableError(Exception):
-    """Redis did not do it, or nobody knows whether it did."""
-
-
-class BusyError(UnreachableError):
-    """All connections stayed in use; says nothing about Redis."""
-
-
-class _NoMasterError(Exception):
-    """The server is a replica."""
-
-
-_TROUBLE: Final = (redis_errors.RedisError, OSError, EOFError, TimeoutError, _NoMasterError)
-
-
-class Link:
-    """One connection and whom it leads to."""
-
-    __slots__ = ("checked", "connection", "term")
-
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        self.term = b""
-        self.checked = 0.0
-
-    def call(self, arguments: Sequence[Any]) -> Any:
-        """One command and its answer."""
-        connection = self.connection
-        connection.send_packed_command(connection.pack_command(*arguments), check_health=False)
-        return connection.read_response()
-
-    def check(self) -> None:
-        """Ask the server who it is; only a master will do."""
-        answers = [self.call(("INFO", section)) for section in ("server", "replication")]
-        lines = b"\n".join(bytes(answer) for answer in answers).decode().splitlines()
-        found = dict(line.split(":", 1) for line in lines if ":" in line)
-        if found.get("role") != "master":
-            raise _NoMasterError("the server behind this connection is no master")
-        self.term, self.checked = cacheproto.term(found), time.monotonic()
-
-    def close(self) -> None:
-        """End it, whatever state it is in."""
-        with suppress(*_TROUBLE):
-            self.connection.disconnect()
-
-
-class Node:
-    """A bounded pool of connections to one server."""
-
-    def __init__(self, connect: Callable[[], Any], *, limit: int) -> None:
-        self._connect = connect
-        self._idle: deque[Link] = deque()
-        self._slots = colour.Slots(limit)
-
-    def call(self, command: Command, *, wait_s: float = POOL_WAIT_S) -> tuple[Any, bytes]:
-        """Answer of *command* and the term of it; once more on a fresh connection where an idle one had been closed."""
-        if not self._slots.take(wait_s):
-            raise BusyError
-        try:
-            while True:
-                link, reused = self._take()
-                try:
-                    reply = link.call(command(link.term))
-                except redis_errors.ResponseError:
-                    self._idle.append(link)
-                    raise
-                except redis_errors.TimeoutError:
-                    link.close()
-                    raise
-                except (redis_errors.ConnectionError, OSError):
-                    link.close()
-                    if not reused:
-                        raise
-                    continue
-                except BaseException:  # cancelled: an answer may be under way
-                    link.close()
-                    raise
-                self._idle.append(link)
-                return reply, link.term
-        finally:
-            self._slots.give()
-
-    def _take(self) -> tuple[Link, bool]:
-        while True:
-            try:
-                link = self._idle.pop()
-            except IndexError:
-                break
-            if time.monotonic() - link.checked < RECHECK_S:
-                return link, True
-            try:
-                link.check()
-            except redis_errors.TimeoutError:
-                link.close()
-                raise
-            except _TROUBLE:
-                link.close()
-            else:
-                return link, True
-        link = Link(self._connect())
-        try:
-            link.connection.connect()
-            link.check()
-        except BaseException:
-            link.close()
-            raise
-        return link, False
-
-    def close(self) -> None:
-        """Close what is idle."""
-        while self._idle:
-            self._idle.pop().close()
-
-
-class _One:
-    """One server, found anew for each connection where Sentinels say who it is."""
-
-    def __init__(self, connect: Callable[[], Any], *, limit: int) -> None:
-        self._node = Node(connect, limit=limit)
-
-    def node(self, tag: str) -> Node:  # noqa: ARG002  # all tags are there
-        return self._node
-
-    def nodes(self) -> list[Node]:
-        return [self._node]
-
-    def changed(self) -> None:
-        """They find out by themselves."""
-
-
-class _Cluster:
-    """A Redis Cluster: slots by server, asked for again after any sign of change."""
-
-    def __init__(self, options: dict[str, Any], *, limit: int) -> None:
-        self._options, self._limit = options, limit
-        self._nodes: dict[tuple[str, int], Node] = {}
-        self._slots: dict[int, tuple[str, int]] = {}
-
-    def _at(self, address: tuple[str, int]) -> Node:
-        def connect() -> Any:
-            return _connection({**self._options, "host": address[0], "port": address[1], "db": 0})
-
-        return self._nodes.setdefault(address, Node(connect, limit=self._limit))
-
-    def node(self, tag: str) -> Node:
-        if not self._slots:
-            self._learn()
-        address = self._slots.get(key_slot(tag.encode()))
-        if address is None:
-            raise redis_errors.ConnectionError("nobody serves this slot")
-        return self._at(address)
-
-    def nodes(self) -> list[Node]:
-        if not self._slots:
-            self._learn()
-        return [self._at(address) for address in sorted(set(self._slots.values()))]
-
-    def changed(self) -> None:
-        self._slots = {}
-
-    def _learn(self) -> None:
-        known = [self._at((self._options["host"], self._options["port"])), *self._nodes.values()]
-        problem: BaseException | None = None
-        for node in known:
-            try:
-                ranges, _ = node.call(lambda _: ("CLUSTER", "SLOTS"))
-            except (*_TROUBLE, UnreachableError) as exc:
-                problem = exc
-                continue
-            slots = {}
-            for first, last, master, *_ in ranges:
-                slots.update(dict.fromkeys(range(first, last + 1), (bytes(master[0]).decode(), int(master[1]))))
-            self._slots = slots
-            return
-        raise redis_errors.ConnectionError("no node of the cluster answers") from problem
-
-
-def _connection(options: dict[str, Any]) -> Any:
-    options = dict(options)
-    kind = options.pop("connection_class", RedisConnection)
-    if issubclass(kind, SSLConnection) and str(options.get("ssl_cert_reqs", "required")) != "none":
-        options["ssl_check_hostname"] = True  # a certificate of somebody else's is none; redis-py 5 does not look
-    return kind(**options)
-
-
-def topology(url: str, *, timeout_s: float, limit: int) -> _One | _Cluster:
-    """From ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://`` or ``redis+sentinel://a:1,b:2/name[/db]``."""
-    parse: Any = parse_url
-    scheme, _, rest = url.partition("://")
-    plain, _, kind = scheme.partition("+")
-    times = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
-    common = {
-        **times,
-        "retry": Retry(NoBackoff(), 0),
-        "health_check_interval": 0,
-        "protocol": 2,
-    }
-    if kind == "sentinel":
-        hosts, _, path = rest.partition("/")
-        credentials, _, addresses = hosts.rpartition("@")
-        service, _, db = path.partition("/")
-        parsed = parse(f"{plain}://{credentials + '@' if credentials else ''}localhost/{db or 0}")
-        sentinels = [(h, int(p or 26379)) for h, _, p in (a.partition(":") for a in addresses.split(","))]
-        guard: Any = Sentinel(sentinels, **times)  # type: ignore[no-untyped-call,unused-ignore]
-
-        def connect() -> Any:
-            host, port = guard.discover_master(service)
-            return _connection({**parsed, **common, "host": host, "port": port})
-
-        return _One(connect, limit=limit)
-    options = {**parse(f"{plain}://{rest}"), **common}
-    if kind == "cluster":
-        return _Cluster({"port": 6379, **options}, limit=limit)
-    if options.get("connection_class") is UnixDomainSocketConnection:
-        options.pop("socket_connect_timeout")
-
-    def connect_one() -> Any:
-        return _connection(options)
-
-    return _One(connect_one, limit=limit)
 
 
 class Store:
     """Values by tag and name. Every call raises UnreachableError where Redis is not to be had."""
 
     def __init__(self, url: str, *, timeout_s: float, limit: int, recovered: Callable[[], Any]) -> None:
-        self._topology = topology(url, timeout_s=timeout_s, limit=limit)
+        self._begin = partial(topology, url, timeout_s=timeout_s, limit=limit)
+        self._topology = self._begin()
         self._recovered = recovered
         self._timeout_s, self._failures, self._answered = timeout_s, 0, 0.0
         self.open = False
         """The breaker: while it is open nobody waits for Redis; a background probe closes it."""
         self._closed = False
         self._batch = colour.Batch(self._get_all)
+        in_forked_child(self._after_fork)
+
+    def _after_fork(self) -> None:
+        self._topology, self.open = self._begin(), False  # connections, slots and the probe are the parent's
 
     def fetch(self, tag: str, names: Sequence[str]) -> list[Any]:
         """What is stored under *names*, None for markers too: one GET or MGET, with those of other callers of the moment."""
@@ -286,7 +58,7 @@ class Store:
             ((tag, name),) = wanted
             value, term = self._run(tag, lambda _: ("GET", f"sk:{{{tag}}}:{name}"))
             return [cacheproto.of_term(value, term)]
-        if len({tag for tag, _ in wanted}) == 1 or isinstance(self._topology, _One):
+        if len({tag for tag, _ in wanted}) == 1 or isinstance(self._topology, One):
             keys = [f"sk:{{{at}}}:{name}" for at, name in wanted]
             values, term = self._run(wanted[0][0], lambda _: ("MGET", *keys))
             return cacheproto.all_of_term(values, term)
@@ -342,7 +114,7 @@ class Store:
     def close(self) -> None:
         """Close every idle connection and stop probing."""
         self._closed = True
-        with suppress(*_TROUBLE, UnreachableError):
+        with suppress(*TROUBLE, UnreachableError):
             for node in self._topology.nodes():
                 node.close()
 
@@ -350,9 +122,10 @@ class Store:
         self, source: str, tag: str, names: Sequence[str], arguments: Callable[[bytes], Sequence[Any]]
     ) -> tuple[Any, bytes]:
         keys = [f"sk:{{{tag}}}:{name}" for name in names]
+        sha1 = cachescripts.SHA1[source]
         try:
-            return self._run(tag, lambda t: ("EVALSHA", _SHA[source], len(keys), *keys, *arguments(t)), SCRIPT_WAIT_S)
-        except NoScriptError:
+            return self._run(tag, lambda t: ("EVALSHA", sha1, len(keys), *keys, *arguments(t)), SCRIPT_WAIT_S)
+        except redis_errors.NoScriptError:
             return self._run(tag, lambda t: ("EVAL", source, len(keys), *keys, *arguments(t)), SCRIPT_WAIT_S)
 
     def _run(self, tag: str, command: Command, wait_s: float = POOL_WAIT_S) -> tuple[Any, bytes]:
@@ -360,7 +133,7 @@ class Store:
             raise UnreachableError
         try:
             node = self._topology.node(tag)
-        except _TROUBLE as exc:
+        except TROUBLE as exc:
             self._failed(exc)
             raise UnreachableError from exc
         return self._node_call(node, command, wait_s)
@@ -368,8 +141,8 @@ class Store:
     def _node_call(self, node: Node, command: Command, wait_s: float = POOL_WAIT_S) -> tuple[Any, bytes]:
         try:
             answer = node.call(command, wait_s=wait_s)
-        except redis_errors.NoScriptError as exc:
-            raise NoScriptError from exc
+        except redis_errors.NoScriptError:
+            raise
         except (
             redis_errors.ReadOnlyError,
             redis_errors.MovedError,
@@ -381,7 +154,7 @@ class Store:
             raise UnreachableError from exc
         except redis_errors.ResponseError as exc:  # of this key only, as when it holds a list
             raise UnreachableError from exc
-        except _TROUBLE as exc:
+        except TROUBLE as exc:
             self._topology.changed()
             self._failed(exc)
             raise UnreachableError from exc
@@ -402,16 +175,9 @@ class Store:
             try:
                 for node in self._topology.nodes():
                     node.call(lambda _: ("PING",))
-            except (*_TROUBLE, UnreachableError):
+            except (*TROUBLE, UnreachableError):
                 self._topology.changed()
                 continue
             self.open, self._failures = False, 0
             self._recovered()
             return
-
-
-class NoScriptError(Exception):
-    """The server does not know the script yet."""
-
-
-_SHA: Final = {s: sha1(s.encode()).hexdigest() for s in (cachescripts.LEASE, cachescripts.MARK, cachescripts.SWAP)}  # noqa: S324  # Redis' name for it

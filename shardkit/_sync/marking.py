@@ -9,7 +9,8 @@ from typing import Any, Final
 from sqlalchemy import text
 
 from shardkit._sync import colour
-from shardkit._sync.cache import Store, UnreachableError
+from shardkit._sync.cache import Store
+from shardkit._sync.nodes import UnreachableError
 from shardkit.core.cacheproto import tag
 from shardkit.db.leg import driver_connection
 from shardkit.errors import CacheUnavailableError

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from sqlalchemy import Text, cast, func, select
 
 from shardkit._sync import forgetting, pastcache
-from shardkit._sync.cache import Store, UnreachableError
+from shardkit._sync.cache import Store
 from shardkit._sync.filling import Filler, Grounds
 from shardkit._sync.marking import BARRIER_TTL_MS, MARKER_TTL_MS, Marking
+from shardkit._sync.nodes import UnreachableError
 from shardkit._sync.tending import Tended
 from shardkit.catalog.router import Router
 from shardkit.core.cacheproto import ABSENT, tag

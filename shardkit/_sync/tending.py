@@ -13,8 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from shardkit._sync import verifying
-from shardkit._sync.cache import Store, UnreachableError
+from shardkit._sync.cache import Store
 from shardkit._sync.marking import MARKER_TTL_MS, Marking
+from shardkit._sync.nodes import UnreachableError
 from shardkit.catalog.router import Router
 from shardkit.core.cacheproto import heard_of, tag
 from shardkit.core.shardmap import Route
@@ -23,7 +24,6 @@ from shardkit.orm.cached import entity_of
 from shardkit.orm.cachestats import CacheStats
 from shardkit.orm.codec import read_header
 from shardkit.sql import statements
-
 
 OVERTAKEN: Final = 500
 """Keys in one command: Redis does nothing else meanwhile."""

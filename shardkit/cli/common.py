@@ -28,7 +28,10 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def settings_from(config: Path | None) -> Settings:
-    """Settings from --config, the file in SHARDKIT_CONFIG, and the environment."""
+    """Settings from --config, those of the program that runs this command (``flask shardkit``), or of the environment."""
+    around = click.get_current_context(silent=True)
+    if config is None and around is not None and (given := around.find_object(Settings)) is not None:
+        return given
     environment = dict(os.environ)
     if config is not None:
         environment[CONFIG_VARIABLE] = str(config)

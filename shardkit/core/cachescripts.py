@@ -6,6 +6,7 @@ nobody's value: it is treated as absent and overwritten.
 
 from __future__ import annotations
 
+from hashlib import sha1
 from typing import Final
 
 LEASE: Final = """
@@ -105,3 +106,5 @@ end
 return done
 """
 """KEYS key…; ARGV old, new (empty: delete), ttl ms (0: keep it) for each: compare and swap. Answers 1 or 0 for each."""
+
+SHA1: Final = {script: sha1(script.encode()).hexdigest() for script in (LEASE, MARK, SWAP)}  # noqa: S324  # Redis' name for it

@@ -204,6 +204,7 @@ class Entity:
 def key_text(column: Column[Any], *, owner: str) -> Callable[[Any], str]:
     """How values of *column* are written in names: one way for each value, whoever writes it."""
     kind = column.type
+    found: Callable[[Any], str] | None
     match kind:
         case _ if getattr(kind, "collation", None) or getattr(kind, "precision", None) is not None:
             found = None  # PostgreSQL may take different texts for equal, or round

@@ -49,6 +49,12 @@ class TenantContext:
         current = self._current.get()
         return current.tenant if current else None
 
+    @property
+    def wrote(self) -> bool:
+        """Whether a unit of work that may have written has ended in the block one stands in."""
+        current = self._current.get()
+        return current is not None and current.trail.written_s is not None
+
     def resolve(self, tenant: TenantKey | None) -> TenantKey:
         """*tenant*, else the block's. Raises NoTenantError, or TenantLockedError for another one than a locked block's."""
         current = self._current.get()

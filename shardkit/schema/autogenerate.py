@@ -67,11 +67,10 @@ def _protect_new_tables(context: Any, _revision: Any, directives: list[Any]) -> 
         return
     for upgrade in directives[0].upgrade_ops_list:
         assert isinstance(upgrade, UpgradeOps)
-        scoped = [
-            op.table_name
-            for op in upgrade.ops
-            if isinstance(op, CreateTableOp) and metadata.tables[op.table_name].info.get("shardkit_scoped")
-        ]
+        new = [op for op in upgrade.ops if isinstance(op, CreateTableOp)]
+        for op in new:  # what we noted at the models' tables (Cached, ...) is not for a revision
+            op.info = {key: value for key, value in op.info.items() if not str(key).startswith(OWN_PREFIX)}
+        scoped = [op.table_name for op in new if metadata.tables[op.table_name].info.get("shardkit_scoped")]
         upgrade.ops.extend(ProtectOp(name) for name in scoped)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from uuid import uuid4
 
 import pytest
 from cachelab import Photo, cached_fleet_on
@@ -52,7 +53,7 @@ def open_kit(fleet):
 @pytest.fixture
 def key(fleet):
     with ShardKit(settings=fleet.settings(redis_url=None)) as kit, kit.begin(TENANT) as s:
-        photo = Photo(user_id=1, slug=f"tls-{id(s)}", title="first")
+        photo = Photo(user_id=1, slug=f"tls-{uuid4()}", title="first")
         s.add(photo)
         s.flush()
         return photo.id
