@@ -7,6 +7,7 @@ import os
 worker_class = "gthread"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 threads = 8
+keepalive = 75  # longer than clients keep a connection: a form is never sent on one that is just being closed
 preload_app = True
 max_requests = 20_000  # a worker is replaced now and then
 max_requests_jitter = 2_000

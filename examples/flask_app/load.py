@@ -1,19 +1,22 @@
 """Thousands of people on a real cluster: ``python load.py`` (people), ``python load.py --rebalance`` (while shards move).
 
 Locust plays them (``load_users.py``); afterwards the database is asked: was every acknowledged like kept, once, on both sides?
-``python load.py feed`` measures one page instead: requests per second with 1, 2 and 4 workers, with the cache and without.
+``python load.py feed`` measures one page instead: requests per second with 1, 2 and 4 workers, with the cache and without;
+``python load.py choice`` what it costs to write a photo into feeds, and to look for the famous when a feed is read.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import http.client
 import itertools
 import json
 import os
 import random
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,9 +28,9 @@ from pathlib import Path
 
 from flask import session
 from flask_wtf.csrf import generate_csrf
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 
-from photos import accounts, create_app
+from photos import accounts, create_app, feeds
 from photos.cluster import make_cluster
 from photos.demo import drain, ended, free_port, gunicorn, wait_for
 from photos.effects import handlers
@@ -244,6 +247,48 @@ def feed(given) -> int:
     return 0
 
 
+def choice(given) -> int:
+    """Write into feeds, or look when they are read? What each costs."""
+    with contextlib.ExitStack() as stack:
+        stage = Stage(stack, people=given.people, shards=given.shards, servers=given.servers)
+        kit, (star, *fans) = stage.kit, stage.people
+        with kit.begin(star.tenant_id) as work:
+            work.execute(update(User).where(User.name == star.name).values(famous=False))
+            work.execute(delete(Follower))
+            work.execute(insert(Follower), [{"tenant_id": star.tenant_id, "who": fan.tenant_id} for fan in fans])
+            photo = Photo(author=star.name, caption="", width=1, height=1, nonce="choice")
+            work.add(photo)
+            work.flush()
+            kit.outbox.send(work, to=star.tenant_id, kind="posted", payload={"photo": photo.id})
+        for fan in fans:
+            with kit.begin(fan.tenant_id) as work:
+                work.merge(Follow(tenant_id=fan.tenant_id, whom=star.tenant_id, name=star.name, famous=False))
+        took = cost(lambda: drain(kit, handlers(kit, famous_from=10**6)))
+        say(f"written into {len(fans)} feeds: {took[0] / len(fans):.2f} ms of CPU each, in the worker, per photo")
+        for count in (0, 1, 4, 8, 9, 32):
+            readers = fans[-20:]
+            for reader in readers:
+                with kit.begin(reader.tenant_id) as work:
+                    for follow in work.scalars(select(Follow).where(Follow.famous)):
+                        follow.famous = False
+                    for them in stage.people[:count]:
+                        work.merge(Follow(tenant_id=reader.tenant_id, whom=them.tenant_id, name=them.name, famous=True))
+            visit = [functools.partial(feeds.feed, kit, reader.tenant_id) for reader in readers]
+            for _ in range(2):
+                cost(lambda todo=visit: [one() for one in todo])  # warm
+            took = cost(lambda todo=visit * 5: [one() for one in todo])
+            each = took[0] / 100, took[1] / 100
+            say(f"read with {count:>2} famous people followed: {each[0]:.1f} ms of CPU, {each[1]:.1f} ms, per page")
+    return 0
+
+
+def cost(work) -> tuple[float, float]:
+    """CPU of this process and time of *work*, in ms."""
+    cpu, began = time.process_time(), time.monotonic()
+    work()
+    return (time.process_time() - cpu) * 1000, (time.monotonic() - began) * 1000
+
+
 def ask(port: int, cookies: list[str], *, seconds: float) -> tuple[float, list[float]]:
     """Eight visitors who load their feeds as fast as they can; how long it took (s), and each answer's time (s)."""
     end, times = time.monotonic() + seconds, []
@@ -297,7 +342,7 @@ def say(line: str) -> None:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("people", "feed"), default="people")
+    parser.add_argument("what", nargs="?", choices=("people", "feed", "choice"), default="people")
     parser.add_argument("--people", type=int, default=2000, help="accounts")
     parser.add_argument("--users", type=int, default=1000, help="people who are there at the same time")
     parser.add_argument("--think-s", type=float, default=2.0, help="seconds between two pages, up to three times it")
@@ -308,7 +353,8 @@ def main() -> int:
     parser.add_argument("--rebalance", action="store_true", help="move a third of the shards meanwhile")
     parser.add_argument("--no-redis", action="store_true")
     given = parser.parse_args()
-    return feed(given) if given.what == "feed" else play(given)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
+    return {"people": play, "feed": feed, "choice": choice}[given.what](given)
 
 
 if __name__ == "__main__":

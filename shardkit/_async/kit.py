@@ -99,7 +99,7 @@ class AsyncShardKit:
         tenant = self._context.resolve(tenant)
         self._router.locate(tenant)
         trail = self._context.trail_of(tenant)
-        return {"guide": self._router, "tenant": tenant, "cache": self.cache.writer, "trail": trail}
+        return {"guide": self._router, "tenant": tenant, "cache": self.cache.writer, "seal": self._seal, "trail": trail}
 
     def begin(self, tenant: TenantKey | None = None, **options: Any) -> AsyncUnit:
         """A session that commits at the end of its block, or rolls back on an error."""
@@ -220,14 +220,22 @@ class AsyncShardKit:
         """Whether a unit of work of this block's tenant that may have written has ended in the block one stands in."""
         return self._context.wrote
 
-    def session_for_id(self, id: int, *, tenant: TenantKey | None = None, **options: Any) -> AsyncRoutedSession:  # noqa: A002  what it is
+    def session_for_id(
+        self,
+        id: int,  # noqa: A002  what it is
+        *,
+        tenant: TenantKey | None = None,
+        operator: bool = False,
+        **options: Any,
+    ) -> AsyncRoutedSession:
         """A session on the shard an id was born in, or, where tenants were isolated out of that, on the one that has its row.
 
         With a tenant (given, or the block's) it is that tenant's session; without one it is operator access to the shard,
-        because an id does not say whose row it is. Raises IdError, UnknownShardError.
+        because an id does not say whose row it is. *operator* asks for that inside a tenant's block too. Raises IdError,
+        UnknownShardError.
         """
         shard = shard_of_id(id)
-        tenant = tenant if tenant is not None else self._context.tenant
+        tenant = tenant if tenant is not None or operator else self._context.tenant
         if tenant is not None:
             return self.session(tenant, **options)
         if len(self._router.map.family(shard)) > 1:

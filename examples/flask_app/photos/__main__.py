@@ -46,6 +46,7 @@ def main() -> None:
     else:
         from photos.demo import Demo
 
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
         Demo(**{k: v for k, v in vars(given).items() if k != "command"}).run()
 
 

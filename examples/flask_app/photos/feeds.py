@@ -6,6 +6,7 @@ A photo of somebody with a million would be a million writes, most of them into 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,9 +52,9 @@ def feed(kit: ShardKit, me: str, *, before: int | None = None) -> list[Item]:
     found = {entry.photo_id: entry.owner for entry in _written(kit, me, before)}
     famous = kit.cache.list(Follow, True, by="famous", tenant=me)  # noqa: FBT003  # a key
     found |= dict(_of_famous(kit, famous, before))
-    newest = sorted(found, reverse=True)[: PAGE + 4]  # a few more, for those that were taken down
-    rows = [kit.cache.get_row(Photo, photo_id, tenant=found[photo_id]) for photo_id in newest]
-    return with_likes(kit, me, [row for row in rows if row is not None][:PAGE])
+    rows = (kit.cache.get_row(Photo, photo_id, tenant=found[photo_id]) for photo_id in sorted(found, reverse=True))
+    there = (row for row in rows if row is not None)  # some were taken down
+    return with_likes(kit, me, list(itertools.islice(there, PAGE)))
 
 
 def _written(kit: ShardKit, me: str, before: int | None) -> list[FeedEntry]:
@@ -72,7 +73,7 @@ def _of_famous(kit: ShardKit, follows: Sequence[Follow], before: int | None) -> 
     if not follows:
         return []
     people = [follow.whom for follow in follows]
-    older = select(Photo.id, Photo.tenant_id).order_by(Photo.id.desc()).limit(PAGE + 4)
+    older = select(Photo.id, Photo.tenant_id).order_by(Photo.id.desc()).limit(2 * PAGE)
     if before is not None:
         older = older.where(Photo.id < before)
     return [(row.id, row.tenant_id) for row in kit.fan_out(older, tenants=people)]

@@ -24,7 +24,7 @@ CAPTION_MOST, COMMENT_MOST = 500, 500
 
 def owner_of(kit: ShardKit, photo_id: int) -> str:
     """Whose photo it is: the id says in which shard to ask. Raises NotFound, IdError, UnknownShardError."""
-    with kit.shard(kit.locate_id(photo_id).shard).session() as session:  # as operator: it is somebody else's, as a rule
+    with kit.session_for_id(photo_id, operator=True) as session:  # it is somebody else's, as a rule
         owner = session.scalar(select(Photo.tenant_id).where(Photo.id == photo_id))
     if owner is None:
         raise NotFound

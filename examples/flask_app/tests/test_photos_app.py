@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from conftest import Visitor
+from photoslab import Visitor
 from sqlalchemy import func, select
 
 from photos.models import Comment, FeedEntry, Follow, Follower, Like, LikedBy, Photo, User

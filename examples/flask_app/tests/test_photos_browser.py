@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import PASSWORD, Visitor, jpeg
+from photoslab import PASSWORD, Visitor, jpeg
 from werkzeug.serving import make_server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra: test)")

@@ -308,3 +308,5 @@ async def test_operator_access_sees_the_whole_shard_and_an_id_leads_there(kit, n
     with kit.tenant(neighbours[1]):
         async with kit.session_for_id(ids[0]) as s:
             assert await s.get(Order, ids[0]) is None
+        async with kit.session_for_id(ids[0], operator=True) as s:
+            assert (await s.get(Order, ids[0])).tenant_id == neighbours[0]

@@ -309,3 +309,5 @@ def test_operator_access_sees_the_whole_shard_and_an_id_leads_there(kit, neighbo
     with kit.tenant(neighbours[1]):
         with kit.session_for_id(ids[0]) as s:
             assert s.get(Order, ids[0]) is None
+        with kit.session_for_id(ids[0], operator=True) as s:
+            assert (s.get(Order, ids[0])).tenant_id == neighbours[0]
