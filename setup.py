@@ -9,5 +9,5 @@ TREES = ["", *("." + name for name in find_namespace_packages("migrations", excl
 setup(
     packages=[*find_packages(include=["shardkit", "shardkit.*"]), *("shardkit.migrations" + tree for tree in TREES)],
     package_dir={"shardkit.migrations": "migrations"},
-    package_data={"": ["py.typed", "*.sql", "*.mako", "*.html", "*.css", "*.js", "*.svg"]},
+    package_data={"": ["py.typed", "*.sql", "*.mako", "static/*"]},
 )

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 NAMES: Final = (
     "routing",
-    "steps",
     "ids",
     "placement",
     "local",
@@ -23,6 +22,7 @@ NAMES: Final = (
     "migrations",
     "fanout",
     "trouble",
+    "steps",
     "shards",
     "year",
     "load",

@@ -29,7 +29,7 @@ class CapacityUnavailableError(RuntimeError):
 def fixed_capacity(servers: Mapping[str, int], *, cores: float) -> Iterator[None]:
     """*servers* (name → process id of the postmaster) get *cores* of CPU each while the block lasts."""
     quota_us = max(SMALLEST_US, round(cores * PERIOD_US))
-    parent, limits = _parent(quota_us)
+    parent, limits = place(Path("/proc/self/cgroup").read_text("ascii"), quota_us=quota_us)
     groups: dict[str, Path] = {}
     try:
         for name, pid in servers.items():
@@ -54,10 +54,9 @@ def used_s(pids: Iterable[int]) -> float:
     return sum(_cpu_s(pid) for pid in family(pids))
 
 
-def _parent(quota_us: int) -> tuple[Path, dict[str, str]]:
-    """Where groups are made, and the files that limit one."""
-    lines = Path("/proc/self/cgroup").read_text("ascii").splitlines()
-    own = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
+def place(own_groups: str, *, quota_us: int) -> tuple[Path, dict[str, str]]:
+    """Where a process of *own_groups* (its ``/proc/PID/cgroup``) makes groups, and the files that limit one."""
+    own = {controllers: path for _, controllers, path in (line.split(":", 2) for line in own_groups.splitlines())}
     for controllers, path in own.items():
         if "cpu" in controllers.split(","):
             limits = {"cpu.cfs_period_us": str(PERIOD_US), "cpu.cfs_quota_us": str(quota_us)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from time import monotonic, sleep
 
-from benchmarks.loads import LOADS
+from benchmarks.workloads import LOADS
 from shardkit import ShardKit
 
 PROCESSES = 2

@@ -22,10 +22,10 @@ PANELS: Final = {
     "shards": (
         ("operations a second, photo service", "shards", r"ops_(?P<x>\d+)_on_(?P<line>\d+)", "{} servers"),
         ("p99, ms", "shards", r"p99_ms_(?P<x>\d+)_on_(?P<line>\d+)", "{} servers"),
-        ("memory of a backend, MB", "shards", r"backend_mb_(?P<x>\d+)_on_(?P<line>\d+)", "{} servers"),
+        ("memory of a backend that has read every shard, MB", "shards", r"(?P<line>touched)_mb_(?P<x>\d+)_on_1", "{}"),
         ("operations a second, bank", "shards", r"bank_ops_(?P<x>\d+)_on_(?P<line>\d+)", "{} servers"),
         (
-            "operations a second, fixed capacity of each server",
+            "operations a second, each server of fixed capacity",
             "servers",
             r"fixed_ops_(?P<line>\d+)_on_(?P<x>\d+)",
             "{} shards",

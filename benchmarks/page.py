@@ -105,15 +105,13 @@ def _summary(reports: Sequence[Report], missing: Sequence[str]) -> str:
 
 
 def _section(found: Report) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     goals = {key: result for key, result in found.results.items() if result.met is not None}
     others = {key: result for key, result in found.results.items() if result.met is None}
     quick = " --quick" if found.params.get("quick") else ""
     parts = [
         f"## {found.benchmark}",
         f"**{found.question}** `python -m benchmarks {found.benchmark}{quick}`",
-        f"Commit {found.commit}, {found.when}; {found.machine.cores} cores, load when it began {tables.load(found)}; "
-        f"up to {found.rounds} rounds; {versions}.",
+        f"Commit {found.commit}, {found.when}; {_conditions(found)}.",
     ]
     if goals:
         parts.append(_table(goals, judged=True))
@@ -126,14 +124,20 @@ def _section(found: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _conditions(found: Report) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    return f"{found.machine.cores} cores, load when it began {tables.load(found)}; up to {found.rounds} rounds; {versions}"
+
+
 def _table(results: dict[str, Result], *, judged: bool) -> str:
     heads, rules = "| figure | unit | median | p25 to p75 | 95 % | worst seen | n |", "|---|---|---:|---:|---:|---:|---:|"
     lines = [heads + (" goal | |" if judged else " |"), rules + ("---|---|" if judged else "---|")]
     for key, result in results.items():
         noisy = "noisy" if result.noisy else ""
         cells = [
-            f"`{key}`", result.unit, tables.number(result.median), _quartiles(result), " to ".join(map(tables.number, result.ci)),
-            tables.number(result.max) if result.better == "lower" else "", str(result.n),
+            f"`{key}`", result.unit, tables.number(result.median), _quartiles(result),
+            " to ".join(map(tables.number, result.ci)), tables.number(result.max) if result.better == "lower" else "",
+            str(result.n),
         ]  # fmt: skip
         if judged:
             cells += [tables.goal(result), " ".join(filter(None, ["met" if result.met else "**missed**", noisy]))]

@@ -1,4 +1,4 @@
-"""PL/Proxy as a user would run it: a proxy database in front of one plain database on each server, and functions for queries."""
+"""PL/Proxy as a user would run it: a proxy database before one plain database on each server; queries are functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from shardkit import run_local
 BINARIES: Final = Path("/usr/lib/postgresql")
 """Where Debian keeps each major version, which is where its package of PL/Proxy puts its library."""
 TABLE: Final = """
-CREATE TABLE public.photos (id bigint PRIMARY KEY, title text NOT NULL, likes integer NOT NULL, place text, tenant_id text NOT NULL);
+CREATE TABLE public.photos
+  (id bigint PRIMARY KEY, title text NOT NULL, likes integer NOT NULL, place text, tenant_id text NOT NULL);
 CREATE UNIQUE INDEX ON public.photos (tenant_id, id);
 CREATE FUNCTION public.get_photo(tenant text, photo bigint) RETURNS SETOF public.photos LANGUAGE sql STABLE AS
   $$ SELECT * FROM public.photos WHERE id = photo AND tenant_id = tenant $$;
@@ -76,22 +77,19 @@ def proxied(urls: Mapping[str, str], rows: Sequence[tuple[str, int]]) -> Iterato
 
 
 def _partition(url: str) -> str:
-    parts: dict[str, Any] = {**conninfo.conninfo_to_dict(url)}
-    return conninfo.make_conninfo(**{key: parts[key] for key in ("host", "port", "dbname") if key in parts})
+    parts = conninfo.conninfo_to_dict(url)
+    return conninfo.make_conninfo(host=parts["host"], port=parts["port"], dbname=parts["dbname"])
 
 
 def _fill(proxy: psycopg.Connection[Any], urls: Mapping[str, str], rows: Sequence[tuple[str, int]]) -> None:
     """Each row where PL/Proxy looks for it."""
-    found = proxy.execute(
-        "SELECT hashtext(name) & %s FROM unnest(%s::text[]) name", (len(urls) - 1, [name for name, _ in rows])
-    )
+    names = [name for name, _ in rows]
+    found = proxy.execute("SELECT hashtext(name) & %s FROM unnest(%s::text[]) name", (len(urls) - 1, names))
     homes = [home for (home,) in found]
     for number, url in enumerate(urls.values()):
         with psycopg.connect(url, autocommit=True) as partition:
             partition.execute(TABLE)
-            mine = [
-                (key, f"photo {key}", 0, None, name) for (name, key), home in zip(rows, homes, strict=True) if home == number
-            ]
+            mine = [row for row, home in zip(rows, homes, strict=True) if home == number]
             with partition.cursor() as cursor:
-                cursor.executemany("INSERT INTO public.photos VALUES (%s, %s, %s, %s, %s)", mine)
+                cursor.executemany("INSERT INTO public.photos (tenant_id, id, title, likes) VALUES (%s, %s, 'photo', 0)", mine)
             partition.execute("VACUUM ANALYZE public.photos")

@@ -10,13 +10,14 @@ from typing import Any
 
 import psycopg
 from psycopg import conninfo
+from sqlalchemy import select
 
 from benchmarks.capacity import CapacityUnavailableError, fixed_capacity, used_s
 from benchmarks.crowd import HEAD_START_S, PROCESSES, Crowd, Order, Tally, crowd
 from benchmarks.harness import Bench
-from benchmarks.loads import LOADS, TENANTS, name
 from benchmarks.local import postgresql_version, pss_kb
 from benchmarks.statistics import quantile
+from benchmarks.workloads import LOADS, TENANTS, Photo, name
 from shardkit import Settings, ShardKit, run_local
 from shardkit.core.hashing import shard_of
 from shardkit.core.placement import plan
@@ -37,6 +38,7 @@ CLIENTS = 8
 CLIENTS_PER_FIXED_SERVER = 32
 """Few clients leave one of four servers idle now and then, whatever the software: n clients keep 4 servers n/(n+3) busy."""
 FIXED_CORES = 0.05
+CAPACITY_BOUND = 0.9
 GOALS = {"shards_64_vs_1": 0.70, "servers_2_vs_1": 1.9, "servers_4_vs_1": 3.8}
 
 
@@ -129,6 +131,8 @@ def _free(bench: Bench, clients: Crowd, layouts: list[Layout], *, prefix: str = 
         hit, read = (after - earlier for after, earlier in zip(_blocks(layout), before[label], strict=True))
         bench.record(f"{prefix}buffer_hit_{label}", [hit / (hit + read)], unit="share", better="higher")
     for layout in layouts:
+        if layout.load == "photos" and layout.servers == 1:
+            bench.record(f"touched_mb_{layout.label}", [touched_mb(layout)], unit="MB")
         if layout.servers == 1 and layout.shards > 1:
             _times(bench, f"{prefix}shards_{layout.shards}_vs_1", tallies[layout.label], tallies["1_on_1"])
         elif layout.servers > 1 and layout.shards == FIXED:
@@ -164,7 +168,7 @@ def _fixed(bench: Bench, clients: Crowd, cluster: LocalCluster, layouts: list[La
         values = [tally.per_s for tally in tallies[layout.label]]
         bench.record(f"fixed_ops_{layout.label}", values, unit="ops/s", better="higher")
         # Near 1, or what limited the load was not the capacity of the servers.
-        bench.record(f"fixed_used_{layout.label}", used[layout.label], unit="share", better="higher")
+        bench.record(f"fixed_used_{layout.label}", used[layout.label], unit="share", better="higher", goal=CAPACITY_BOUND)
         if layout.servers > 1:
             _times(bench, f"servers_{layout.servers}_vs_1", tallies[layout.label], tallies[f"{FIXED}_on_1"])
 
@@ -178,6 +182,17 @@ def _backends_mb(layout: Layout) -> list[float]:
     """Memory of each backend that serves clients of *layout*, without the shared buffers."""
     pids = _on_each(layout, _pids)
     return [pss_kb(pid, "Pss_Anon") * 1024 / 1e6 for server in pids for pid in server]
+
+
+def touched_mb(layout: Layout) -> float:
+    """Memory of one backend that has read from every shard of *layout*, as each one will in the end; of one server."""
+    with ShardKit(layout.catalog_url, pool_size=1) as kit:
+        (before,) = _on_each(layout, _pids)
+        for shard in kit.map.placements:
+            with kit.shard(shard).session() as session:
+                session.scalars(select(Photo.id).limit(1)).all()
+        (after,) = _on_each(layout, _pids)
+        return sum(pss_kb(pid, "Pss_Anon") for pid in set(after) - set(before)) * 1024 / 1e6
 
 
 def _blocks(layout: Layout) -> tuple[int, int]:

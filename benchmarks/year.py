@@ -180,8 +180,8 @@ def _record(bench: Bench, servers: int, each: int, years: list[Year]) -> None:
         return float(sum(sum(getattr(year, series)) for year in years))
 
     bench.record(f"fullest_over_best_{servers}", worst("over_best"), unit="ratio", goal=1.05)
-    bench.record(f"fullest_over_share_{servers}", worst("fullest"), unit="ratio")
-    bench.record(f"drifted_over_share_{servers}", worst("drifted"), unit="ratio")
+    bench.record(f"fullest_over_share_{servers}", worst("fullest"), unit="fair shares")
+    bench.record(f"drifted_over_share_{servers}", worst("drifted"), unit="fair shares")
     bench.record(f"oversized_shards_{servers}", [float(value) for value in worst("oversized")], unit="shards")
     bench.record(f"hot_servers_{servers}", worst("hot"), unit="share")
     held = total("held") / len(weeks)
@@ -192,7 +192,7 @@ def _record(bench: Bench, servers: int, each: int, years: list[Year]) -> None:
     bench.record(f"moves_{servers}", [float(moves)], unit="moves")
     bench.record(f"map_kb_{servers}", [map_bytes(each) / 1000], unit="kB")
     traffic = moves / len(years) * refresh_bytes(dict(_servers(each)).values(), changed=1)
-    bench.record(f"refresh_mb_{servers}", [traffic / 1e6], unit="MB a year and program")
+    bench.record(f"refresh_mb_{servers}", [traffic / 1e6], unit="MB per program")
     bench.record(f"drain_minutes_{servers}", [seconds / 60 for seconds in worst("drain_s")], unit="min")
 
 

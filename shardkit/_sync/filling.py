@@ -71,7 +71,7 @@ class Filler:
         in_forked_child(self._after_fork)
 
     def _after_fork(self) -> None:
-        self._flights = {}  # whoever was to end them is not here
+        self._flights, self._filling = {}, {}  # whoever was to end them is not here
 
     def one(self, tag: str, route: Route, want: Any, outdated: bytes, load: Load) -> Any:
         """The value of *want*, loaded by *load* unless somebody else does it."""

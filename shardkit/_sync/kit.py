@@ -99,7 +99,7 @@ class ShardKit:
         tenant = self._context.resolve(tenant)
         self._router.locate(tenant)
         trail = self._context.trail_of(tenant)
-        return {"guide": self._router, "tenant": tenant, "cache": self.cache.writer, "trail": trail}
+        return {"guide": self._router, "tenant": tenant, "cache": self.cache.writer, "seal": self._seal, "trail": trail}
 
     def begin(self, tenant: TenantKey | None = None, **options: Any) -> Unit:
         """A session that commits at the end of its block, or rolls back on an error."""

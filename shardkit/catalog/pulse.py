@@ -106,14 +106,23 @@ class PulseWatch:
         return found
 
     def _ask(self, server: Server, shardmap: ShardMap) -> ServerPulse:
-        connection = self._connections.get(server)
-        if connection is None or connection.closed:
-            connection = self._connections[server] = connect_watcher(server, shardmap, self._settings)
+        known = self._connections.pop(server, None)
+        if known is not None and not known.closed:
+            try:
+                found = ask_server(known, server, shardmap)
+            except ServerDownError:  # it may have died unseen; a new one knows
+                known.close()
+            else:
+                self._connections[server] = known
+                return found
+        connection = connect_watcher(server, shardmap, self._settings)
         try:
-            return ask_server(connection, server, shardmap)
+            found = ask_server(connection, server, shardmap)
         except BaseException:
             connection.close()
             raise
+        self._connections[server] = connection
+        return found
 
 
 def _with_load(servers: tuple[ServerPulse, ...], load: Load) -> tuple[ServerPulse, ...]:

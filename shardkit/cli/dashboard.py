@@ -30,7 +30,7 @@ def dashboard(host: str, port: int, every: float, allow_changes: bool, config: P
     except ImportError as exc:
         raise SettingsError(f'{exc.name} is missing: pip install "shardkit[dashboard]"') from exc
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # its lines would show the token
-    server, address = make_dashboard_server(
+    server, feed, address = make_dashboard_server(
         settings_from(config), host=host, port=port, allow_changes=allow_changes, every_s=every
     )
     click.echo(address)
@@ -40,4 +40,5 @@ def dashboard(host: str, port: int, every: float, allow_changes: bool, config: P
     except KeyboardInterrupt:
         click.echo("", err=True)
     finally:
+        feed.close()
         server.server_close()

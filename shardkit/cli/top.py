@@ -18,8 +18,7 @@ from shardkit.cli.common import config_option, readable_size, settings_from
 from shardkit.core.pulse import MovePulse, Pulse, ServerPulse
 from shardkit.errors import CatalogUnavailableError
 
-HOTTEST = 12
-BAR = 24
+HOTTEST, ENDED, BAR = 12, 5, 12
 
 
 @click.command()
@@ -62,6 +61,8 @@ def picture(pulse: Pulse) -> RenderableType:
     if pulse.moves:
         parts.append(moves(pulse.moves))
     parts.append(hottest(pulse.servers))
+    stuck = [move for move in pulse.moves if move.stuck]
+    parts += [Text(f"move {one.id} stopped: {one.problem or 'nobody works on it'}", style="bold red") for one in stuck]
     if pulse.migration is not None:
         run = pulse.migration
         parts.append(Text(f"migration {run.run} to {run.target}: {run.state}, {run.unfinished} shards not there", style="dim"))
@@ -70,59 +71,60 @@ def picture(pulse: Pulse) -> RenderableType:
 
 def servers(found: tuple[ServerPulse, ...]) -> Table:
     """A line for each server."""
-    table = Table(
-        "SERVER", "STATE", "SHARDS", "", "SIZE", "CONNECTIONS", "READS/S", "WRITES/S", "STANDBYS", "HEALTH", box=box.SIMPLE
-    )
-    most = max((server.placed for server in found), default=0) or 1
+    standbys = ["STANDBYS"] if any(server.standbys for server in found) else []
+    table = _table("SERVER", "SHARDS", "SIZE", "CONN", "READS/S", "WRITES/S", *standbys, "HEALTH")
     for server in found:
         reads, writes = (sum(getattr(s, what) or 0.0 for s in server.shards) for what in ("reads_per_s", "writes_per_s"))
         behind = ", ".join(f"{one.name} {one.sync} {readable_size(one.lag_bytes)}" for one in server.standbys)
-        health = Text(server.problem, style="bold red") if server.problem else Text("ok", style="green")
-        connections = "-" if server.connections is None else f"{server.connections}/{server.max_connections}"
         table.add_row(
             server.name,
-            server.state,
             str(server.placed),
-            ProgressBar(total=most, completed=server.placed, width=BAR),
             "-" if server.size_bytes is None else readable_size(server.size_bytes),
-            connections,
+            "-" if server.connections is None else f"{server.connections}/{server.max_connections}",
             f"{reads:,.0f}",
             f"{writes:,.0f}",
-            behind or "-",
-            health,
+            *([behind or "-"] if standbys else []),
+            Text(server.problem, style="bold red") if server.problem else Text(server.state, style="green"),
         )
     return table
 
 
 def moves(found: tuple[MovePulse, ...]) -> Table:
-    """A line for each move."""
-    table = Table("MOVE", "SHARD", "FROM", "TO", "STEP", "PROGRESS", "LAG", "LEFT", "STALL", "", box=box.SIMPLE)
-    for move in found:
-        note = Text("STOPPED: " + (move.problem or "nobody works on it"), style="bold red") if move.stuck else Text(move.note)
+    """A line for each move that has not ended, and for the last ones that have."""
+    table = _table("MOVE", "SHARD", "FROM", "TO", "STEP", "PROGRESS", "LAG", "LEFT", "STALL")
+    under = [move for move in found if not move.ended]
+    for move in [*under, *[move for move in found if move.ended][:ENDED]]:
         table.add_row(
             str(move.id),
             f"{move.shard}{' (a tenant)' if move.tenant else ''}",
             move.source,
             move.target,
-            move.step,
+            Text(f"{move.step}, stopped", style="bold red") if move.stuck else move.step,
             ProgressBar(total=move.total, completed=move.done, width=BAR) if move.total else "",
             "-" if move.lag_ms is None else f"{move.lag_ms:.0f} ms",
             "-" if move.forecast_s is None else f"{move.forecast_s:.0f} s",
             "-" if move.stall_ms is None else f"{move.stall_ms:.0f} ms",
-            note,
             style="dim" if move.ended else "",
         )
     return table
 
 
+def _table(*names: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
 def hottest(found: tuple[ServerPulse, ...]) -> Table:
     """The shards that do the most."""
-    table = Table("SHARD", "SERVER", "SIZE", "READS/S", "WRITES/S", box=box.SIMPLE)
+    table = _table("SHARD", "SERVER", "SIZE", "UNITS/S", "READS/S", "WRITES/S")
     everything = [(shard, server.name) for server in found for shard in server.shards]
     by_work = sorted(
         everything, key=lambda one: ((one[0].reads_per_s or 0) + (one[0].writes_per_s or 0), one[0].size_bytes), reverse=True
     )
     for shard, server in by_work[:HOTTEST]:
-        rates = ("-" if rate is None else f"{rate:,.0f}" for rate in (shard.reads_per_s, shard.writes_per_s))
+        measured = (shard.units_per_s, shard.reads_per_s, shard.writes_per_s)
+        rates = ("-" if rate is None else f"{rate:,.0f}" for rate in measured)
         table.add_row(str(shard.shard), server, readable_size(shard.size_bytes), *rates)
     return table

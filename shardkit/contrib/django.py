@@ -68,7 +68,9 @@ class TenantMiddleware:
         if answer is None:
             return None
         headers = {} if answer.retry_after_s is None else {"Retry-After": str(answer.retry_after_s)}
-        return HttpResponse(answer.text, status=answer.status, headers=headers, content_type="text/plain; charset=utf-8")
+        return HttpResponse(
+            answer.text.encode(), status=answer.status, headers=headers, content_type="text/plain; charset=utf-8"
+        )
 
     def _tenant(self, request: HttpRequest) -> Any:
         tenant = self._resolve(request)
@@ -81,4 +83,4 @@ def _said(error: ShardKitError) -> HttpResponseBase:
     answer = answer_to(error)
     if answer is None:
         raise error
-    return HttpResponse(answer.text, status=answer.status, content_type="text/plain; charset=utf-8")
+    return HttpResponse(answer.text.encode(), status=answer.status, content_type="text/plain; charset=utf-8")

@@ -50,9 +50,12 @@ class KitCollector(Collector):
             yield _gauge(f"shardkit_pool_{part}", about, values, "kit", "server")
         reads = {(name, result): stats.cache[counter] for counter, result in CACHE_READS.items()}
         yield _counter("shardkit_cache_reads", "Reads through the cache.", reads, "kit", "result")
-        others = {(name, what): count for what, count in stats.cache.items() if what not in CACHE_READS}
+        breaker = {(name,): stats.cache["breaker_open"]}
+        yield _gauge("shardkit_cache_breaker_open", "Whether Redis is not asked at present.", breaker, "kit")
+        apart = {*CACHE_READS, "breaker_open"}
+        others = {(name, what): count for what, count in stats.cache.items() if what not in apart}
         yield _counter(
-            "shardkit_cache_events", "What else happened in the cache; see shardkit cache stats.", others, "kit", "event"
+            "shardkit_cache_events", "What else happened in the cache; see kit.cache.stats().", others, "kit", "event"
         )
 
 

@@ -58,7 +58,7 @@ class _Routing:
         try:
             call(cursor, leg.current(statement), parameters)
         except self.dbapi.Error as exc:
-            driver.dirty |= exc.sqlstate in STALE_PLAN
+            driver.outdated |= exc.sqlstate in STALE_PLAN
             if leg.home is not None and (not getattr(exc, "timed_out", False) or left(1.0) > SHORTEST_S):
                 self.change_road(context.root_connection, leg.home, cursor=cursor).fresh = False
                 self._send(call, cursor, statement, parameters, context)
@@ -66,6 +66,8 @@ class _Routing:
             if driver.last and driver.closed:
                 _in_commit(exc, driver)
             onward = self._onward(driver, leg, exc.sqlstate, late=getattr(exc, "timed_out", False))
+            if onward is leg and type(cursor) is not self.movable:
+                raise
             if onward is None:
                 raise
             if driver.under_way or type(cursor) is not self.movable:
@@ -80,9 +82,13 @@ class _Routing:
         driver.under_way = not driver.idle
 
     def _onward(self, driver: Any, leg: Leg, sqlstate: str | None, *, late: bool) -> Leg | None:
-        """How to go on: at the shard's new epoch, or on a fresh connection where this one had died in the pool; None: not."""
+        """How to go on: at the shard's new epoch; on a fresh connection where this one had died in the pool; or once more where
+        a table was changed since the statement was prepared. None: not.
+        """
         if driver.closed:
             return None if late or driver.under_way or driver.fresh or driver.last else leg
+        if sqlstate in STALE_PLAN:
+            return None if driver.under_way or driver.last else leg
         return self._wait(lambda: leg.guide.onward(leg)) if may_have_moved(sqlstate) else None
 
     def change_road(self, connection: Any, leg: Leg, *, cursor: Any = None) -> Any:

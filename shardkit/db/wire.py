@@ -105,6 +105,8 @@ class Routed:
     """A pooler stands between: what is set outside a transaction reaches whoever gets the server's connection next."""
     opening_prepared: bool = False
     vetted: bool = False  # the statement under way comes through the dialect, which has looked at it
+    outdated: bool = False
+    """A prepared statement does not fit its tables any more: with the transaction's end all are prepared anew."""
     dirty: bool = False
     """Somebody changed the session itself; the pool closes such a connection instead of handing it on."""
 
@@ -233,8 +235,13 @@ class Routed:
         """ROLLBACK, keeping prepared statements: PostgreSQL keeps them too, and psycopg's DEALLOCATE ALL costs a round trip."""
         if self._pipeline is not None:
             yield from super()._rollback_gen()  # type: ignore[misc]
-        elif not self.idle:
+            return
+        if not self.idle:
             yield from self._exec_command(b"ROLLBACK")  # type: ignore[attr-defined]
+        if self.outdated:
+            self._prepared.clear()
+            yield from self._prepared.maintain_gen(self)  # type: ignore[arg-type]
+            self.outdated = False
 
     def _deallocate(self, name: bytes | None) -> Generator[Any, Any, None]:
         """Psycopg's upkeep after DROP, ALTER and ROLLBACK TO; without a name all prepared statements go, also ours."""

@@ -10,6 +10,7 @@ from typing import Any
 from shardkit.catalog import journal as book
 from shardkit.catalog.journal import Move
 from shardkit.catalog.rows import load_map
+from shardkit.core.carving import OURS
 from shardkit.core.hashing import MAX_SHARDS, TenantKey, tenant_from_text
 from shardkit.core.moving import Step
 from shardkit.core.shardmap import ShardMap
@@ -28,7 +29,10 @@ FIRST_EPOCH = 1
 
 @dataclass(frozen=True, slots=True)
 class IsolateForecast:
-    """``rows`` and ``size`` (bytes) are the tenant's own; ``shard`` it leaves, ``into_shard`` it would get."""
+    """``rows`` and ``size`` (bytes) are the tenant's own; ``tables`` has its rows by table, ``whole`` what is copied wholly.
+
+    ``shard`` is the one it leaves, ``into_shard`` the one it would get.
+    """
 
     tenant: TenantKey
     shard: int
@@ -100,11 +104,12 @@ def forecast(
         trip_ms = (round_trip_ms(work.source) + round_trip_ms(work.target)) / 2
     finally:
         work.close()
+    columns = {name: column for name, column in work.share.columns.items() if name not in OURS}
     return IsolateForecast(
         tenant=work.tenant, shard=move.shard, into_shard=work.into_shard, source=move.source, target=move.target,
         epoch=move.epoch, size=site.size, rows=sum(table.rows for table in site.tables),
-        tables={table.name: table.rows for table in site.tables if work.share.columns[table.name] is not None},
-        whole=tuple(name for name, column in work.share.columns.items() if column is None),
+        tables={table.name: table.rows for table in site.tables if columns.get(table.name) is not None},
+        whole=tuple(name for name, column in columns.items() if column is None),
         duration_s=FIXED_S + site.size / BYTES_PER_S, stall_ms=SECTION_ROUND_TRIPS * trip_ms + COMMITS * 1.5,
         findings=tuple(findings),
     )  # fmt: skip

@@ -20,7 +20,8 @@ class Noting:
 
     def __init__(self, report: Report, journal: Journal) -> None:
         self._report, self._journal = report, journal
-        self._step, self._began_s, self._noted_s = "", 0.0, 0.0
+        self._step, self._began_s = "", 0.0
+        self._noted, self._noted_s = ("", False), 0.0
 
     def __call__(self, news: Progress) -> None:
         """One piece of news."""
@@ -28,9 +29,10 @@ class Noting:
         now = time.monotonic()
         if news.step != self._step:
             self._step, self._began_s = news.step, now
-        if news.step in QUIET or now - self._noted_s < EVERY_S:
+        what = (news.step, bool(news.total))  # a new step, or its size, is told at once
+        if news.step in QUIET or (what == self._noted and now - self._noted_s < EVERY_S):
             return
-        self._noted_s = now
+        self._noted, self._noted_s = what, now
         known = {
             "step": news.step,
             "done": news.done,

@@ -31,7 +31,7 @@ def each_plan(statement: Any) -> Plan:
 
 def _remembered(statement: Any, make: Callable[[Any, Any], Plan]) -> Plan:
     if isinstance(statement, CompoundSelect) and make is _plan:
-        make = united
+        make = _union
     elif not isinstance(statement, Select):
         raise refuse(f"a fan-out takes a select(), not {type(statement).__name__}")
     key = key_of(statement)
@@ -41,6 +41,10 @@ def _remembered(statement: Any, make: Callable[[Any, Any], Plan]) -> Plan:
         if key is not None:
             _PLANS[make, key.key] = known
     return known
+
+
+def _union(statement: Any, key: Any) -> Plan:
+    return united(statement, key)
 
 
 def _plan(statement: Select[Any], key: Any) -> Plan:

@@ -20,6 +20,8 @@ def united(statement: CompoundSelect[Any], key: Any) -> Plan:
         raise refuse("INTERSECT and EXCEPT compare rows of different shards: fan out each part")
     if statement._fetch_clause is not None:
         raise refuse("FETCH FIRST is not merged: use limit()")
+    if statement._with_options or any(part._with_options for part in _parts(statement)):
+        raise refuse("options of a union would be left out: it gives columns, not objects")
     for part in _parts(statement):
         if part._distinct or part._group_by_clauses or part._having_criteria or any(map(has_aggregate, part._raw_columns)):
             raise refuse("a part of a union that groups or removes duplicates would do so for each shard alone")

@@ -73,6 +73,10 @@ _MAPPED: Final = frozenset({"parententity", "parentmapper"})
 
 def of_tenants(statement: Any, tenants: Sequence[TenantKey]) -> Any:
     """*statement* filtered to the rows of *tenants*. Raises FanOutRefusedError where a scoped table is not used as a model."""
+    if not isinstance(statement, Select):
+        raise FanOutRefusedError(
+            "tenants= filters a plain select() only: in a union, give each part a WHERE on its tenant_id. It was not sent"
+        )
     for part in visitors.iterate(statement):
         named: list[Any] = [part]
         if isinstance(part, Select):

@@ -3,6 +3,9 @@
 The source distribution of the installed SQLAlchemy is fetched by pip. Its tests run three times: as they are (``plain``), with
 every Session on a connection that leads nowhere (``control``), and with every Session routed (``routed``). What passes plain
 must pass routed; what passes under control too would pass without any routing, and shows only that nothing was broken.
+
+With SQLAlchemy 2.1.9: ``orm`` plain 3,703, control 893, routed 3,692; ``asyncio`` plain 142, control 58, routed 141. The twelve
+that are left are named in BY_DESIGN, each with its reason.
 """
 
 from __future__ import annotations

@@ -93,3 +93,21 @@ def test_what_cannot_be_verified_is_refused(config, place, databases, tmp_path):
     bare = settings_file(tmp_path / "bare.toml", databases)
     assert "redis_url" in refused("cache", "verify", "--config", bare, "--models", MODELS, **place)
     assert "no redis_url" in run("cache", "stats", "--config", bare, code=3).stderr
+
+
+def test_relay_overtakes_what_psql_wrote(config, databases, place, kit, key):
+    relay = ("cache", "relay", "--config", config, "--models", MODELS)
+    assert kit.cache.get_row(Photo, key, tenant=TENANT).title == "first"
+    done = run(*relay, "--once", **place)  # makes the slot, and forgets what was stored before it
+    assert "REPLICA IDENTITY FULL" in done.stderr
+    assert kit.cache.get_row(Photo, key, tenant=TENANT).title == "first"
+    route = kit.locate(TENANT)
+    with psycopg.connect(databases.servers[route.server]) as psql:
+        psql.execute(f"UPDATE {route.schema}.photos SET title = 'by hand'")
+    assert run(*relay, "--once", **place).stdout == "1 keys marked\n"
+    assert kit.cache.get_row(Photo, key, tenant=TENANT).title == "by hand"
+    run(*relay, "--remove", **place)
+    with psycopg.connect(databases.servers[route.server]) as psql:
+        slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
+        assert psql.execute(slots).fetchone() == (0,)
+        assert psql.execute("SELECT count(*) FROM pg_publication").fetchone() == (0,)

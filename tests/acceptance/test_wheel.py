@@ -14,6 +14,8 @@ import pytest
 
 from tests.acceptance.program import ROOT, environment, settings_file
 
+PAGE = tuple(f"contrib/dashboard/static/{name}" for name in ("dashboard.html", "dashboard.css", "dashboard.js", "icon.svg"))
+
 
 def setuptools_is_new_enough() -> bool:
     try:
@@ -50,10 +52,23 @@ def wheel(tmp_path_factory):
     return built
 
 
+def test_a_source_distribution_gives_the_same_wheel(wheel, tmp_path):
+    if not setuptools_is_new_enough():
+        pytest.skip("setuptools is older than the build needs")
+    build = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    folder = source(tmp_path / "source")
+    done = subprocess.run([sys.executable, "-c", build], cwd=folder, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (packed,) = tmp_path.glob("*.tar.gz")
+    pip("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path / "out", packed)
+    (again,) = (tmp_path / "out").glob("*.whl")
+    assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
+
+
 def test_wheel_holds_the_package_and_nothing_beside_it(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"shardkit"}
-    for needed in ("py.typed", "sql/server.sql", "migrations/catalog/env.py", "migrations/catalog/script.py.mako"):
+    for needed in ("py.typed", "sql/server.sql", "migrations/catalog/env.py", "migrations/catalog/script.py.mako", *PAGE):
         assert f"shardkit/{needed}" in names
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "shardkit").rglob("*.py")}
     trees = {f"shardkit/{path.relative_to(ROOT)}" for path in (ROOT / "migrations").rglob("*.py")}

@@ -131,6 +131,7 @@ class Nursery:
 
     def close(self) -> None:
         self.parent.stdin.close()
+        self.parent.stdout.close()
         self.parent.wait(20)
 
 

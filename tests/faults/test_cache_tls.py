@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from uuid import uuid4
 
 import pytest
 from cachelab import Photo, cached_fleet_on
@@ -52,7 +53,7 @@ def open_kit(fleet):
 @pytest.fixture
 def key(fleet):
     with ShardKit(settings=fleet.settings(redis_url=None)) as kit, kit.begin(TENANT) as s:
-        photo = Photo(user_id=1, slug=f"tls-{id(s)}", title="first")
+        photo = Photo(user_id=1, slug=f"tls-{uuid4()}", title="first")
         s.add(photo)
         s.flush()
         return photo.id
@@ -118,3 +119,13 @@ def test_wrong_password_is_no_answer(open_kit, server, key, who):
     with pytest.raises(CacheUnavailableError) as caught:
         retitle(kit, key, "second")
     assert "wrong" not in str(caught.value)
+
+
+def test_sentinel_leads_to_a_master_with_a_password(open_kit, server, tmp_path, key):
+    conf = tmp_path / "sentinel.conf"
+    conf.write_text(f"sentinel monitor main 127.0.0.1 {server.port} 1\nsentinel auth-pass main {PASSWORD}\n")
+    sentinel = RedisServer.__new__(RedisServer)
+    with contextlib.closing(sentinel):
+        sentinel.start_as(conf)
+        assert caches(open_kit(f"redis+sentinel://:{QUOTED}@127.0.0.1:{sentinel.port}/main"), key)
+        assert not caches(open_kit(f"redis+sentinel://127.0.0.1:{sentinel.port}/main"), key)

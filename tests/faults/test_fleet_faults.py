@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import threading
@@ -152,3 +153,19 @@ def test_server_that_goes_away_in_the_middle_is_named_and_the_rest_is_done(lab, 
     assert {one.server for one in report.behind} == {"pg2"}
     assert set(lab.map.shards_on("pg1")) <= set(report.done)
     assert lab.migrate().complete
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [256])
+def test_revision_that_fails_on_shard_17_of_256_takes_no_other_down(lab, shards):
+    with lab.shard(17) as connection:
+        connection.execute("INSERT INTO orders VALUES (1, 'same'), (2, 'same')")
+    lab.revise("b", "op.create_unique_constraint('one', 'orders', ['note'])")
+    failed = lab.run("upgrade", "--yes", "--json")
+    told = json.loads(failed.stdout)
+    assert (failed.returncode, len(told["migrated"])) == (1, shards - 1)
+    assert [(one["shard"], one["why"]) for one in told["behind"]] == [(17, "failed")]
+    assert lab.ask(17, STATE) == "a id,note orders_pkey"
+    with lab.shard(17) as connection:
+        connection.execute("DELETE FROM orders WHERE id = 2")
+    assert lab.migrate().done == (17,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import subprocess
 import sys
 import textwrap
@@ -117,6 +118,23 @@ def test_a_block_is_nested_locked_and_not_inherited_by_threads(fleet):
         with pytest.raises(ZeroDivisionError), kit.tenant("failing"):
             1 / 0  # noqa: B018
         assert kit.current_tenant is None
+
+
+def test_the_tenant_is_the_same_before_and_after_an_executor_and_inside_only_if_the_context_goes_along(fleet):
+    async def main():
+        async with AsyncShardKit(settings=fleet.settings()) as kit:
+            loop = asyncio.get_running_loop()
+
+            async def work(name):
+                with kit.tenant(name):
+                    assert await loop.run_in_executor(None, contextvars.copy_context().run, lambda: kit.current_tenant) == name
+                    with pytest.raises(NoTenantError):
+                        await loop.run_in_executor(None, kit.session)
+                    assert kit.current_tenant == name
+
+            await asyncio.gather(*(work(f"executor tenant {number}") for number in range(50)))
+
+    asyncio.run(main())
 
 
 def test_two_kits_have_tenants_of_their_own(fleet):

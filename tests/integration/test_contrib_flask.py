@@ -274,7 +274,7 @@ def test_a_write_gives_a_cookie_that_reads_honour_and_a_read_gives_none(with_rep
     assert "HttpOnly" in cookie
     assert "SameSite=Lax" in cookie
     kit = with_replica.shards._ready
-    with kit.read(tenant, replica=True, after=cookie.partition("=")[2].partition(";")[0]) as session:
+    with kit.read(tenant, replica=True, token=cookie.partition("=")[2].partition(";")[0]) as session:
         assert session.scalars(select(Order.note)).all() == ["one"]
     assert client.get("/orders", headers=of(tenant)).json == ["one"]
 

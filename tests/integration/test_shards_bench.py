@@ -11,12 +11,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from benchmarks import capacity, loads
+from benchmarks import capacity, workloads
 from benchmarks.capacity import CapacityUnavailableError, fixed_capacity, used_s
 from benchmarks.crowd import Order, crowd
-from benchmarks.loads import LOADS, name
 from benchmarks.local import family
-from benchmarks.shards import by_load
+from benchmarks.shards import Layout, by_load, touched_mb
+from benchmarks.workloads import LOADS, name
 from shardkit import Settings, ShardKit
 from shardkit.core.hashing import shard_of
 from shardkit.schema.blueprint import from_metadata
@@ -34,7 +34,7 @@ input()
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(loads, "TENANTS", 40)
+    monkeypatch.setattr(workloads, "TENANTS", 40)
 
 
 def made(databases, shards, load):
@@ -100,6 +100,15 @@ def test_a_crowd_counts_what_was_answered_in_time_and_a_failed_operation_is_no_f
             clients.run(Order(order.catalog_url, "bank", 3, 2, 2.0, 1))
 
 
+def test_memory_of_a_backend_grows_with_the_shards_it_has_read(shardkit_databases, few):
+    held = []
+    for shards in (1, 64):
+        databases = shardkit_databases(1)
+        made(databases, shards, "photos")
+        held.append(touched_mb(Layout("photos", shards, 1, databases.catalog_url, databases.servers)))
+    assert 0.5 < held[0] < held[1] - 0.5
+
+
 def test_load_is_spread_evenly_though_tenants_are_not():
     placement, held = by_load("photos", 64, ["pg1", "pg2", "pg3", "pg4"]), dict.fromkeys(["pg1", "pg2", "pg3", "pg4"], 0.0)
     weights = LOADS["photos"].weights()
@@ -135,6 +144,18 @@ def test_it_is_said_where_capacity_cannot_be_fixed(tmp_path, monkeypatch):
     with pytest.raises(CapacityUnavailableError, match=r"no CPU"), fixed_capacity({"pg1": 1}, cores=0.1):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_groups_of_both_versions_of_the_kernel_interface(tmp_path, monkeypatch):
+    monkeypatch.setattr(capacity, "ROOT", tmp_path)
+    folder, limits = capacity.place("3:cpuset:/x\n1:cpu,cpuacct:/a\n0::/\n", quota_us=1000)
+    assert (folder, limits["cpu.cfs_quota_us"]) == (tmp_path / "cpu" / "a", "1000")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "cgroup.subtree_control").write_text("cpu memory")
+    assert capacity.place("0::/b\n", quota_us=1000) == (tmp_path / "b", {"cpu.max": "1000 20000"})
+    (tmp_path / "b" / "cgroup.subtree_control").write_text("memory")
+    with pytest.raises(CapacityUnavailableError, match="delegated"):
+        capacity.place("0::/b\n", quota_us=1000)
 
 
 def test_a_family_has_its_children():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import assert_type
+from collections.abc import Sequence
+from typing import Any, assert_type
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shardkit import (
     AsyncRoutedSession,
     AsyncShardKit,
+    Cached,
+    CacheStats,
+    ListKey,
     Outcome,
     Route,
     RoutedSession,
@@ -21,12 +25,19 @@ from shardkit import (
     ShardMap,
     TenantScoped,
 )
+from shardkit.contrib import asgi, wsgi
+from shardkit.contrib.prometheus import KitCollector
+from shardkit.contrib.tenants import from_header, from_host
+from shardkit.core.health.facts import Finding
+from shardkit.core.tally import KitStats
+from shardkit.doctor import diagnose
 
 
 class Order(TenantScoped, ShardedBase):
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
     note: Mapped[str]
+    __cached__ = Cached(lists=[ListKey("note", limit=10)])
 
 
 class Visit(TenantScoped, ShardedBase):
@@ -76,6 +87,31 @@ async def asynchronous(kit: AsyncShardKit) -> None:
     assert_type(await kit.run("acme", place_async, "note"), str)
 
 
+def together(kit: ShardKit) -> None:
+    for row in kit.fan_out(select(Order.note)):
+        assert_type(row, Row[Any])
+    with kit.transaction("acme", "other") as tx:
+        assert_type(tx["acme"], RoutedSession)
+    assert_type(kit.cache.get(Order, 1, tenant="acme"), Order | None)
+    assert_type(kit.cache.get_many(Order, [1, 2], tenant="acme"), dict[Any, Order])
+    assert_type(kit.token("acme"), str)
+    assert_type(kit.stats(), KitStats)
+    assert_type(kit.stats().pools["pg1"].waiting, int)
+    assert_type(kit.locate_by(Order.note, "x"), Route | None)
+
+
+def around(kit: ShardKit, other: AsyncShardKit, given: Settings) -> None:
+    wsgi.TenantMiddleware(lambda *_: [], kit=kit, tenant=from_header("X-Tenant"))
+    asgi.TenantMiddleware(serve, kit=other, tenant=from_host("example.com"))
+    wsgi.TenantMiddleware(lambda *_: [], kit=other, tenant=from_header("X-Tenant"))  # type: ignore[arg-type]  # not in WSGI
+    KitCollector(other)
+    assert_type(diagnose(given, checks=["roles"]).findings, tuple[Finding, ...])
+
+
+async def serve(_scope: object, _receive: object, _send: object) -> None:
+    """An ASGI application."""
+
+
 def errors(error: ShardKitError) -> None:
     assert_type(error.outcome, Outcome)
     assert_type(error.retryable, bool)
@@ -85,3 +121,16 @@ def errors(error: ShardKitError) -> None:
 def settings() -> Settings:
     Settings(catalog_url="postgresql:///x", pool_size="3")  # type: ignore[arg-type]
     return Settings(catalog_url="postgresql:///x", servers={"pg1": "postgresql:///y"})
+
+
+def cached(kit: ShardKit) -> None:
+    assert_type(kit.cache.get(Order, 1, tenant="acme"), Order | None)
+    assert_type(list(kit.cache.get_many(Order, [1, 2], tenant="acme").values()), list[Order])
+    assert_type(kit.cache.list(Order, "x", by="note", tenant="acme"), Sequence[Order])
+    assert_type(kit.cache.stats(), CacheStats)
+    assert_type(kit.cache.drain(), int)
+
+
+async def cached_async(kit: AsyncShardKit) -> None:
+    assert_type(await kit.cache.get(Order, 1, tenant="acme"), Order | None)
+    assert_type(kit.cache.stats(), CacheStats)

@@ -161,6 +161,15 @@ def test_blocks_are_interleaved_and_shuffled() -> None:
     assert len(set(orders)) > 2
 
 
+def test_progress_goes_from_nothing_to_all() -> None:
+    bench, seen = make_bench(), []
+    bench.interleave({"a": lambda: seen.append(bench.progress.tasks[0].completed), "b": lambda: None}, rounds=3, warmup=0)
+    (task,) = bench.progress.tasks
+    assert (task.completed, task.total) == (6, 6)
+    assert seen == sorted(seen)
+    assert seen[0] < 2
+
+
 def test_async_operations_are_awaited_one_by_one() -> None:
     bench, running, most = make_bench(), 0, 0
 

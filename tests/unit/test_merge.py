@@ -11,7 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardkit.core.chunks import CHUNK, chunks_of
-from shardkit.core.merge import Merge, OrderKey, average, combine, comparable, distinct, groups, numeric_quotient, sort_key
+from shardkit.core.merge import (
+    DISTINCT,
+    Merge,
+    OrderKey,
+    average,
+    combine,
+    comparable,
+    distinct,
+    distinct_values,
+    groups,
+    numeric_quotient,
+    sort_key,
+)
 from shardkit.core.shardmap import Route
 from shardkit.errors import FanOutError, FanOutRefusedError
 
@@ -115,3 +127,12 @@ def test_a_move_changes_the_chunk_it_leaves_and_no_other(servers, shards, data) 
     ):
         kept = {chunk for chunk in before[gone.server] if gone not in chunk}
         assert kept <= set(after.get(gone.server, []))
+
+
+def test_distinct_values_of_parts_are_counted_once() -> None:
+    numbers = distinct_values(1231)
+    parts = [("a", [Decimal("1.5"), Decimal("NaN"), None]), ("b", None), ("a", [Decimal("1.50"), Decimal("NaN"), Decimal(2)])]
+    merged = dict(groups(parts, 1, [DISTINCT], lambda row: row, {1: numbers}))
+    assert {key: len(values) for key, values in merged.items()} == {"a": 3, "b": 0}
+    with pytest.raises(FanOutRefusedError, match=r"count\(DISTINCT"):
+        distinct_values(3807)  # jsonb[]

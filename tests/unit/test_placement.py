@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardkit.core.levelling import over_share
+from shardkit.core import levelling
+from shardkit.core.levelling import NOISE, fair_shares, over_share
 from shardkit.core.placement import Plan, PlannedMove, place, plan, quotas
 from shardkit.errors import PlacementError
 
@@ -353,3 +354,42 @@ def test_a_tolerance_that_makes_no_sense_is_refused(tolerance):
 def test_no_shards_need_no_moves():
     empty = plan({}, {"a": 1.0}, loads={})
     assert (empty.moves, dict(empty.placement), empty.after) == ((), {}, {"a": 0.0})
+
+
+def level_trying_everything(current, servers, *, loads, tolerance):
+    """As `level`, but after each step every server that found no step is tried again."""
+    shares = fair_shares(servers, math.fsum(loads.values()))
+    piles = {name: levelling._Pile(name, servers[name], shares[name]) for name in sorted(servers)}
+    for shard in sorted(current):
+        piles[current[shard]].add(loads[shard])
+        piles[current[shard]].movable.append((loads[shard], shard))
+    for pile in piles.values():
+        pile.movable.sort()
+    placement, stuck, limit = dict(current), set(), (1 + tolerance) * (1 + NOISE)
+    while over := [pile for pile in piles.values() if pile.fullness() > limit and pile.name not in stuck]:
+        fullest = max(over, key=levelling._Pile.fullness)
+        others = {name: pile for name, pile in piles.items() if pile is not fullest}
+        step = levelling._fitting(fullest, others, limit) or levelling._easing(fullest, others, max(tolerance, NOISE))
+        if step is None:
+            stuck.add(fullest.name)
+        else:
+            fullest.give(step)
+            placement[step.shard] = step.target.name
+            stuck.clear()
+    return placement
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 10),
+    st.integers(1, 50),
+    st.sampled_from([0.7, 1.1, 3]),
+    st.sampled_from([0, 0.02, 0.1]),
+)
+def test_servers_that_found_no_step_are_tried_again_when_that_can_help(seed, n_servers, n_shards, skew, tolerance):
+    draw = random.Random(seed)
+    servers = {f"s{number}": draw.choice([0.5, 1, 1, 2]) for number in range(n_servers)}
+    loads = {shard: draw.paretovariate(skew) for shard in range(n_shards)}
+    current = {shard: draw.choice(list(servers)) for shard in loads}
+    found = levelling.level(current, servers, loads=loads, tolerance=tolerance)
+    assert found == level_trying_everything(current, servers, loads=loads, tolerance=tolerance)

@@ -157,3 +157,12 @@ def test_maps_with_the_same_content_are_equal():
     assert a_map() == a_map()
     assert a_map() != a_map(version=4)
     assert a_map() != a_map(cluster_id=uuid4())
+
+
+def test_a_row_may_live_in_the_shard_of_its_birth_and_in_its_family():
+    isolated = isolated_from({1: None, 2: None, 16: 1, 17: 16, 18: 1})
+    assert isolated.family(1) == [1, 16, 17, 18]
+    assert isolated.family(17) == [17, 1, 16, 18]
+    assert isolated.family(2) == [2]
+    with pytest.raises(UnknownShardError):
+        isolated.family(404)

@@ -6,8 +6,9 @@ import hashlib
 import re
 import secrets
 from dataclasses import dataclass
+from datetime import timedelta
 
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import delete, func, select
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from photos.models import Attempt, User
@@ -81,7 +82,7 @@ def _count(kit: ShardKit, key: str) -> int:
     """How often *key* was tried lately, this time included: it is written down before it is known whether it was right."""
 
     def work(session):
-        session.execute(delete(Attempt).where(Attempt.at < func.now() - text(f"interval '{WINDOW_S} seconds'")))
+        session.execute(delete(Attempt).where(Attempt.at < func.now() - timedelta(seconds=WINDOW_S)))
         session.add(Attempt())
         session.flush()
         return session.scalar(select(func.count()).select_from(Attempt))

@@ -6,7 +6,9 @@ import logging
 import threading
 from typing import Final
 
-from shardkit.errors import ShardKitError
+from shardkit.catalog import journal
+from shardkit.catalog.overview import opened
+from shardkit.errors import ShardKitError, UnknownMoveError
 from shardkit.move import run
 from shardkit.settings import Settings
 
@@ -28,6 +30,10 @@ class Actions:
 
     def act(self, move_id: int, action: str) -> int:
         """Do one of ACTIONS with a move; gives the move that is then under way. Raises UnknownMoveError, MoveBusyError."""
+        with opened(self._settings) as catalog:
+            found = journal.find(catalog, move_id)
+        if found.step.ended:
+            raise UnknownMoveError(f"move {move_id} has ended; nothing was done")
         if action == "rollback":
             move_id = run.begin_rollback(self._settings, move_id).id
         self._carry(move_id, "resume" if action == "rollback" else action)

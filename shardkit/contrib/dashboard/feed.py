@@ -15,6 +15,7 @@ from shardkit.errors import ShardKitError
 log = logging.getLogger("shardkit.dashboard")
 EVERY_S: Final = 1.0
 KEEP_ALIVE_S: Final = 10.0
+CLOSE_S: Final = 10.0
 
 
 class Source(Protocol):
@@ -37,6 +38,7 @@ class Feed:
         self._news = threading.Condition()
         self._viewers, self._number, self._text = 0, 0, ""
         self._closed = False
+        self._thread: threading.Thread | None = None
 
     def once(self) -> str:
         """One look, as JSON, for those who cannot listen."""
@@ -63,16 +65,19 @@ class Feed:
                 self._news.notify_all()
 
     def close(self) -> None:
-        """Send every viewer away."""
+        """Send every viewer away, and stop looking."""
         with self._news:
             self._closed = True
             self._news.notify_all()
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)
 
     def _join(self) -> None:
         with self._news:
             self._viewers += 1
             if self._viewers == 1:
-                threading.Thread(target=self._run, name="shardkit-dashboard", daemon=True).start()
+                self._thread = threading.Thread(target=self._run, name="shardkit-dashboard", daemon=True)
+                self._thread.start()
 
     def _run(self) -> None:
         source = self._open()

@@ -11,7 +11,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from werkzeug.wrappers import Response
 
 from shardkit.contrib.dashboard import dashboard
-from shardkit.contrib.dashboard.feed import EVERY_S
+from shardkit.contrib.dashboard.feed import EVERY_S, Feed
 from shardkit.contrib.tenants import host_of
 from shardkit.errors import SettingsError
 from shardkit.settings import Settings, is_loopback
@@ -44,8 +44,8 @@ def make_app(settings: Settings, *, token: str, allow_changes: bool = False, eve
 
 def make_dashboard_server(
     settings: Settings, *, host: str, port: int, allow_changes: bool = False, every_s: float = EVERY_S
-) -> tuple[BaseWSGIServer, str]:
-    """A server that listens, and the address to open. Raises SettingsError for a *host* off loopback, or a port in use."""
+) -> tuple[BaseWSGIServer, Feed, str]:
+    """A server that listens, its feed, the address to open. Raises SettingsError for a *host* off loopback or a port in use."""
     if not is_loopback(host):
         raise SettingsError(
             f"the dashboard listens on loopback only, not on {host!r}; nothing was started. From elsewhere use an SSH tunnel, "
@@ -59,4 +59,4 @@ def make_dashboard_server(
         raise SettingsError(f"port {port} on {host} is in use: give another --port; nothing was started") from exc
     server.daemon_threads = True  # type: ignore[attr-defined]  # of ThreadingMixIn: a page that is open ends nobody's Ctrl-C
     shown = f"[{host}]" if ":" in host else host
-    return server, f"http://{shown}:{server.server_port}/?token={token}"
+    return server, app.extensions["shardkit_dashboard"], f"http://{shown}:{server.server_port}/?token={token}"

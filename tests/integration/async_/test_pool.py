@@ -173,6 +173,46 @@ async def test_a_changed_table_heals(open_kit, fleet, tenant):
                 pytest.fail("the stale plan stayed in the pool")
 
 
+async def test_a_table_changed_meanwhile_is_not_noticed_by_a_first_statement(open_kit, fleet, tenant):
+    kit = open_kit(pool_size=1)
+    route = kit.locate(tenant)
+    with fleet.admin(route.server) as admin:
+        for number, way in enumerate((kit.session, kit.read, kit.session)):
+            for _ in range(3):
+                async with way(tenant) as s:
+                    await s.scalars(select(Order.note))
+                    backend = await s.scalar(text("SELECT pg_backend_pid()"))
+            admin.execute(f"ALTER TABLE {route.schema}.orders ALTER COLUMN note TYPE varchar({500 + number})")
+            for _ in range(2):
+                async with way(tenant) as s:
+                    assert (await s.scalars(select(Order.note))).all() == []
+                    assert await s.scalar(text("SELECT pg_backend_pid()")) == backend  # the connection is kept
+
+
+async def test_a_table_changed_in_the_middle_is_an_error_once(open_kit, fleet, tenant):
+    kit = open_kit(pool_size=1)
+    route = kit.locate(tenant)
+    with fleet.admin(route.server) as admin:
+        async with kit.session(tenant) as s:
+            for _ in range(3):  # until it is prepared
+                await s.scalars(select(Order.note))
+                await s.rollback()
+            await s.scalar(text("SELECT 1"))
+            admin.execute(f"ALTER TABLE {route.schema}.orders ALTER COLUMN note TYPE varchar(400)")
+            with pytest.raises(exc.NotSupportedError):
+                await s.scalars(select(Order.note))
+            await s.rollback()
+            assert (await s.scalars(select(Order.note))).all() == []
+
+
+async def test_what_postgresql_does_not_support_is_said_once(kit, tenant):
+    async with kit.session(tenant) as s:
+        with pytest.raises(exc.NotSupportedError, match="FOR UPDATE"):
+            await s.execute(text("SELECT count(*) FROM orders FOR UPDATE"))
+        await s.rollback()
+        assert (await s.scalars(select(Order.note))).all() == []
+
+
 async def test_a_spent_budget_is_a_typed_error_and_stays_on_its_server(open_kit, fleet):
     kit = open_kit(pool_size=2, pool_timeout_s=0.2)
     names = [f"budget {number}" for number in range(200)]

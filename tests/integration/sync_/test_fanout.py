@@ -93,6 +93,8 @@ def test_tenants_are_filtered_and_only_their_shards_asked(kit, tenant):
     having_lines = select(func.count(Order.id)).where(Order.lines.any(Line.what == "x"))
     assert kit.fan_out_scalar(having_lines, tenants=names[:2]) == 6
     assert kit.fan_out_scalar(select(func.count(Line.id)).join(Line.order), tenants=names[:3]) == 9
+    with pytest.raises(FanOutRefusedError, match="each part a WHERE"):
+        kit.fan_out(select(Order.id).union_all(select(Line.id)), tenants=names[:2])
     with pytest.raises(FanOutRefusedError, match="without its model"):
         kit.fan_out(select(Order.__table__.c.id), tenants=names[:2])
 
@@ -369,6 +371,7 @@ def test_outside_a_fan_out_a_query_needs_a_tenant(kit):
         (lambda: select(Order.id).intersect(select(Line.id)), "INTERSECT"),
         (lambda: select(Order.id).union(select(Line.id).union_all(select(Order.id))), "of the same kind"),
         (lambda: select(Order.id).union_all(select(func.count(Line.id))), "for each shard alone"),
+        (lambda: select(Order.id).options(selectinload(Order.lines)).union_all(select(Line.id)), "options of a union"),
         (lambda: select(Order.id).limit(1).union_all(select(Line.id)), "one for each shard"),
         (lambda: select(Order.id).union_all(select(country.c.code)), "not those of a sharded table"),
         (lambda: select(Order.id).where(Order.amount == Line.id).union_all(select(Line.id)), "different tenants"),

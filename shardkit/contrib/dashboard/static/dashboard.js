@@ -70,7 +70,8 @@ function draw() {
   const found = scale(pulse.servers.flatMap((server) => server.shards.map((shard) => shard[measure] ?? 0)));
   drawLegend(measure, found);
   const most = Math.max(...pulse.servers.map((server) => server.placed), 0);
-  $("servers").className = `servers ${most > 700 ? "most" : most > 140 ? "many" : ""}`;
+  const all = pulse.servers.reduce((sum, server) => sum + server.placed, 0);
+  $("servers").className = `servers ${most > 700 || all > 1500 ? "most" : most > 140 || all > 600 ? "many" : ""}`;
   keep($("servers"), pulse.servers, (server) => server.name, makeServer, (column, server) => {
     drawServer(column, server);
     const cells = server.shards.map((shard) => ({ ...shard, server: server.name, move: moving.get(`${server.name}/${shard.shard}`), coming: false }));
@@ -228,32 +229,37 @@ function drawTrouble() {
 }
 
 function drawMoves() {
-  keep($("moves"), pulse.moves, (move) => move.id, (move) => element("article", { class: "move", "aria-label": `Move ${move.id}` }), (card, move) => {
+  const ended = pulse.moves.filter((move) => move.ended);
+  $("ended").hidden = !ended.length;
+  $("ended-count").textContent = `${ended.length} ended in the last minutes`;
+  rows("ended-rows", ended, (move) => [move.id, move.shard, `${move.source} → ${move.target}`, move.step, move.stall_ms === null ? "–" : `${number(move.stall_ms)} ms`], 4);
+  const under = pulse.moves.filter((move) => !move.ended);
+  keep($("moves"), under, (move) => move.id, (move) => element("article", { class: "move", "aria-label": `Move ${move.id}` }), (card, move) => {
     const now = JSON.stringify([{ ...move, idle_s: 0, age_s: Math.round(move.age_s) }, options.changes]);
     if (card.dataset.now === now) return;
     card.dataset.now = now;
-    card.className = `move${move.stuck ? " stuck" : ""}${move.ended ? " ended" : ""}`;
+    card.className = `move${move.stuck ? " stuck" : ""}`;
     const facts = [];
     if (move.total) facts.push(`${move.step === "copy" ? `${size(move.done)} of ${size(move.total)}` : `${number(move.done)} of ${number(move.total)} rows`}`);
-    if (move.forecast_s !== null && !move.ended) facts.push(`${seconds(move.forecast_s)} left of this step`);
+    if (move.forecast_s !== null) facts.push(`${seconds(move.forecast_s)} left of this step`);
     if (move.lag_ms !== null) facts.push(`${number(move.lag_ms)} ms behind`);
     if (move.stall_ms !== null) facts.push(`writers were held off for ${number(move.stall_ms)} ms`);
     if (move.note) facts.push(move.note);
-    facts.push(`${seconds(move.age_s)} old`, move.ended ? move.step : move.held ? "worked on" : "nobody works on it");
+    facts.push(`${seconds(move.age_s)} old`, move.held ? "worked on" : "nobody works on it");
     const title = element("div", { class: "line" }, element("h3", {}, `Move ${move.id}`),
       element("span", {}, `shard ${move.shard}${move.tenant ? ", one tenant of it" : ""}`), element("span", {}, `${move.source} → ${move.target}`), buttons(move));
     const at = STEPS.indexOf(move.step);
     const track = element("ol", { class: "steps", "aria-label": "Steps" }, ...STEPS.map((step, n) =>
-      element("li", { class: n < at || move.step === "finished" ? "past" : "", "aria-current": n === at ? "step" : null }, step)));
-    const bar = move.total && !move.ended ? element("progress", { max: move.total, value: move.done, "aria-label": `Progress of ${move.step}` }) : null;
+      element("li", { class: n < at ? "past" : "", "aria-current": n === at ? "step" : null }, step)));
+    const bar = move.total ? element("progress", { max: move.total, value: move.done, "aria-label": `Progress of ${move.step}` }) : null;
     card.replaceChildren(...[title, track, bar, element("p", { class: "line quiet" }, facts.join(" · ")),
       move.stuck ? element("p", { class: "bad" }, `Stopped: ${move.problem ?? "nobody works on it"}`) : null].filter(Boolean));
   });
-  if (!pulse.moves.length) $("moves").replaceChildren(element("p", { class: "quiet", "data-key": "none" }, "No shard is moving."));
+  if (!under.length) $("moves").replaceChildren(element("p", { class: "quiet", "data-key": "none" }, "No shard is moving."));
 }
 
 function buttons(move) {
-  if (!options.changes || move.ended) return null;
+  if (!options.changes) return null;
   const wanted = move.step === "soak" ? ["rollback", "finish"] : move.held ? [] : STEPS.indexOf(move.step) <= 5 ? ["resume", "abort"] : ["resume"];
   return element("span", { class: "buttons" }, ...wanted.map((action) => element("button", { type: "button", onclick: () =>
     ask(`${ACTIONS[action]}: move ${move.id} of shard ${move.shard}?`, `moves/${move.id}/${action}`, {}) }, ACTIONS[action])));
@@ -290,8 +296,8 @@ function drawRest() {
   const found = [];
   const cache = pulse.cache;
   if (cache.hit_rate !== null && cache.hit_rate !== undefined) found.push(["Cache hit rate", `${(100 * cache.hit_rate).toFixed(1)} %`]);
+  else found.push(["Cache hit rate", "hits" in cache ? "nobody has asked yet" : "no Redis in the settings"]);
   if (cache.memory) found.push(["Redis memory", cache.memory]);
-  if (!found.length) found.push(["Cache", "hits" in cache ? "nobody has asked yet" : "no Redis in the settings"]);
   const run = pulse.migration;
   found.push(["Migrations", run ? `run ${run.run} to ${run.target}: ${run.state}, ${run.unfinished} shards not there` : "none was run"]);
   $("rest").replaceChildren(...found.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));

@@ -65,6 +65,10 @@ class History(TenantScoped, BankBase):
     delta: Mapped[int]
 
 
+def _within(schema: str, statement: sql.SQL) -> sql.Composed:
+    return statement.format(schema=sql.Identifier(schema))
+
+
 class Load(ABC):
     """Rows of each tenant, and what a client does with them, one operation after the other."""
 
@@ -87,9 +91,8 @@ class Load(ABC):
         for server, url in urls.items():
             with psycopg.connect(url) as connection:
                 for shard in kit.map.shards_on(server):
-                    schema = sql.Identifier(kit.map.route(shard).schema)
                     for statement in self.fill if shard in tenants else ():
-                        connection.execute(statement.format(schema=schema), [tenants[shard]])
+                        connection.execute(_within(kit.map.route(shard).schema, statement), [tenants[shard]])
                 connection.commit()
                 connection.autocommit = True
                 connection.execute("ANALYZE")
