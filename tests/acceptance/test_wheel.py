@@ -74,6 +74,8 @@ def test_wheel_holds_the_package_and_nothing_beside_it(wheel):
     trees = {f"shardkit/{path.relative_to(ROOT)}" for path in (ROOT / "migrations").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules | trees
     assert any(name.endswith("/licenses/LICENSE") for name in names)
+    (entries,) = (zipfile.ZipFile(wheel).read(name).decode() for name in names if name.endswith("/entry_points.txt"))
+    assert "[flask.commands]\nshardkit = shardkit.cli.flask:shardkit" in entries
 
 
 def test_installed_program_makes_a_cluster(wheel, tmp_path, shardkit_databases):
