@@ -180,6 +180,11 @@ class Journal:
             if step is Step.FINISHED:
                 self.connection.execute(SQL["end_original"], {"id": self.move.id})
 
+    def warm_up(self) -> None:
+        """Do on this connection what ``flip`` will do, for a lease that nobody has: clients wait for what comes next."""
+        with transaction(self.connection):
+            self.connection.execute(SQL["flip"], {**self.ours, "lease": -1, "step": Step.FOLLOW.word}, prepare=True)
+
     def flip(self) -> None:
         """Send the shard (or the tenant) to the move's target, with step FOLLOW, in one commit; fine if it is there already."""
         move = self.move
@@ -189,7 +194,7 @@ class Journal:
             epoch, rows = move.options["into_epoch"], schema_name(move.shard, move.epoch + 1)
             given |= {key: move.options[key] for key in ("pin", "pin_to", "into_epoch")} | {"rows": rows}
             name, arrived = "flip_tenant", (move.target, epoch + 1)
-        if self.connection.execute(SQL[name], given).fetchone() is not None:
+        if self.connection.execute(SQL[name], given, prepare=True).fetchone() is not None:
             self.move = replace(move, step=Step.FOLLOW)
         elif self.placement(move.into_shard) == arrived:
             self.enter(Step.FOLLOW)

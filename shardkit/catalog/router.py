@@ -110,9 +110,9 @@ class Router:
             new = _again(found, route)
             return (new.shard, new.epoch) != (route.shard, route.epoch)
 
-        if not moved(self.map):
+        if not moved(self.map) and not self.watch.told(moved, timeout_s=FLIP_SOON_S):
             self._ask()
-            if not self.watch.told(moved, timeout_s=FLIP_SOON_S) and not is_closed(
+            if not moved(self.map) and not is_closed(
                 self.map.server(route.server),
                 self._settings,
                 cluster_id=self.cluster_id,

@@ -28,6 +28,7 @@ from shardkit.cli.common import (
     yes_option,
 )
 from shardkit.cli.progress import shown
+from shardkit.core.easing import Limits
 from shardkit.core.moving import Step
 from shardkit.core.placement import Plan
 from shardkit.move import rebalance as planning
@@ -67,6 +68,21 @@ def move_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 show_default=True,
                 help="How long the fence is tried for.",
             ),
+            click.option(
+                "--max-lag", callback=_duration, help="Pause copying while a standby of the source is further behind."
+            ),
+            click.option(
+                "--max-source-load",
+                type=click.IntRange(0),
+                help="Pause copying while more other sessions are at work on the source.",
+            ),
+            click.option(
+                "--max-wal",
+                type=click.IntRange(1),
+                default=16384,
+                show_default=True,
+                help="Megabytes of WAL that may be held back on the source; above it the move stops.",
+            ),
             config_option,
             dry_run_option,
             yes_option,
@@ -83,6 +99,8 @@ def options_of(given: dict[str, Any], *, soak: bool) -> MoveOptions:
         budget_ms=max(10, round(given["max_stall"] * 1000)),
         kill_blockers_after_s=given["kill_blockers_after"],
         give_up_after_s=given["give_up_after"],
+        limits=Limits(lag_s=given["max_lag"], active=given["max_source_load"]),
+        wal_limit=given["max_wal"] << 20,
         soak=soak,
     )
 

@@ -153,7 +153,7 @@ class VerifyChanged(Effect):
 
 @dataclass(frozen=True, slots=True)
 class CarrySequences(Effect):
-    """Set the target's sequences past the source's, by a margin; not if the target is open already.
+    """Find out how far the source's sequences are; Open sets the target's past them, by a margin.
 
     After the fence, because only then nobody draws from the source any more; but who was just doing it falls into the margin.
     """

@@ -47,7 +47,8 @@ ShardKitError
 │   ├── NotEqualError        SK905  source and target differ
 │   ├── FenceTimeoutError    SK906  the fence could not be had within the budget
 │   ├── MoveInterruptedError SK907  a server or the catalog went away in the middle
-│   └── LeaseLostError       SK908  another operator took the move over
+│   ├── LeaseLostError       SK908  another operator took the move over
+│   └── WalLimitError        SK909  the move held back more WAL on the source than allowed
 ├── MigrationError           SK970  a migration of the fleet could not be begun or finished
 │   ├── FleetBusyError       SK971  another runner is migrating this cluster
 │   ├── UnknownRevisionError SK972  the tree has no such revision
@@ -135,6 +136,7 @@ from shardkit.errors.operations import (
     TwoHeadsError,
     UnknownMoveError,
     UnknownRevisionError,
+    WalLimitError,
 )
 
 __all__ = [
@@ -201,6 +203,7 @@ __all__ = [
     "UnknownRevisionError",
     "UnknownServerError",
     "UnknownShardError",
+    "WalLimitError",
     "WrongServerError",
 ]
 

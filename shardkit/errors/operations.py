@@ -92,6 +92,12 @@ class MoveInterruptedError(MoveError):
     outcome = Outcome.UNKNOWN
 
 
+class WalLimitError(MoveError):
+    """The move held back more WAL on the source than allowed."""
+
+    code = "SK909"
+
+
 class LeaseLostError(MoveError):
     """Another operator took the move over; this one stopped."""
 

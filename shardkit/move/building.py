@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from psycopg import errors, sql
 
@@ -16,8 +16,10 @@ from shardkit.move import checks, objects
 from shardkit.move.copy import copy_tables, slot_with_snapshot
 from shardkit.move.ends import SQL, End, contact
 from shardkit.move.fence import guard
-from shardkit.move.structure import AFTER_ROWS, create_schema, make, structure_of, tables_of
+from shardkit.move.structure import AFTER_ROWS, Part, create_schema, make, make_indexes, structure_of, tables_of
 from shardkit.move.work import Work
+
+BUILDERS: Final = 2
 
 
 class Building:
@@ -25,17 +27,20 @@ class Building:
 
     def __init__(self, work: Work) -> None:
         self.w = work
+        self._site: checks.Site | None = None
+        self._copied = False
         self.effects: dict[type[m.Effect], Callable[[Any], Any]] = {
             m.Check: self._check, m.Clean: self._clean, m.Publish: self._publish, m.Copy: self._copy,
             m.Complete: self._complete, m.Arm: self._arm, m.Subscribe: self._subscribe,
         }  # fmt: skip
 
     def _check(self, _: m.Check) -> None:
-        checks.refuse(checks.survey(self.w.site(), self.w.map))
+        self._site = self.w.site()
+        checks.refuse(checks.survey(self._site, self.w.map))
 
     def _clean(self, _: m.Clean) -> None:
         left: list[str] = []
-        for found in self.w.journal.objects(inherited=self.w.journal.move.step >= m.Step.FINISH):
+        for found in self.w.journal.objects(inherited=self.w.journal.move.step is m.Step.FINISH):
             if found.kind == "schema" and self._is_live(found.server, found.name):
                 raise MoveError(f"schema {found.name} on server {found.server!r} is the live shard: it was not dropped")
             try:
@@ -68,7 +73,7 @@ class Building:
         self.w.journal.register(self.w.source.name, "slot", self.w.out)
         self.w.journal.register(self.w.target.name, "schema", self.w.schema)
         with slot_with_snapshot(self.w.source, self.w.out, timeout_s=self.w.options.slot_timeout_s) as snapshot:
-            site = self.w.site()
+            site = self._site or self.w.site()  # should it have changed since the check, the comparison will say so
             make(
                 self.w.target.on(),
                 [create_schema(self.w.schema), *(part for part in site.structure if part.phase != AFTER_ROWS)],
@@ -77,25 +82,28 @@ class Building:
             def copied(more: int) -> None:
                 nonlocal done
                 done += more
-                progress = self.w.tell("copy", done=done, total=site.size)
-                if self.w.options.throttle is not None and (pause_s := self.w.options.throttle(progress)) > 0:
-                    time.sleep(pause_s)
+                self.w.ease(self.w.tell("copy", done=done, total=site.size))
 
             copy_tables(self.w.source, self.w.target, self.w.schema, site.tables, snapshot=snapshot, copied=copied)
+        self._site, self._copied = site, True
         self.w.facts |= {"bytes": done, "copy_s": round(time.monotonic() - began, 3)}
         self.w.watch_wal()
 
     def _complete(self, _: m.Complete) -> None:
-        wanted = structure_of(self.w.source.on(), self.w.schema)
-        have = {(part.kind, part.name, part.ddl) for part in structure_of(self.w.target.on(), self.w.schema)}
-        make(self.w.target.on(), [part for part in wanted if (part.kind, part.name, part.ddl) not in have])
+        builders = [self.w.target.on(f"build {number}") for number in range(BUILDERS)]
+        make(self.w.target.on(), make_indexes(builders, self._missing()))
         tables = tables_of(self.w.target.on(), self.w.schema)
-        commands = [guard(self.w.schema, table) for table in tables]
         if tables:
-            commands.append(sql.SQL("ANALYZE {}").format(sql.SQL(", ").join(table.within(self.w.schema) for table in tables)))
-        for command in commands:
-            self.w.target.on().execute(command)
+            self.w.target.on().execute(sql.SQL("; ").join(guard(self.w.schema, table) for table in tables))
         self.w.watch_wal()
+
+    def _missing(self) -> list[Part]:
+        """What has to be made yet, now that the rows are there."""
+        if self._copied and self._site is not None:
+            return [part for part in self._site.structure if part.phase == AFTER_ROWS]
+        wanted = structure_of(self.w.source.on(), self.w.schema)
+        have = set(structure_of(self.w.target.on(), self.w.schema))
+        return [part for part in wanted if part not in have]
 
     def _arm(self, _: m.Arm) -> None:
         self.w.publication(self.w.target, self.w.back)

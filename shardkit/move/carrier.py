@@ -34,8 +34,7 @@ class Carrier:
     def close(self) -> None:
         """End all sessions; an open fence is rolled back by that."""
         self._switching.close()
-        for end in self.w.ends.values():
-            end.close()
+        self.w.close()
 
     def _enter(self, effect: m.Enter) -> None:
         self.w.journal.enter(effect.step)

@@ -12,6 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
+from shardkit.core.easing import Limits
 from shardkit.core.names import schema_name
 from shardkit.core.shardmap import Server, ServerState, ShardMap
 from shardkit.db.servers import identity
@@ -47,6 +48,7 @@ class Site:
     tables: Sequence[Table]
     slot_timeout_s: float
     wal_limit: int
+    limits: Limits
 
     @property
     def schema(self) -> str:
@@ -63,7 +65,7 @@ def site_of(source: End, target: End, shard: int, epoch: int, options: MoveOptio
     """What is to be moved, as it is now."""
     schema, on = schema_name(shard, epoch), source.on()
     structure, tables = structure_of(on, schema), tables_of(on, schema)
-    return Site(source, target, shard, epoch, structure, tables, options.slot_timeout_s, options.wal_limit)
+    return Site(source, target, shard, epoch, structure, tables, options.slot_timeout_s, options.wal_limit, options.limits)
 
 
 def survey(site: Site, shardmap: ShardMap) -> list[Finding]:
@@ -143,6 +145,11 @@ def _servers(site: Site, source: dict[str, Any], target: dict[str, Any]) -> Iter
                     f"{name} has {max(0, facts[f'{what}_free'])} replication {what} free, and a move needs {needed}",
                     f"raise {setting}, or drop what is not used",
                 )
+        if facts["replication_role"] != "origin":  # only a superuser could set it for the session
+            yield Finding(
+                f"sessions on {name} begin with session_replication_role = {facts['replication_role']}",
+                "ALTER ROLE … or ALTER DATABASE … RESET session_replication_role: triggers and foreign keys would not work",
+            )
         if not facts["replication"]:
             yield Finding(
                 f"the login on {name} may not replicate", "ALTER ROLE … REPLICATION (managed PostgreSQL has a role for it)"
@@ -177,6 +184,11 @@ def _servers(site: Site, source: dict[str, Any], target: dict[str, Any]) -> Iter
                 "its writers may lose acknowledged writes in a crash, move or not",
                 refuses=False,
             )
+    if site.limits.any and not source["stats"]:
+        yield Finding(
+            f"the login on server {site.source.name!r} may not see how busy it is",
+            "GRANT pg_read_all_stats TO it, for --max-lag and --max-source-load",
+        )
     if target["version"] // 10_000 < source["version"] // 10_000:
         yield Finding(
             "the target's PostgreSQL is older than the source's",
@@ -201,6 +213,11 @@ def _contents(site: Site) -> Iterator[Finding]:
             )
     for (what,) in site.source.on().execute(SQL["unknown_objects"], {"schema": site.schema}):
         yield Finding(f"{what} is of a kind that is not carried over", "make it outside of the shard, or do without it")
+    for (name,) in site.source.on().execute(CHECKS["partitioned"], {"schema": site.schema}):
+        yield Finding(
+            f"table {name} is partitioned or inherits, which is not carried over",
+            "make it a plain table: CREATE TABLE … (LIKE … INCLUDING ALL), INSERT … SELECT, rename; a shard is the partition",
+        )
     questions = {
         "triggers": ("trigger {} fires for replicated rows as well", "ALTER TABLE … ENABLE TRIGGER … for the time of the move"),
         "bodies": ("function {} names the schema in its text", "leave the schema out: it gets a new name with every move"),

@@ -49,7 +49,11 @@ def copy_tables(
     into: str | None = None,
     rows: Callable[[Table], sql.Composable] | None = None,
 ) -> None:
-    """Copy all rows of *tables*, as *snapshot* sees them (None: as they are now). *into* that schema; *rows*: only those."""
+    """Copy all rows of *tables*, as *snapshot* sees them (None: as they are now). *into* that schema; *rows*: only those.
+
+    A whole table is copied frozen: nobody reads it yet, and who does later (the comparison first) has nothing to find out
+    about its rows and to write back.
+    """
     reader, writer = source.on("copy"), target.on("copy")
     with reader.transaction():
         reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -60,9 +64,12 @@ def copy_tables(
                 columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
                 some = rows(table) if rows is not None else sql.SQL("ONLY {}").format(table.within(schema))
                 out = sql.SQL("COPY (SELECT {} FROM {} t) TO STDOUT (FORMAT binary)").format(columns, some)
-                there = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(table.within(into or schema), columns)
+                there, frozen = table.within(into or schema), sql.SQL(", FREEZE" if rows is None else "")
+                copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary{})").format(there, columns, frozen)
                 if table.columns:
-                    pipe(reader, out, writer, there, copied)
+                    if rows is None:
+                        writer.execute(sql.SQL("TRUNCATE ONLY {}").format(there))  # FREEZE asks for it
+                    pipe(reader, out, writer, copy, copied)
     source.close("copy")
     target.close("copy")
 

@@ -20,9 +20,11 @@ SQL = statements("move")
 SESSION: Final = (
     "-c search_path= -c row_security=off -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 "
     "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c extra_float_digits=1 -c bytea_output=hex -c jit=off "
-    "-c default_transaction_isolation=read\\ committed -c session_replication_role=origin"
+    "-c default_transaction_isolation=read\\ committed"
 )
 """Nothing of a role's or database's own settings may change what is copied or compared; policies stop a copy, never thin it."""
+
+DISK_FULL: Final = "53100"
 
 
 class End:
@@ -86,6 +88,10 @@ def contact() -> Any:
         text = str(exc).strip().partition("\n")[0]
         if exc.sqlstate is None or exc.sqlstate.startswith(("08", "57P", "25P")):
             raise LostContact(text) from exc
+        if exc.sqlstate == DISK_FULL:
+            raise MoveError(
+                f"a server has no room left: {text}; the source goes on serving. Make room, then resume, or abort"
+            ) from exc
         raise MoveError(f"a server refused: {text}; the source goes on serving") from exc
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg import errors, sql
@@ -23,6 +23,7 @@ from shardkit.move.structure import Table, stamp
 OLD_MS: Final = 50.0
 """A transaction open for longer is waited for before writers are held off at all; but not for ever, hence the next line."""
 EVEN_SO: Final = 8
+REHEARSAL_MS: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,21 @@ class Fence:
     """Done in the same commit as the rename."""
 
     def warm_up(self) -> None:
-        """Do on the fence's connection what will be done under the lock, so that nothing is done there for the first time."""
+        """Do on the fence's connection what will be done under the lock, and take it back: what a session does for the first
+        time takes ten times as long, and whether it may at all shows before writers wait.
+        """
         self._stamp()
         self.blockers()
+        commands = [sql.SQL("BEGIN; SET LOCAL lock_timeout = {}").format(sql.Literal(REHEARSAL_MS))]
+        if self.tables:
+            commands.append(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(self._names()))
+        _rehearse(self.source.on("fence"), [*commands, self._rename()])
+
+    def _names(self) -> sql.Composed:
+        return sql.SQL(", ").join(table.within(self.schema) for table in self.tables)
+
+    def _rename(self) -> sql.Composed:
+        return _renamed(self.schema, self.next_schema)
 
     def _stamp(self) -> tuple[str, int]:
         return stamp(self.source.on("fence"), self.schema, self.tables)
@@ -81,8 +94,7 @@ class Fence:
             sql.SQL("SET LOCAL statement_timeout = {}").format(self.budget_ms),
         ]
         if self.tables:
-            names = sql.SQL(", ").join(table.within(self.schema) for table in self.tables)
-            commands.append(sql.SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(names))
+            commands.append(sql.SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(self._names()))
         try:
             connection.execute(sql.SQL("; ").join(commands))
         except (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled) as exc:
@@ -101,7 +113,6 @@ class Fence:
         """Close the shard: give it the name of the next epoch, commit. Raises LostContact if
         unsure.
         """
-        rename = sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(self.schema), sql.Identifier(self.next_schema))
         strong = sql.SQL(
             "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN "
             "('off', 'local')"
@@ -109,7 +120,7 @@ class Fence:
         if time.monotonic() > self.deadline:
             raise Busy
         try:
-            commands = [strong, rename, *([self.also] if self.also is not None else []), sql.SQL("COMMIT")]
+            commands = [strong, self._rename(), *([self.also] if self.also is not None else []), sql.SQL("COMMIT")]
             self.source.on("fence").execute(sql.SQL("; ").join(commands))
         except psycopg.Error as exc:
             raise LostContact(str(exc)) from exc
@@ -140,16 +151,62 @@ def unguard(schema: str, table: Table) -> sql.Composed:
     return sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(sql.Identifier(GUARD_TRIGGER), table.within(schema))
 
 
-def open_schema(end: End, schema: str, next_schema: str, tables: Sequence[Table], *, timeout_ms: int) -> None:
-    """Take the guards off and give the copy the next epoch's name, in one message."""
-    connection: psycopg.Connection[Any] = end.on()
-    rename = sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(schema), sql.Identifier(next_schema))
-    begin = sql.SQL("BEGIN; SET LOCAL lock_timeout = {}").format(sql.Literal(timeout_ms))
-    try:
-        connection.execute(
-            sql.SQL("; ").join([begin, *(unguard(schema, table) for table in tables), rename, sql.SQL("COMMIT")])
+class NextValue(NamedTuple):
+    """Where a sequence goes on."""
+
+    sequence: str
+    value: int
+    upwards: bool
+
+    def within(self, schema: str) -> sql.Composed:
+        """Set it in *schema*; never back, since somebody may have drawn from it when this server had the shard before."""
+        name = sql.Literal(sql.Identifier(schema, self.sequence).as_string(None))
+        return sql.SQL("SELECT setval({0}::regclass, {1}({2}, pg_sequence_last_value({0}::regclass)))").format(
+            name, sql.SQL("greatest" if self.upwards else "least"), sql.Literal(self.value)
         )
-    except psycopg.Error:
-        with contextlib.suppress(psycopg.Error):
-            connection.execute("ROLLBACK")
-        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The copy on the target, which takes writes once it has the name *next_schema*."""
+
+    target: End
+    schema: str
+    next_schema: str
+    tables: Sequence[Table]
+
+    def open(self, values: Iterable[NextValue], *, timeout_ms: int) -> None:
+        """Set the sequences, take the guards off, and rename: one message, one transaction."""
+        connection = self.target.on()
+        try:
+            connection.execute(sql.SQL("; ").join([*self._commands(values, timeout_ms), sql.SQL("COMMIT")]))
+        except psycopg.Error:
+            with contextlib.suppress(psycopg.Error):
+                connection.execute("ROLLBACK")
+            raise
+
+    def rehearse(self, values: Iterable[NextValue]) -> None:
+        """Do the same, and take it back (sequences are not taken back, hence *values* without a margin)."""
+        _rehearse(self.target.on(), self._commands(values, REHEARSAL_MS))
+
+    def _commands(self, values: Iterable[NextValue], timeout_ms: int) -> list[sql.Composed]:
+        return [
+            sql.SQL("BEGIN; SET LOCAL lock_timeout = {}").format(sql.Literal(timeout_ms)),
+            *(value.within(self.schema) for value in values),
+            *(unguard(self.schema, table) for table in self.tables),
+            _renamed(self.schema, self.next_schema),
+        ]
+
+
+def _renamed(schema: str, next_schema: str) -> sql.Composed:
+    return sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(schema), sql.Identifier(next_schema))
+
+
+def _rehearse(connection: psycopg.Connection[Any], commands: Sequence[sql.Composed]) -> None:
+    """Run *commands*, the first of which begins a transaction, and roll back; a lock that is not to be had is no matter."""
+    with contextlib.suppress(errors.LockNotAvailable, errors.DeadlockDetected):
+        try:
+            connection.execute(sql.SQL("; ").join(commands))
+        finally:
+            if not connection.closed:
+                connection.execute("ROLLBACK")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from shardkit.core.easing import Limits
 from shardkit.core.hashing import TenantKey
 from shardkit.core.moving import FencePolicy
 
@@ -27,10 +28,12 @@ class MoveOptions:
     soak: bool = True
     lag_ms: float = 50.0
     """How quickly a mark has to arrive before the fence is tried."""
+    limits: Limits = field(default_factory=Limits)
+    """The copy and the comparison pause while the source's standbys are further behind, or more sessions are at work there."""
     forget: Callable[[TenantKey, int], object] | None = None
     """Drops from the cache what is stored of a tenant under a shard. Needed where there is one and a tenant changes shards."""
     throttle: Callable[[Progress], float] | None = None
-    """Asked after every block that is copied: seconds to pause, by whatever the source's load is."""
+    """Asked after every block that is copied: seconds to pause, for whatever else is to be spared."""
 
     @property
     def policy(self) -> FencePolicy:

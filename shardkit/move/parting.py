@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -16,7 +16,7 @@ from shardkit.errors import MoveRefusedError, ShardKitError
 from shardkit.move import objects
 from shardkit.move.carrier import Carrier
 from shardkit.move.curtain import SQL, drawing
-from shardkit.move.fence import open_schema
+from shardkit.move.fence import Closed
 from shardkit.move.matching import Matcher
 from shardkit.move.stream import ChangeStream
 from shardkit.move.structure import Table, tables_of
@@ -56,6 +56,12 @@ class TenantSwitching(Switching):
     def _tables(self) -> list[Table]:
         self.w.stays_empty()
         return self.w.tables()
+
+    def _rehearse_opening(self, _: Sequence[Table]) -> None:
+        """Only the sequences: both ends may be one server, and on the way back the target serves."""
+        for value in self._values(self.w.schema, 0):
+            with contextlib.suppress(errors.UndefinedTable):
+                self.w.target.on().execute(value.within(self.w.into))
 
     def _register_old_place(self) -> None:
         """It goes on serving the other tenants."""
@@ -131,7 +137,7 @@ class TenantSwitching(Switching):
         target = self.w.target
         if not self.w.returning:
             tables = self._fence.tables if self._fence is not None else self._tables_there()
-            open_schema(target, self.w.into, self.w.next_into, tables, timeout_ms=LOCK_MS)
+            Closed(target, self.w.into, self.w.next_into, tables).open(self._next_values, timeout_ms=LOCK_MS)
             return
         of_move = self.w.journal.move.of_move
         assert of_move is not None

@@ -12,7 +12,14 @@ from shardkit.catalog.rows import load_map
 from shardkit.core import moving as m
 from shardkit.core.moving import Step
 from shardkit.db.connect import connect_admin
-from shardkit.errors import MoveInterruptedError, MoveRefusedError, PastNoReturnError, ShardKitError, UnknownMoveError
+from shardkit.errors import (
+    MoveInterruptedError,
+    MoveRefusedError,
+    PastNoReturnError,
+    ShardKitError,
+    UnknownMoveError,
+    WalLimitError,
+)
 from shardkit.move.carrier import Carrier
 from shardkit.move.isolate import begin_return
 from shardkit.move.noting import Noting
@@ -86,6 +93,11 @@ def go_on(
         except (m.PastNoReturn, m.LostContact, ShardKitError) as exc:
             with contextlib.suppress(Exception):
                 carrier.w.journal.note(carrier.w.facts, problem=str(exc.args[0]) if exc.args else type(exc).__name__)
+            if isinstance(exc, WalLimitError) and not carrier.w.journal.move.of_move:
+                _play(m.abort(carrier.w.journal.move.step), carrier, around)
+                raise WalLimitError(
+                    f"{exc.args[0]}. It was undone, and the WAL is free; the source never stopped serving"
+                ) from exc
             if isinstance(exc, m.PastNoReturn):
                 raise PastNoReturnError(
                     f"move {move_id} cannot be aborted: its fence is committed. `shardkit moves resume {move_id}` "

@@ -5,8 +5,11 @@ The schema has the same name on both sides, so the same text both makes an objec
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, LiteralString, NamedTuple, cast
 
@@ -19,6 +22,7 @@ from shardkit.sql import statements
 
 SQL = statements("structure")
 BEFORE_ROWS, AFTER_ROWS = 1, 2
+_HAS_INDEX = re.compile(r" ADD CONSTRAINT \S+ (PRIMARY KEY|UNIQUE|EXCLUDE)\b")
 
 _NOT_YET = (
     errors.UndefinedObject,
@@ -106,6 +110,32 @@ def make(connection: psycopg.Connection[Any], parts: Iterable[Part]) -> None:
         except psycopg.Error as exc:
             _make_one_by_one(connection, todo)  # to say which one it was
             raise _refused("the structure", exc) from exc
+
+
+def make_indexes(connections: Sequence[psycopg.Connection[Any]], parts: Iterable[Part]) -> list[Part]:
+    """Make the indexes (and what constraints have one) among *parts*, each connection the next one; gives what is left to make.
+
+    One that cannot be made yet, or at all, is left too: ``make`` says which it was.
+    """
+    todo, left = deque[Part](), deque[Part]()
+    for part in parts:
+        (todo if part.kind == "index" or _HAS_INDEX.search(part.ddl) else left).append(part)
+
+    def work(connection: psycopg.Connection[Any]) -> None:
+        while todo:
+            with contextlib.suppress(IndexError):
+                part = todo.popleft()
+                try:
+                    connection.execute(_written(part.ddl))
+                except psycopg.OperationalError:
+                    raise
+                except psycopg.Error:
+                    left.appendleft(part)
+
+    with ThreadPoolExecutor(len(connections)) as pool:
+        for done in [pool.submit(work, connection) for connection in connections]:
+            done.result()
+    return sorted(left, key=lambda part: part.phase)
 
 
 def _make_one_by_one(connection: psycopg.Connection[Any], todo: list[Part]) -> None:

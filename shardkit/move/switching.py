@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, sql
 
 from shardkit.catalog.journal import Journal
 from shardkit.core import moving as m
@@ -18,7 +18,7 @@ from shardkit.db.connect import connect_admin
 from shardkit.errors import FenceTimeoutError, MoveInterruptedError, ShardKitError
 from shardkit.move import objects
 from shardkit.move.ends import SQL
-from shardkit.move.fence import Blocker, Fence, StructureChanged, guard, open_schema
+from shardkit.move.fence import Blocker, Closed, Fence, NextValue, StructureChanged, guard
 from shardkit.move.probe import Probe
 from shardkit.move.stream import ChangeStream
 from shardkit.move.structure import Table, stamp, tables_of
@@ -44,6 +44,7 @@ class Switching:
         self._applied_on: Any = None
         self._fencing_since = 0.0
         self._attempt = 1
+        self._next_values: list[NextValue] = []
         self._structure: Future[None] | None = None
         self._pool = ThreadPoolExecutor(2)
         self.effects: dict[type[m.Effect], Callable[[Any], Any]] = {
@@ -77,20 +78,21 @@ class Switching:
         self._fence = Fence(self.w.source, self.w.schema, self.w.next_schema, tables, mark, self.w.options.budget_ms)
         if self._verifier is not None:
             self._verifier.close()
-        timeout_s = self.w.options.slot_timeout_s
-        changes = ChangeStream(
-            self.w.source, slot=f"{self.w.out}_v", publication=self.w.out, tables=tables, timeout_s=timeout_s
-        )
-        watch = ChangeStream(
-            self.w.target, slot=f"{self.w.back}_v", publication=self.w.back, tables=tables, timeout_s=timeout_s
-        )
+        changes, watch = self._follow_changes(tables)
+        if tables and self.w.journal.move.of_move is None:  # not before: those streams would have to wait for it
+            names = sql.SQL(", ").join(table.within(self.w.into) for table in tables)
+            self.w.meanwhile(lambda: self.w.target.on("analyze").execute(sql.SQL("ANALYZE {}").format(names)))
         self._verifier = self._comparison(tables, changes, watch)
         began, total = time.monotonic(), sum(table.rows for table in tables)
         verifier = self._verifier
-        verifier.everything(lambda _more: self.w.tell("verify", done=verifier.rows, total=max(total, verifier.rows)))
+        verifier.everything(
+            lambda _more: self.w.ease(self.w.tell("verify", done=verifier.rows, total=max(total, verifier.rows)))
+        )
+        self.w.caught_up()
         self._fence.warm_up()
-        self.w.target.one("last_mark", lane=self.w.back, on="marks")
-        self._set_sequences(self.w.schema, 0)  # likewise
+        self._rehearse_opening(tables)
+        self.w.journal.warm_up()
+        self.w.target.one("write_mark", lane=self.w.back, on="marks")
         predicted = self._settle(verifier)
         self.w.facts |= {
             "rows": verifier.rows,
@@ -103,8 +105,27 @@ class Switching:
                 self.w.source, self.w.target, schema=self.w.schema, next_schema=self.w.next_into, table=tables[0].name
             )
 
+    def _follow_changes(self, tables: Sequence[Table]) -> list[ChangeStream]:
+        """What changes on the source, and on the target; both begin at the same time, since each may have to wait."""
+        begun = [
+            self._pool.submit(
+                ChangeStream, end, slot=f"{name}_v", publication=name, tables=tables, timeout_s=self.w.options.slot_timeout_s
+            )
+            for end, name in ((self.w.source, self.w.out), (self.w.target, self.w.back))
+        ]
+        try:
+            return [one.result() for one in begun]
+        except BaseException:
+            for one in begun:
+                if one.exception() is None:
+                    one.result().close()
+            raise
+
     def _tables(self) -> list[Table]:
         return tables_of(self.w.source.on(), self.w.schema)
+
+    def _rehearse_opening(self, tables: Sequence[Table]) -> None:
+        Closed(self.w.target, self.w.schema, self.w.next_schema, tables).rehearse(self._values(self.w.schema, 0))
 
     def _register_old_place(self) -> None:
         self.w.journal.register(self.w.source.name, "schema", self.w.next_schema)
@@ -135,7 +156,11 @@ class Switching:
 
     def _mark(self, _: m.Mark) -> None:
         there = self._pool.submit(self.w.target.one, "write_mark", lane=self.w.back, on="marks")
-        self._marks = (self.w.source.one("write_mark", lane=self.w.out), there.result())
+        try:
+            here = self.w.source.one("write_mark", lane=self.w.out)
+        finally:
+            wait([there])  # whatever became of ours: no mark is written after this effect, where a clean-up may come next
+        self._marks = here, there.result()
 
     def _await_mark(self, _: m.AwaitMark) -> None:
         assert self._fence is not None
@@ -162,16 +187,13 @@ class Switching:
             raise m.Busy from None  # both sides are alike all the same: it is compared again
 
     def _carry_sequences(self, effect: m.CarrySequences) -> None:
-        self._set_sequences(self.w.next_schema, effect.margin)
+        self._next_values = self._values(self.w.next_schema, effect.margin)  # set in the transaction that opens the copy
 
-    def _set_sequences(self, schema: str, id_margin: int) -> None:
-        """Set the target's sequences past those of *schema* on the source; does nothing once the target is open."""
+    def _values(self, schema: str, id_margin: int) -> list[NextValue]:
+        """Where sequences go on that stand in *schema* on the source."""
         given = {"ids": ID_SEQUENCE, "origin": ID_ORIGIN_SEQUENCE, "id_margin": id_margin, "margin": self.sequence_margin}
-        rows = self.w.source.on().execute(SQL["sequences"], {"schema": schema, **given}, prepare=True).fetchall()
-        if rows:
-            names, values = map(list, zip(*rows, strict=True))
-            wanted = {"schema": self.w.into, "names": names, "values": values}
-            self.w.target.on().execute(SQL["set_sequences"], wanted, prepare=True)
+        rows = self.w.source.on().execute(SQL["sequences"], {"schema": schema, **given}, prepare=True)
+        return [NextValue(*row) for row in rows]
 
     def _commit_fence(self, _: m.CommitFence) -> None:
         assert self._fence is not None
@@ -204,11 +226,13 @@ class Switching:
         if self._applied_on is not self.w.target.on():  # the target may have crashed since, and what it had applied been lost
             self._await_applied(began)
         if self.w.target.version < 160_000 and self.w.target.one("schema_exists", schema=self.w.schema):
+            self.w.target.one("write_mark", lane=self.w.back)  # its commit flushes what was applied without waiting for that
             self.w.target.one("advance_slot", name=self.w.back)
         tables = self._fence.tables if self._fence is not None else tables_of(self.w.target.on(), self.w.schema)
+        closed = Closed(self.w.target, self.w.schema, self.w.next_schema, tables)
         while True:
             try:
-                return open_schema(self.w.target, self.w.schema, self.w.next_schema, tables, timeout_ms=200)
+                return closed.open(self._next_values, timeout_ms=200)
             except (errors.InvalidSchemaName, errors.UndefinedTable):
                 return None  # it is open
             except (errors.LockNotAvailable, errors.DeadlockDetected):

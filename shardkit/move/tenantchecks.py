@@ -50,7 +50,7 @@ def site_of(source: End, target: End, leaving: Leaving) -> Site:
     tables = [_measured(source, leaving, table) for table in leaving.tables()]
     epoch = int(leaving.schema.rpartition("_e")[2])
     options = leaving.options
-    return Site(source, target, leaving.shard, epoch, (), tables, options.slot_timeout_s, options.wal_limit)
+    return Site(source, target, leaving.shard, epoch, (), tables, options.slot_timeout_s, options.wal_limit, options.limits)
 
 
 def survey(site: Site, leaving: Leaving, shardmap: ShardMap) -> list[Finding]:

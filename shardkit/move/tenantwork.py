@@ -53,8 +53,11 @@ class TenantWork(Work):
 
     def close(self) -> None:
         """End all sessions."""
-        for end in (*self.ends.values(), self.target):
-            end.close()
+        super().close()
+        self.target.close()
+
+    def watch_wal(self) -> None:
+        """The changes are followed through a session's own slot, which ends with it: there is none to be found by name."""
 
     @property
     def share(self) -> Share:

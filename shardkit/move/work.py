@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Final
 
+import psycopg
 from psycopg import sql
 
 from shardkit.catalog.journal import Journal
 from shardkit.core.names import MARKS_TABLE, SERVER_SCHEMA, schema_name, session_name, stream_name
 from shardkit.core.shardmap import ShardMap
 from shardkit.db.connect import server_url
-from shardkit.errors import MoveError, NotEqualError
+from shardkit.errors import MoveError, NotEqualError, ShardKitError, WalLimitError
 from shardkit.move import checks
+from shardkit.move.easing import Easing
 from shardkit.move.ends import SQL, End
 from shardkit.move.options import MoveOptions, Progress, Report
 from shardkit.move.structure import differences, structure_of, tables_of
 from shardkit.settings import Settings
 
 STUCK_S: Final = 30.0
+WAL_EVERY_S: Final = 1.0
 
 
 class Work:
@@ -41,6 +48,44 @@ class Work:
         }
         self.source, self.target = self.ends[move.source], self.ends[move.target]
         self.facts: dict[str, Any] = {}
+        self._easing = Easing(self.source, options.limits, paused=self._paused)
+        self._wal_seen = time.monotonic()
+        self._aside = ThreadPoolExecutor(1)
+        self._doing: list[Future[Any]] = []
+
+    def meanwhile(self, call: Callable[[], object]) -> None:
+        """Do *call* beside what comes next; ``caught_up`` waits for it."""
+        self._doing.append(self._aside.submit(call))
+
+    def caught_up(self) -> None:
+        """Wait for what is done meanwhile. Raises what it raised."""
+        while self._doing:
+            self._doing.pop(0).result()
+
+    def close(self) -> None:
+        """End all sessions; an open fence is rolled back by that."""
+        with contextlib.suppress(psycopg.Error, ShardKitError):
+            self.caught_up()
+        for end in self.ends.values():
+            end.close()
+
+    def ease(self, progress: Progress) -> None:
+        """Leave the source alone for as long as its load asks for it."""
+        self._easing.ease(progress)
+        if self._easing.paused_s:
+            self.facts["paused_s"] = round(self._easing.paused_s, 2)
+        self._keep_watch()
+        if self.options.throttle is not None and (pause_s := self.options.throttle(progress)) > 0:
+            time.sleep(pause_s)
+
+    def _paused(self, progress: Progress, reason: str) -> None:
+        self._report(replace(progress, note=f"paused: {reason}"))
+        self._keep_watch()
+
+    def _keep_watch(self) -> None:
+        if time.monotonic() - self._wal_seen > WAL_EVERY_S:
+            self.watch_wal()
+            self._wal_seen = time.monotonic()
 
     def tell(self, step: str, **known: Any) -> Progress:
         """Report progress."""
@@ -83,13 +128,13 @@ class Work:
         n = self.source.one("write_mark", lane=self.out)
         stuck = began + STUCK_S
         while (self.target.one("last_mark", lane=self.out) or 0) < n:
-            if time.monotonic() > stuck:
-                self.watch_wal()
-                self._why_stuck()
-                stuck = time.monotonic() + STUCK_S
             waited = time.monotonic() - began
             if waited > 0.5:
                 self.tell("stream", lag_ms=waited * 1000)
+                self._keep_watch()
+            if time.monotonic() > stuck:
+                self._why_stuck()
+                stuck = time.monotonic() + STUCK_S
             time.sleep(0.0005 if waited < 0.05 else 0.02)
         return (time.monotonic() - began) * 1000
 
@@ -105,22 +150,24 @@ class Work:
             )
 
     def watch_wal(self) -> None:
-        """Raise MoveError where the stream is broken, or holds back more WAL on the source than allowed."""
+        """Raise MoveError where the stream is broken, WalLimitError where it holds back more WAL on the source than allowed."""
         row = self.source.on().execute(SQL["slot"], {"name": self.out}).fetchone()
         if row is None or row[2] == "lost":
             raise MoveError(
                 f"the slot {self.out} is gone from the source: abort the move and begin again; the source goes on serving"
             )
         if (row[1] or 0) > self.options.wal_limit:
-            raise MoveError(
-                f"the move holds back {row[1] >> 20} MB of WAL on the source, more than its limit: the target is too "
-                "slow. The source goes on "
-                "serving; `shardkit moves abort` frees the WAL"
+            raise WalLimitError(
+                f"the move held back {row[1] >> 20} MB of WAL on server {self.source.name!r}, more than the "
+                f"{self.options.wal_limit >> 20} MB it may (--max-wal): the target is too slow"
             )
 
     def same_structure(self) -> None:
         """Raise NotEqualError unless both sides are made alike."""
-        found = differences(structure_of(self.source.on(), self.schema), structure_of(self.target.on(), self.schema))
+        with ThreadPoolExecutor(1) as there:
+            theirs = there.submit(structure_of, self.target.on(), self.schema)
+            ours = structure_of(self.source.on(), self.schema)
+            found = differences(ours, theirs.result())
         if found:
             raise NotEqualError(
                 "the structure of the shard changed while it was moving: the source goes on serving. Abort, and move "

@@ -6,6 +6,15 @@ SELECT to_regclass('shardkit_catalog.cluster') IS NOT NULL
 -- The one row that says what this cluster is, and the version of its map.
 SELECT cluster_id, shard_count, tenant_type, hash_version, map_version, ready FROM shardkit_catalog.cluster
 
+-- news --
+-- The same, and what changed after a map version, in one snapshot and one round trip.
+SELECT cluster_id, shard_count, tenant_type, hash_version, map_version, ready,
+       (SELECT json_agg(json_build_array(name, dsn, server_id, weight, state, replicas, timeline) ORDER BY name)
+        FROM shardkit_catalog.servers WHERE map_version <> %(version)s),
+       (SELECT json_agg(json_build_array(shard, server, epoch, parent)) FROM shardkit_catalog.placements WHERE changed_in > %(version)s),
+       (SELECT json_agg(json_build_array(tenant, shard)) FROM shardkit_catalog.pins WHERE changed_in > %(version)s)
+FROM shardkit_catalog.cluster
+
 -- map_version --
 -- The version of the map, to see whether there is a newer one.
 SELECT map_version FROM shardkit_catalog.cluster

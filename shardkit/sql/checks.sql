@@ -19,6 +19,8 @@ SELECT current_setting('server_version_num')::int AS version,
        (SELECT string_agg(evtname, ', ') FROM pg_event_trigger WHERE evtenabled <> 'D') AS event_triggers,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size') AS wal_keep_mb,
        current_setting('synchronous_commit') AS synchronous_commit,
+       pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS stats,
+       current_setting('session_replication_role') AS replication_role,
        (SELECT CASE WHEN pg_has_role(current_user, 'pg_read_all_settings', 'USAGE') THEN current_setting('data_directory') END) AS data_directory
 
 -- triggers --
@@ -46,3 +48,9 @@ JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s WHERE v
 SELECT format('%%I.%%I', c.relname, a.attname) FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r'
 JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
 WHERE a.atttypid = 'oid'::regtype AND a.attnum > 0 AND EXISTS (SELECT FROM pg_largeobject_metadata)
+
+-- partitioned --
+-- Tables that are partitioned, are partitions, or inherit.
+SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
+WHERE c.relkind IN ('r', 'p') AND (c.relkind = 'p' OR c.relispartition OR EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)))
+ORDER BY c.relname

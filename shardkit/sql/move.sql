@@ -49,8 +49,8 @@ SELECT pg_create_logical_replication_slot(%(name)s, 'pgoutput')
 SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %(name)s
 
 -- advance_slot --
--- Skip what a slot has held back so far.
-SELECT pg_replication_slot_advance(%(name)s, pg_current_wal_flush_lsn())
+-- Skip what a slot has held back so far, if it is there (a rollback needs none).
+SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots WHERE slot_name = %(name)s
 
 -- end_session --
 -- End one session, and wait for it.
@@ -62,20 +62,14 @@ SELECT s.pid, s.latest_end_lsn::text, t.apply_error_count FROM pg_stat_subscript
 LEFT JOIN pg_stat_subscription_stats t USING (subid) WHERE s.subname = %(name)s AND s.relid IS NULL
 
 -- sequences --
--- Sequences of a schema with the value to go on from, a margin past the one given last.
+-- Sequences of a schema with the value to go on from, a margin past the one given last, and whether they count upwards.
 SELECT c.relname, CASE
     WHEN c.relname = %(origin)s THEN coalesce(pg_sequence_last_value(c.oid), s.seqmin)
     WHEN s.seqincrement > 0 THEN least(s.seqmax::numeric, coalesce(pg_sequence_last_value(c.oid), s.seqstart)::numeric
          + s.seqincrement::numeric * CASE WHEN c.relname = %(ids)s THEN %(id_margin)s ELSE %(margin)s END)::bigint
-    ELSE greatest(s.seqmin::numeric, coalesce(pg_sequence_last_value(c.oid), s.seqstart)::numeric + s.seqincrement::numeric * %(margin)s)::bigint END
+    ELSE greatest(s.seqmin::numeric, coalesce(pg_sequence_last_value(c.oid), s.seqstart)::numeric + s.seqincrement::numeric * %(margin)s)::bigint END,
+    s.seqincrement > 0
 FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
-
--- set_sequences --
--- Set sequences of a schema; never back, since somebody may have drawn from one when this server had the shard before.
-SELECT setval(c.oid, CASE WHEN s.seqincrement > 0 THEN greatest(v.value, pg_sequence_last_value(c.oid))
-                          ELSE least(v.value, pg_sequence_last_value(c.oid)) END)
-FROM unnest(%(names)s::text[], %(values)s::bigint[]) AS v (name, value) JOIN pg_class c ON c.relname = v.name
-JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s JOIN pg_sequence s ON s.seqrelid = c.oid
 
 -- blockers --
 -- Transactions that hold a lock the fence has to wait for, and for how long they have been open.
@@ -84,3 +78,15 @@ FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY (%(tables)s::oid[]) AND l.mode <> 'AccessShareLock'
   AND l.pid <> pg_backend_pid() AND a.backend_type = 'client backend' AND a.xact_start IS NOT NULL
 GROUP BY 1, 2, 3, 4, 5 ORDER BY 2 DESC
+
+-- pulse --
+-- How long a server's log is, and how many sessions of others are at work there.
+SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint, (
+    SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND backend_type = 'client backend'
+    AND pid <> pg_backend_pid() AND application_name <> %(session)s)
+
+-- standbys --
+-- What the physical standbys of a server have replayed; logical streams are not standbys.
+SELECT coalesce(nullif(r.application_name, ''), 'pid ' || r.pid), pg_wal_lsn_diff(coalesce(r.replay_lsn, r.sent_lsn, '0/0'), '0/0')::bigint
+FROM pg_stat_replication r WHERE r.state <> 'backup'
+AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')

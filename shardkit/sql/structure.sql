@@ -91,10 +91,12 @@ result (phase, rank, kind, name, ddl) AS (
         CASE WHEN a.attstorage <> t.typstorage THEN format('ALTER TABLE %%s ALTER COLUMN %%I SET STORAGE %%s;', full_name, a.attname,
              CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'x' THEN 'EXTENDED' ELSE 'MAIN' END) END,
         CASE WHEN coalesce(a.attstattarget, -1) >= 0 THEN format('ALTER TABLE %%s ALTER COLUMN %%I SET STATISTICS %%s;', full_name, a.attname, a.attstattarget) END,
-        CASE WHEN a.attoptions IS NOT NULL THEN format('ALTER TABLE %%s ALTER COLUMN %%I SET (%%s);', full_name, a.attname,
-                                                       array_to_string(a.attoptions, ', ')) END)
-    FROM rel JOIN pg_attribute a ON a.attrelid = rel.oid AND a.attnum > 0 AND NOT a.attisdropped JOIN pg_type t ON t.oid = a.atttypid
-    WHERE relkind = 'r' AND (a.attstorage <> t.typstorage OR coalesce(a.attstattarget, -1) >= 0 OR a.attoptions IS NOT NULL)
+        CASE WHEN a.options <> '' THEN format('ALTER TABLE %%s ALTER COLUMN %%I SET (%%s);', full_name, a.attname, a.options) END)
+    FROM rel JOIN (
+        SELECT *, (SELECT coalesce(string_agg(o, ', ' ORDER BY o), '') FROM unnest(attoptions) o WHERE o LIKE 'n\_distinct%%') AS options
+        FROM pg_attribute  -- some builds note things of their own among the options, which are no part of the structure
+    ) a ON a.attrelid = rel.oid AND a.attnum > 0 AND NOT a.attisdropped JOIN pg_type t ON t.oid = a.atttypid
+    WHERE relkind = 'r' AND (a.attstorage <> t.typstorage OR coalesce(a.attstattarget, -1) >= 0 OR a.options <> '')
     UNION ALL
     SELECT 1, 50, 'owned sequence', q.full_name, format('ALTER SEQUENCE %%s OWNED BY %%s.%%I', q.full_name, t.full_name, a.attname)
     FROM rel q JOIN seq ON seq.seqrelid = q.oid AND seq.deptype = 'a' JOIN rel t ON t.oid = seq.owner_table
@@ -194,7 +196,7 @@ LEFT JOIN pg_type t ON d.classid = 'pg_type'::regclass AND t.oid = d.objid
 LEFT JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
 WHERE d.classid NOT IN ('pg_class'::regclass, 'pg_type'::regclass, 'pg_proc'::regclass, 'pg_statistic_ext'::regclass,
                         'pg_publication_namespace'::regclass)
-   OR c.relkind IN ('p', 'f') OR c.relispartition OR EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent) AND c.relkind = 'r')
+   OR c.relkind = 'f'
    OR p.prokind IN ('a', 'w') OR t.typtype IN ('r', 'm', 'b') AND t.typelem = 0
 
 -- tables --

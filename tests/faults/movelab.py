@@ -62,6 +62,9 @@ class Lab:
     def begin(self, **options):
         return run.begin(self.settings, self.shard, self.other, options=MoveOptions(**options) if options else None)
 
+    def begin_rollback(self, move):
+        return run.begin_rollback(self.settings, move.id)
+
     def go_on(self, move, action="resume", **more):
         return run.go_on(self.settings, move.id, action, **{"options": QUICK, **more})
 

@@ -178,6 +178,29 @@ def test_a_move_back_and_forth_with_rollback(lab):
     assert lab.complaints(load) == []
 
 
+def test_a_rollback_that_is_aborted_leaves_the_follower_for_the_next_one(lab):
+    """It took the follower away with it, and the next rollback left a mark behind that nobody had registered."""
+    with Load(lab) as load:
+        first = lab.place
+        move = lab.go_on(lab.begin())
+        back = run.begin_rollback(lab.settings, move.id)
+
+        def around(effect, do):
+            if isinstance(effect, m.Lock):
+                raise m.LostContact("planted")
+            return do(effect)
+
+        with pytest.raises(MoveInterruptedError):
+            lab.go_on(back, around=around)
+        assert lab.go_on(back, "abort").step is m.Step.ABORTED
+        assert lab.find(move).step is m.Step.SOAK
+        load.wait_for(10)
+        assert lab.go_on(run.begin_rollback(lab.settings, move.id)).step is m.Step.FINISHED
+        load.wait_for(5)
+    assert lab.place.server == first.server
+    assert lab.complaints(load) == []
+
+
 def test_a_killed_mover_process(lab):
     """SIGKILL, really: between the copy and the fence, and again after the fence."""
     with Load(lab) as load:
@@ -367,7 +390,18 @@ def test_ddl_during_the_move_is_found_before_the_flip(lab, moment, ddl):
     [
         ("CREATE TABLE keyless (a int)", "DROP TABLE keyless", "no key"),
         ("CREATE UNLOGGED TABLE quick (a int PRIMARY KEY)", "DROP TABLE quick", "unlogged"),
-        ("CREATE TABLE parts (a int PRIMARY KEY) PARTITION BY RANGE (a)", "DROP TABLE parts", "not carried over"),
+        (
+            "CREATE TABLE parts (a int PRIMARY KEY) PARTITION BY RANGE (a)",
+            "DROP TABLE parts",
+            "parts is partitioned.*plain table",
+        ),
+        (
+            "CREATE TABLE parts (a int PRIMARY KEY) PARTITION BY RANGE (a); CREATE TABLE part1 PARTITION OF parts DEFAULT",
+            "DROP TABLE parts",
+            "part1 is partitioned.*\n.*table parts is partitioned",
+        ),
+        ("CREATE TABLE kid () INHERITS (tokens)", "DROP TABLE kid", "table kid is partitioned or inherits"),
+        ("CREATE AGGREGATE added (int) (SFUNC = int4pl, STYPE = int)", "DROP AGGREGATE added (int)", "of a kind"),
         (
             "CREATE FUNCTION f() RETURNS bigint LANGUAGE sql AS $$SELECT count(*) FROM {schema}.tokens$$",
             "DROP FUNCTION f()",

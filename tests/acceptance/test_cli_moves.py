@@ -1,0 +1,65 @@
+"""A move in a terminal: stopped with Ctrl-C, gone on with, and what it says at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import psycopg
+
+from shardkit.catalog.overview import current_map
+from shardkit.schema.blueprint import Blueprint
+from shardkit.schema.bootstrap import initialize
+from shardkit.settings import Settings
+from tests.acceptance.program import PROGRAM, ROOT, environment, run, settings_file
+
+TABLES = "CREATE TABLE things (id bigint PRIMARY KEY); INSERT INTO things SELECT generate_series(1, 2000)"
+
+
+def heeds_ctrl_c():
+    """A shell that runs us in the background has SIGINT ignored, and a child would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def sleeps(connection):
+    with connection, contextlib.suppress(psycopg.errors.QueryCanceled):
+        connection.execute("SELECT pg_sleep(120)")
+
+
+def test_ctrl_c_stops_a_move_and_resume_goes_on(shardkit_databases, tmp_path):
+    databases = shardkit_databases(2)
+    config = settings_file(tmp_path / "shardkit.toml", databases)
+    settings = Settings(catalog_url=databases.catalog_url)
+    source = initialize(settings, servers=databases.servers, shard_count=1, blueprint=Blueprint(TABLES)).placement(0).server
+    target = next(name for name in databases.servers if name != source)
+    busy = psycopg.connect(databases.servers[source], autocommit=True)
+    work = threading.Thread(target=sleeps, args=(busy,), daemon=True)
+    work.start()
+    command = ["move", "0", "--to", target, "--yes", "--json", "--max-source-load", "0", "--config", str(config)]
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env=environment(), preexec_fn=heeds_ctrl_c,  # noqa: PLW1509  no threads are in its way
+    ) as process:  # fmt: skip
+        for line in process.stdout:
+            if "at work on the source (limit 0)" in line:
+                break
+        else:
+            raise AssertionError(process.stderr.read())
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    number = json.loads(line)["move"]
+    assert f"stopped; nothing is lost. Go on: shardkit moves resume {number}" in said
+    busy.cancel_safe()
+    work.join(30)
+    done = run("moves", "resume", number, "--config", config)
+    assert f"move {number} is at step soak" in done.stderr
+    assert re.search(r"held off for [\d.]+ ms at most \(predicted [\d.]+\)", done.stderr)
+    assert current_map(settings).placement(0).server == target
+    run("moves", "finish", number, "--yes", "--config", config)
+    assert json.loads(run("moves", "list", "--json", "--config", config).stdout) == []
