@@ -22,7 +22,7 @@ from shardkit.core.health.facts import Facts, Finding, Limits, ServerFacts
 from shardkit.core.names import APP_ROLE, OPERATOR_ROLE, parse_gid
 from shardkit.core.shardmap import Server, ShardMap
 from shardkit.db.connect import at, server_url
-from shardkit.db.examine import catalog_revision, examine, misplaced, open_moves, running_programs
+from shardkit.db.examine import catalog_revision, examine, misplaced, open_moves, running_programs, waiting
 from shardkit.db.pooler import is_pooled
 from shardkit.db.servers import prepare_server
 from shardkit.errors import ServerError, SettingsError
@@ -59,7 +59,6 @@ def diagnose(
 
     Raises CatalogUnavailableError and NotInitializedError: without a map there is nothing to compare with.
     """
-    rows = (row_timeout_s, thorough) if "rows" in checks else None
     limits = Limits(
         connection_budget=settings.connection_budget,
         fan_out_connections=settings.fan_out_connections,
@@ -70,10 +69,9 @@ def diagnose(
     with opened(settings) as catalog:
         shardmap, moves = load_map(catalog), open_moves(catalog)
         carried = {shard for move in moves if move.tenant is not None for shard in (move.shard, move.into_shard)}
+        wanted = _Wanted("outbox" in checks, "rows" in checks, row_timeout_s, thorough, frozenset(carried))
         with ThreadPoolExecutor(max(1, min(16, len(shardmap.servers)))) as pool:
-            asked = {
-                name: pool.submit(_ask, server, shardmap, settings, rows, carried) for name, server in shardmap.servers.items()
-            }
+            asked = {name: pool.submit(_ask, server, shardmap, settings, wanted) for name, server in shardmap.servers.items()}
             servers = {name: answer.result() for name, answer in asked.items()}
         facts = Facts(
             map=shardmap,
@@ -90,23 +88,36 @@ def diagnose(
     return Diagnosis(judge(facts, checks=checks), tuple(checks), facts)
 
 
-def _ask(
-    server: Server, shardmap: ShardMap, settings: Settings, rows: tuple[float, bool] | None, carried: set[int | None]
-) -> ServerFacts | str:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is asked of a server beside what costs little. ``carried``: shards with rows of a tenant that is being isolated."""
+
+    outboxes: bool
+    rows: bool
+    row_timeout_s: float
+    thorough: bool
+    carried: frozenset[int | None]
+
+
+def _ask(server: Server, shardmap: ShardMap, settings: Settings, wanted: _Wanted) -> ServerFacts | str:
     try:
         with at(server_url(server, settings), settings, name="it") as connection:
             found = examine(connection, server, shardmap, settings)
-            if rows is None or isinstance(found, str):
+            if isinstance(found, str):
                 return found
-            timeout_s, thorough = rows
-            there = {schema.name for schema in found.schemas}
-            mine = [
-                shard
-                for shard in shardmap.shards_on(server.name)
-                if shardmap.route(shard).schema in there and shard not in carried
-            ]
-            strangers, unread = misplaced(connection, shardmap, mine, timeout_s=timeout_s, thorough=thorough)
-            return replace(found, misplaced=strangers, unread=unread)
+            if wanted.outboxes:
+                furnished = [schema.name for schema in found.schemas if not schema.missing]
+                found = replace(found, waiting=waiting(connection, furnished))
+            if wanted.rows:
+                there = {schema.name for schema in found.schemas}
+                mine = [
+                    s for s in shardmap.shards_on(server.name) if shardmap.route(s).schema in there and s not in wanted.carried
+                ]
+                strangers, unread = misplaced(
+                    connection, shardmap, mine, timeout_s=wanted.row_timeout_s, thorough=wanted.thorough
+                )
+                found = replace(found, misplaced=strangers, unread=unread)
+            return found
     except ServerError as exc:
         return str(exc.args[0]).partition(";")[0]
 

@@ -161,12 +161,14 @@ def _keep_asking(alive: weakref.ref[MapWatch]) -> None:
             interval, settings = watch._settings.poll_interval_s, watch._settings
             try:
                 if listening is None or listening.closed:
-                    listening, said = listen(connect_admin(settings.catalog_url, settings), MAP_CHANNEL), -1
+                    listening, said = connect_admin(settings.catalog_url, settings), -1
+                if said < 0:
+                    version = _say(listening, watch)
+                    listen(listening, MAP_CHANNEL)
+                    said = version
                 watch.refresh()
                 if said != watch.map.version:
-                    said = watch.map.version
-                    name = program_name(settings.application_name, version=said, budget=settings.connection_budget)
-                    announce(listening, name)
+                    said = _say(listening, watch)
                 wanted = watch._wanted
                 del watch
                 wait_for_notice(listening, timeout_s=interval, unless=wanted)
@@ -180,6 +182,13 @@ def _keep_asking(alive: weakref.ref[MapWatch]) -> None:
     finally:
         if listening is not None:
             listening.close()
+
+
+def _say(connection: Any, watch: MapWatch) -> int:
+    """Let pg_stat_activity of the catalog show which map this program has; gives its version."""
+    settings, version = watch._settings, watch.map.version
+    announce(connection, program_name(settings.application_name, version=version, budget=settings.connection_budget))
+    return version
 
 
 _alive: weakref.WeakSet[MapWatch] = weakref.WeakSet()

@@ -21,6 +21,7 @@ from shardkit.core.health.facts import (
     ServerFacts,
     SlotFacts,
     TableFacts,
+    WaitingFacts,
 )
 from shardkit.core.moving import Step
 from shardkit.core.names import APP_ROLE, FURNITURE, GUARD_TRIGGER, parse_gid, parse_program
@@ -35,6 +36,9 @@ from shardkit.sql import statements
 SQL: Final = statements("doctor")
 SAMPLE_ROWS: Final = 50_000
 CLOCK_TRIES: Final = 3
+OUTBOXES_AT_ONCE: Final = 64
+OUTBOX: Final = "shardkit_outbox"
+CACHE_OUTBOX: Final = "shardkit_cache_outbox"
 PATIENCE: Final = ("5s", "60s")
 """How long the doctor waits for a lock, and for an answer."""
 Connection = psycopg.Connection[Any]
@@ -120,6 +124,23 @@ def misplaced(
     return tuple(found), tuple(unread)
 
 
+def waiting(connection: Connection, schemas: Sequence[str]) -> tuple[WaitingFacts, ...]:
+    """What waits in the outboxes of *schemas*, which have them."""
+    found = []
+    ask = sql.SQL("SELECT {}, {}, count(*), extract(epoch FROM clock_timestamp() - min(created_at))::float8 FROM {}")
+    for first in range(0, len(schemas), OUTBOXES_AT_ONCE):
+        parts = [
+            ask.format(sql.Literal(schema), sql.Literal(table == CACHE_OUTBOX), sql.Identifier(schema, table))
+            for schema in schemas[first : first + OUTBOXES_AT_ONCE]
+            for table in (OUTBOX, CACHE_OUTBOX)
+        ]
+        with connection.transaction():
+            connection.execute("SET LOCAL row_security = off")
+            rows = connection.execute(sql.SQL(" UNION ALL ").join(parts), prepare=False).fetchall()
+        found += [WaitingFacts(schema, of_cache, count, oldest_s) for schema, of_cache, count, oldest_s in rows if count]
+    return tuple(found)
+
+
 def _strangers(shardmap: ShardMap, schema: str, table: str, *, whole: bool) -> sql.Composed:
     """The statement that counts rows of a table whose tenants' shard is another one; a pin wins over the hash."""
     column = "tenant_id::text" if shardmap.tenant_type == "str" else "tenant_id::bigint"
@@ -138,10 +159,14 @@ def running_programs(catalog: Connection) -> tuple[ProgramFacts, ...]:
 
 
 def open_moves(catalog: Connection) -> tuple[MoveFacts, ...]:
-    """Moves that have not ended."""
+    """Moves that have not ended; none in a catalog that is older than the journal."""
+    try:
+        rows = _all(catalog, "moves")
+    except psycopg.errors.UndefinedTable:
+        return ()
     return tuple(
         MoveFacts(id_, shard, source, target, step, Step.of(step), held, idle_s, problem, tenant, into)
-        for id_, shard, source, target, step, problem, tenant, into, held, idle_s in _all(catalog, "moves")
+        for id_, shard, source, target, step, problem, tenant, into, held, idle_s in rows
     )
 
 

@@ -80,7 +80,10 @@ def _epoch(schema: str) -> int:
 
 def ask_catalog(catalog: psycopg.Connection[Any]) -> tuple[list[Any], Mapping[str, Any] | None]:
     """Rows of moves, and of the newest run of migrations."""
-    moves = catalog.execute(SQL["moves"]).fetchall()
-    row = catalog.execute(SQL["migration"]).fetchone()
+    try:
+        moves = catalog.execute(SQL["moves"]).fetchall()
+        row = catalog.execute(SQL["migration"]).fetchone()
+    except psycopg.errors.UndefinedTable:  # a catalog of an older release: `shardkit doctor` says so
+        return [], None
     names = ("run", "target", "state", "shards_done", "unfinished")
     return moves, dict(zip(names, row, strict=True)) if row else None

@@ -20,6 +20,7 @@ from shardkit import ShardKit
 from shardkit.catalog import changes
 from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.journal import begin
+from shardkit.catalog.pulse import take_pulse
 from shardkit.core.names import gid, stream_name
 from shardkit.doctor import diagnose, fix, plan_fixes
 from tests.acceptance.program import environment, refused, run, settings_file
@@ -169,6 +170,36 @@ def test_a_prepared_transaction_of_somebody_else_is_named_and_never_touched(flee
 HANGS = "import sys; from shardkit import ShardKit; kit = ShardKit(sys.argv[1]); print('up', flush=True); sys.stdin.read()"
 
 
+def test_an_outbox_that_nobody_empties(fleet):
+    route = fleet.map.route(2)
+    effect = (
+        "INSERT INTO {} (from_tenant, to_tenant, kind, payload, created_at) VALUES ('a', 'b', 'k', '1', now() - {}::interval)"
+    )
+    marker = "INSERT INTO {} (xid, names, created_at) VALUES (1, '{{}}', now() - {}::interval)"
+    with fleet.admin(route.server) as connection:
+        for table, add, says in (
+            ("shardkit_outbox", effect, "1 effects on other tenants; they wait in 1 shards, the oldest for 60 min"),
+            ("shardkit_cache_outbox", marker, "1 transactions whose markers Redis has not got"),
+        ):
+            where = sql.Identifier(route.schema, table)
+            connection.execute(sql.SQL(add).format(where, "1 minute"))
+            assert found(fleet, "outbox") == []  # that is no time
+            connection.execute(sql.SQL("DELETE FROM {}").format(where))
+            connection.execute(sql.SQL(add).format(where, "1 hour"))
+            assert says in only(found(fleet, "outbox"))
+            connection.execute(sql.SQL("DELETE FROM {}").format(where))
+
+
+def test_a_catalog_from_before_moves_is_looked_at_too(fleet):
+    with fleet.admin() as catalog:
+        catalog.execute("ALTER TABLE shardkit_catalog.moves RENAME TO moves_not_yet")
+        try:
+            assert found(fleet, "moves", "schemas") == []
+            assert take_pulse(fleet.settings()).moves == ()
+        finally:
+            catalog.execute("ALTER TABLE shardkit_catalog.moves_not_yet RENAME TO moves")
+
+
 def test_a_program_that_hangs_has_an_old_map(fleet, eventually):
     settings = {"application_name": "a web"}
     with ShardKit(settings=fleet.settings(poll_interval_s=60.0, **settings)) as kit:
@@ -209,13 +240,13 @@ def test_what_the_command_prints(fleet, tmp_path):
     arguments = ("doctor", "--config", config, "--skip", "standby", "--skip", "durability")
     sound = run(*arguments)
     assert sound.stdout == ""
-    assert "20 checks: nothing found" in sound.stderr
+    assert "21 checks: nothing found" in sound.stderr
     with fleet.admin("pg2") as connection:
         connection.execute("CREATE SCHEMA s0777_e1")
     try:
         report = json.loads(run(*arguments, "--json", code=3).stdout)
         assert [(one["check"], one["where"], one["severity"]) for one in report["findings"]] == [("schemas", "pg2", "risk")]
-        assert len(report["checks"]) == 20
+        assert len(report["checks"]) == 21
         shown = run(*arguments, code=3)
         assert shown.stdout.startswith("risk     pg2: s0777_e1 is in no map")
         assert "0 problems, 1 risks" in shown.stderr

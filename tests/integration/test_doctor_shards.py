@@ -12,9 +12,11 @@ from psycopg import sql
 from shardkit import ShardKit
 from shardkit.catalog import changes
 from shardkit.catalog.journal import begin
+from shardkit.core.moving import Step
 from shardkit.core.names import schema_name
 from shardkit.doctor import diagnose
 from shardkit.errors import SettingsError
+from shardkit.move import isolate, run
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -199,6 +201,24 @@ def test_a_copy_that_takes_writes(local_cluster):
             assert found(fleet, "copies") == []
             connection.execute(on("ALTER TABLE {} DISABLE TRIGGER shardkit_refuse_writes", (copy, "orders")))
             assert "takes writes in 1 tables" in only(found(fleet, "copies"))
+
+
+def test_moves_and_isolates_that_soak_or_have_ended_are_no_findings(local_cluster):
+    with fleet_on(local_cluster, shard_count=4) as fleet:
+        settings = fleet.settings()
+        with ShardKit(settings=settings) as kit:
+            for number in range(12):
+                with kit.begin(f"t{number}") as session:
+                    session.add(Order(note=f"order {number}"))
+        there = fleet.map.route(1).server
+        for move in (
+            run.begin(settings, 1, fleet.other(there)),
+            isolate.begin_isolate(settings, "t3", fleet.other(fleet.map.locate("t3").server)),
+        ):
+            assert run.go_on(settings, move.id).step is Step.SOAK
+            assert found(fleet) == []
+            assert run.go_on(settings, move.id, "finish").step is Step.FINISHED
+            assert found(fleet) == []
 
 
 def guard_all(connection, schema):

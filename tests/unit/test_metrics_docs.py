@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from shardkit.contrib.prometheus import ClusterCollector, KitCollector
 from shardkit.core.pulse import MovePulse, Pulse, ServerPulse, StandbyPulse
 from shardkit.core.tally import KitStats, PoolStats
+from shardkit.orm.cachestats import CacheStats
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference"
 METRIC = re.compile(r"\bshardkit_[a-z_]+\b")
@@ -29,7 +30,7 @@ class OneKit:
     outbox = Outbox()
 
     def stats(self):
-        return KitStats(1, 2, 3, 4, {"pg1": PoolStats(10, 1, 2, 3)}, {"hits": 1, "misses": 2, "loads": 3})
+        return KitStats(1, 2, 3, 4, {"pg1": PoolStats(10, 1, 2, 3)}, CacheStats(hits=1, misses=2, loads=3).values())
 
 
 def metrics():

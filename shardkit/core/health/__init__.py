@@ -27,6 +27,7 @@ CHECKS: Final[dict[str, Callable[[Facts], Iterator[Finding]]]] = {
     "slots": leftovers.slots,
     "streams": leftovers.streams,
     "prepared": leftovers.prepared,
+    "outbox": leftovers.outbox,
     "moves": leftovers.moves,
     "programs": leftovers.programs,
     "catalog": leftovers.catalog,

@@ -101,6 +101,16 @@ class MisplacedFacts:
     whole: bool
 
 
+@dataclass(frozen=True, slots=True)
+class WaitingFacts:
+    """Rows that wait in an outbox of a shard: effects on other tenants, or (``of_cache``) markers that Redis has not got."""
+
+    schema: str
+    of_cache: bool
+    rows: int
+    oldest_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
     """One server as it says it is. Times are in seconds; a clock is how far it is ahead of ours, known to ``clock_error_s``."""
@@ -123,6 +133,7 @@ class ServerFacts:
     publications: tuple[str, ...] = ()
     prepared: tuple[PreparedFacts, ...] = ()
     replicas: tuple[ReplicaFacts, ...] = ()
+    waiting: tuple[WaitingFacts, ...] = ()
     misplaced: tuple[MisplacedFacts, ...] = ()
     unread: tuple[str, ...] = ()
     """Tables whose rows could not be read to the end in time."""
@@ -167,6 +178,7 @@ class Limits:
     backend_bytes: int = 256 << 20
     clock_s: float = 1.0
     idle_move_s: float = 900.0
+    waiting_s: float = 900.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

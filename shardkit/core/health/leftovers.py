@@ -96,6 +96,26 @@ def prepared(facts: Facts) -> Iterator[Finding]:
                 )
 
 
+def outbox(facts: Facts) -> Iterator[Finding]:
+    """Effects on other tenants are applied, and markers that Redis missed are brought to it."""
+    kinds = {
+        False: ("effects on other tenants", "a worker that runs kit.outbox.work; its log names effects that fail"),
+        True: ("transactions whose markers Redis has not got: readers may see older rows", "`shardkit cache drain`"),
+    }
+    for name, found in facts.answered().items():
+        for of_cache, (what, remedy) in kinds.items():
+            late = [one for one in found.waiting if one.of_cache is of_cache and one.oldest_s > facts.limits.waiting_s]
+            if late:
+                rows, oldest_s = sum(one.rows for one in late), max(one.oldest_s for one in late)
+                yield Finding(
+                    "outbox",
+                    name,
+                    f"{rows} {what}; they wait in {len(late)} shards, the oldest for {oldest_s / 60:.0f} min",
+                    remedy,
+                    "risk",
+                )
+
+
 def moves(facts: Facts) -> Iterator[Finding]:
     """Every move that has not ended is worked on, or soaks on purpose."""
     for move in facts.moves:
