@@ -58,7 +58,9 @@ class TenantSwitching(Switching):
         return self.w.tables()
 
     def _rehearse_opening(self, _: Sequence[Table]) -> None:
-        """Only the sequences: both ends may be one server, and on the way back the target serves."""
+        """Only the sequences, since both ends may be one server; and not on the way back, where others draw from them."""
+        if self.w.returning:
+            return
         for value in self._values(self.w.schema, 0):
             with contextlib.suppress(errors.UndefinedTable):
                 self.w.target.on().execute(value.within(self.w.into))

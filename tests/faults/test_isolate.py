@@ -17,7 +17,7 @@ from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text, func,
 
 from shardkit.catalog.changes import pin
 from shardkit.core import moving as m
-from shardkit.core.names import schema_name
+from shardkit.core.names import ID_SEQUENCE, schema_name
 from shardkit.db.connect import connect_admin
 from shardkit.errors import (
     FenceTimeoutError,
@@ -32,7 +32,7 @@ from shardkit.errors import (
 from shardkit.local.databases import fresh_databases
 from shardkit.move import run
 from shardkit.move.isolate import begin_isolate, forecast
-from tests.faults.isolatelab import ACCOUNTS, BALANCE, NEIGHBOUR, TENANT, Lab, Load
+from tests.faults.isolatelab import ACCOUNTS, BALANCE, NEIGHBOUR, TENANT, Lab, Load, unit
 from tests.faults.test_moves import FAULTS, Hit, Killed, after, catch
 
 EFFECTS, EFFECTS_OF_END, EFFECTS_BACK = 25, 4, 17  # of an isolate until it soaks, of its end, and of its rollback
@@ -143,6 +143,22 @@ def test_an_isolate_that_is_hit_can_be_gone_on_with_or_aborted(lab, at, fault):
 @pytest.mark.parametrize(("at", "fault"), SHORT_BACK)
 def test_a_rollback_that_is_hit_can_be_gone_on_with(lab, at, fault):
     hit_back(lab, at, fault)
+
+
+def test_the_way_back_lets_the_id_sequence_of_an_open_shard_alone(lab):
+    """Others draw from it: set while they do, it would give a number twice."""
+
+    def drawn():
+        with lab.on(lab.home.server) as connection:
+            schema = lab.route(NEIGHBOUR).schema
+            return connection.execute(f"SELECT pg_sequence_last_value('{schema}.{ID_SEQUENCE}')").fetchone()[0]
+
+    lab.kit.run(NEIGHBOUR, unit, 0, 10_001)
+    move = lab.go_on(lab.begin(lab.other))
+    before = drawn()
+    lab.kit.run(TENANT, unit, 0, 10_001)  # a later number than any of the shard it left
+    lab.go_back(move)
+    assert drawn() == before
 
 
 @pytest.mark.slow
