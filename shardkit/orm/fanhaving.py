@@ -156,11 +156,16 @@ def _comparable(one: Any, other: Any, *, ordered: bool) -> tuple[Any, Any]:
         if ordered:
             raise FanOutRefusedError("HAVING orders text, and only PostgreSQL knows a collation's order: nothing was merged")
         return one, other
-    if type(one) is type(other) and isinstance(one, _PLAIN):
+    if type(one) is type(other) and isinstance(one, _PLAIN) and _zoned(one) == _zoned(other):
         return one, other
     raise FanOutRefusedError(
         f"HAVING compares {type(one).__name__} with {type(other).__name__}, which only PostgreSQL can do; nothing was merged"
     )
+
+
+def _zoned(value: Any) -> bool:
+    """Whether it says its time zone; only a server's settings could say which one is meant otherwise."""
+    return getattr(value, "tzinfo", None) is not None
 
 
 def _is_number(value: Any) -> bool:

@@ -26,7 +26,7 @@ def test_local_quick_leaves_a_valid_report_and_plots(tmp_path: Path) -> None:
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert ran.returncode == 0, ran.stderr
     written = report.read(file)
-    assert list(written.results) == ["up_cold_s", "up_warm_s", "down_s", "memory_mb"]
+    assert list(written.results) == ["up_cold_s", "up_warm_s", "down_s", "memory_mb", "init_256_s", "init_256_from_template_s"]
     assert "postgresql" in written.versions
     assert "up_cold_s" in ran.stdout
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".svg", ".png"}

@@ -123,7 +123,7 @@ def conditions(draw, keys):
                 func.bool_or(Item.flag),
                 func.bool_and(Item.flag).is_(True),
                 func.max(Item.t) == "b",
-                func.max(Item.ts) > START,
+                func.max(Item.ts) > START.replace(tzinfo=None),
                 func.count() > func.count(Item.i),
             ]
         )
