@@ -50,8 +50,9 @@ class Store:
 
     def peek(self, tag: str, names: Sequence[str]) -> list[bytes | None]:
         """What is stored under *names*, of whatever term, markers too."""
+        values: list[bytes | None]
         values, _ = self._run(tag, lambda _: ("MGET", *[f"sk:{{{tag}}}:{name}" for name in names]), SCRIPT_WAIT_S)
-        return values  # type: ignore[no-any-return]
+        return values
 
     def _get_all(self, wanted: Sequence[tuple[str, str]]) -> list[Any]:
         if len(wanted) == 1:

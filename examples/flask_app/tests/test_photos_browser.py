@@ -20,7 +20,7 @@ axe = pytest.importorskip(
     "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed (extra: test)"
 )
 
-from photos.effects import handlers  # noqa: E402
+from photos.effects import handlers  # noqa: E402  after the path is set
 
 SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 860}}
 QUIET = [
