@@ -47,7 +47,7 @@ def scraped(*collectors):
     return found
 
 
-def test_counters_of_a_process(fleet, kit, tenant):
+def test_counters_of_a_process(fleet, kit, tenant, eventually):
     route = kit.locate(tenant)
     before = scraped(KitCollector(kit))
     assert before["shardkit_map_version",] == kit.map.version
@@ -55,9 +55,19 @@ def test_counters_of_a_process(fleet, kit, tenant):
         session.execute(select(Order.id)).all()
         assert scraped(KitCollector(kit))["shardkit_pool_in_use", route.server] == 1
     assert scraped(KitCollector(kit))["shardkit_pool_in_use", route.server] == 0
-    fleet.move(route, elsewhere=False)
-    with kit.begin(tenant) as session:
-        session.execute(select(Order.id)).all()
+
+    def led_on():
+        with kit.begin(tenant) as session:
+            session.execute(select(Order.id)).all()
+
+    fleet.close_epoch(route)
+    reader = threading.Thread(target=led_on)
+    reader.start()
+    try:
+        eventually(lambda: scraped(KitCollector(kit))["shardkit_fences_total",] == before["shardkit_fences_total",] + 1)
+    finally:
+        fleet.flip(route)  # after the fence was met: told before, the map would have led around it
+        reader.join()
     after = scraped(KitCollector(kit))
     assert after["shardkit_fences_total",] == before["shardkit_fences_total",] + 1
     assert after["shardkit_map_version",] == before["shardkit_map_version",] + 1
