@@ -203,9 +203,11 @@ class _Preparer(PGIdentifierPreparer_psycopg):
     """Puts a shard's schema into a statement once per (statement, schema), not once per execution."""
 
     def _render_schema_translates(self, statement: str, schema_translate_map: Any, **options: Any) -> str:
-        if len(schema_translate_map) != 1 or len(statement) > _RENDERED_LENGTH:
+        schema = schema_translate_map.get(None)
+        others = len(schema_translate_map) - 1 - ("_none" in schema_translate_map)  # SQLAlchemy's own name for None: it adds that
+        if schema is None or others or len(statement) > _RENDERED_LENGTH:
             return super()._render_schema_translates(statement, schema_translate_map, **options)
-        key = (statement, schema_translate_map.get(None))
+        key = (statement, schema)
         known = _rendered.get(key)
         if known is None:
             if len(_rendered) >= _RENDERED_MAX:
@@ -215,7 +217,7 @@ class _Preparer(PGIdentifierPreparer_psycopg):
 
 
 _RENDERED_MAX, _RENDERED_LENGTH = 32_768, 4_096
-_rendered: dict[tuple[str, str | None], str] = {}
+_rendered: dict[tuple[str, str], str] = {}
 
 
 class RoutedDialect(_Routing, PGDialect_psycopg):
