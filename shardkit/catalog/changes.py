@@ -72,7 +72,7 @@ def unfinished(
             f"an init with {count} shards, {kind} tenants and the servers {described} was begun here and not finished; "
             "nothing was changed. Run it again with these, or give an empty catalog database"
         )
-    return cluster_id  # type: ignore[no-any-return]
+    return cluster_id  # type: ignore[no-any-return]  # a uuid column
 
 
 def begun_placements(connection: Any) -> dict[int, str]:

@@ -37,7 +37,7 @@ def from_metadata(metadata: MetaData) -> Blueprint:
     statements: list[str] = []
 
     def collect(statement: object, *_args: object, **_options: object) -> None:
-        compiled = statement.compile(dialect=engine.dialect)  # type: ignore[attr-defined]
+        compiled = statement.compile(dialect=engine.dialect)  # type: ignore[attr-defined]  # DDL, as SQLAlchemy's mock engine gives it
         statements.append(str(compiled).strip())
 
     engine = create_mock_engine("postgresql+psycopg://", collect, paramstyle="named")  # no %% for %: nothing is bound
