@@ -44,7 +44,7 @@ class Births:
 
     def route(self, key: int) -> Route:
         """Where the row of id *key* is."""
-        return self.router.map.route(self.shard_of(key))  # type: ignore[no-any-return]  # a Route; the router's type is not known on this floor
+        return self.router.map.route(self.shard_of(key))  # type: ignore[no-any-return]  # a Route; router has no type here
 
     def _has(self, shard: int, key: int) -> bool:
         with RoutedSession(guide=self.router, shard=shard) as session:
