@@ -37,7 +37,6 @@ from shardkit.move.forecast import Forecast, forecast
 from shardkit.move.options import MoveOptions
 from shardkit.settings import Settings
 
-BEHIND = 3
 UNITS = {"count": "shards", "bytes": "bytes", "load": "units of work in the last hour"}
 
 
