@@ -28,7 +28,7 @@ from shardkit.orm.keys import ShardKey
 _FORMAT: Final = 1
 _PREFIX: Final = struct.Struct(">cBHL")
 _HEADER: Final = struct.Struct(">8sQLH")
-_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
+_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's
 _UTC: Final = frozenset({"UTC", "Etc/UTC"})
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -159,7 +159,7 @@ class Codec:
         wanted = [f.annotation if f.annotation is Any else f.annotation | None for f in fields]
         if self._zoned:
             wanted.append(str | None)  # the zone in which PostgreSQL gave the times
-        self._decode = msgspec.msgpack.Decoder(tuple[*wanted]).decode  # type: ignore[valid-type]
+        self._decode = msgspec.msgpack.Decoder(tuple[*wanted]).decode  # type: ignore[valid-type]  # made from the mapper
         self._plain, self._only_zoned = not (self._in or self._zoned), not self._in
         text = repr([(c.name, repr(c.type), str(f.annotation)) for c, f in zip(columns, fields, strict=True)])
         mark = int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big")
@@ -199,9 +199,9 @@ class Codec:
         prefix, read = self.prefix, self._decode
         if not self._in:
             with suppress(Exception):  # then one by one, to find out which
-                rows: Any = [None if raw is None or raw[:8] != prefix else read(raw[22:]) for raw in values]
+                rows: list[Any] = [None if raw is None or raw[:8] != prefix else read(raw[22:]) for raw in values]
                 if self._plain:
-                    return rows  # type: ignore[no-any-return]
+                    return rows
                 if all(row is None or row[-1] is None for row in rows):
                     return [row if row is None else row[:-1] for row in rows]
         return [None if raw is None else self.decode(raw) for raw in values]
@@ -243,7 +243,7 @@ class KeyListCodec:
 
     def __init__(self, columns: Sequence[Column[Any]], *, owner: str, version: int) -> None:
         annotations = [field_of(column, owner=owner).annotation for column in columns]
-        self._decode = msgspec.msgpack.Decoder(list[tuple[*annotations]]).decode  # type: ignore[valid-type]
+        self._decode = msgspec.msgpack.Decoder(list[tuple[*annotations]]).decode  # type: ignore[valid-type]  # made from the mapper
         text = repr([(c.name, repr(c.type)) for c in columns])
         self.prefix = _PREFIX.pack(
             b"V", _FORMAT, version, int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big")
