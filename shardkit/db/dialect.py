@@ -136,8 +136,15 @@ class _Routing:
         """Refused: nobody would end what a lost coordinator left prepared, and it would bar the shard's moves."""
         raise SessionError("two-phase transactions are refused on a routed session; nothing was sent")
 
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        """ROLLBACK, where there is anything to undo. (psycopg takes a lock, and in asyncio a task switch, to find that out.)"""
+        if not self._driver(dbapi_connection).at_rest:
+            dbapi_connection.rollback()
+
     def do_commit(self, dbapi_connection: Any) -> None:
         """COMMIT; an error is marked as one of this phase, where the outcome can be unknown."""
+        if self._driver(dbapi_connection).at_rest:  # it went with the last statement, or nothing was sent
+            return
         try:
             dbapi_connection.commit()
         except self.dbapi.Error as exc:
@@ -203,9 +210,13 @@ class _Preparer(PGIdentifierPreparer_psycopg):
     """Puts a shard's schema into a statement once per (statement, schema), not once per execution."""
 
     def _render_schema_translates(self, statement: str, schema_translate_map: Any, **options: Any) -> str:
-        if len(schema_translate_map) != 1 or len(statement) > _RENDERED_LENGTH:
+        schema = schema_translate_map.get(None)
+        others = (
+            len(schema_translate_map) - 1 - ("_none" in schema_translate_map)
+        )  # SQLAlchemy's own name for None: it adds that
+        if schema is None or others or len(statement) > _RENDERED_LENGTH:
             return super()._render_schema_translates(statement, schema_translate_map, **options)
-        key = (statement, schema_translate_map.get(None))
+        key = (statement, schema)
         known = _rendered.get(key)
         if known is None:
             if len(_rendered) >= _RENDERED_MAX:
@@ -215,7 +226,7 @@ class _Preparer(PGIdentifierPreparer_psycopg):
 
 
 _RENDERED_MAX, _RENDERED_LENGTH = 32_768, 4_096
-_rendered: dict[tuple[str, str | None], str] = {}
+_rendered: dict[tuple[str, str], str] = {}
 
 
 class RoutedDialect(_Routing, PGDialect_psycopg):
