@@ -95,8 +95,8 @@ class _Routing:
         """Put *connection* and *cursor* on a connection to where *leg* leads; nothing was done on the old one."""
         old = connection._dbapi_connection
         before = old.driver_connection
-        begin, every, single, last, tracked = before.begin, before.every, before.single, before.last, before.tracked
-        unannounced, wrote = before.unannounced, before.wrote
+        begin, every, single, last, asks = before.begin, before.every, before.single, before.last, before.asks
+        tracked, marked, unannounced, wrote = before.tracked, before.marked, before.unannounced, before.wrote
         if before.closed:
             old._pool._invalidate(old)
         else:
@@ -105,8 +105,8 @@ class _Routing:
         new = old if here else leg.engine.raw_connection()
         driver: Any = new.driver_connection
         driver.begin, driver.single, driver.fresh = begin, single, before.closed
-        driver.embark(leg, every=every, tracked=tracked)
-        driver.last, driver.unannounced, driver.wrote = last, unannounced, wrote
+        driver.embark(leg, every=every, tracked=tracked, marked=marked)
+        driver.last, driver.asks, driver.unannounced, driver.wrote = last, asks, unannounced, wrote
         if not here:
             connection._dbapi_connection = new
             if cursor is not None:
@@ -165,8 +165,11 @@ class _Routing:
 def _prepare(driver: Any, context: Any, statement: str) -> None:
     """Note on *driver* what has to be known about *statement* before it goes."""
     kind = kind_of(context.compiled, statement)
-    driver.single, driver.writes = not kind.raw, not kind.plain
-    driver.wrote |= driver.writes
+    driver.single = not kind.raw
+    driver.wrote |= not kind.plain
+    driver.asks = (driver.tracked and not kind.plain) or (driver.marked and bool(kind.cached))
+    if not kind.lasting:
+        driver.commit_xid = None
     if not statement.startswith("INSERT"):  # a flush may have to look for the row it replaces first
         driver.last = None
     if kind.changes_session and driver.pooled:
