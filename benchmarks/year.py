@@ -64,7 +64,7 @@ class Year:
     """Fullest server over the least that any placement could reach: the fair share, or the largest shard."""
     moved: list[float] = field(default_factory=list)
     least: list[float] = field(default_factory=list)
-    """Bytes that were moved, and those without which no server could come as near to its share as its shards allow."""
+    """Bytes that were moved, and those without which the servers could not have come as near to their share as they did."""
     moves: list[int] = field(default_factory=list)
     oversized: list[int] = field(default_factory=list)
     hot: list[float] = field(default_factory=list)
@@ -165,7 +165,9 @@ def _note(
     for shard, name in current.items():
         if name in stays:
             stays[name] = max(stays[name], loads[shard])
-    year.least.append(sum(max(0.0, load - stays.get(name, 0.0)) for name, load in found.before.items()))
+    # Nor must anything leave a server that ends above that, because nowhere is room for what it has.
+    must = (load - max(stays.get(name, 0.0), found.after[name]) for name, load in found.before.items())
+    year.least.append(sum(max(0.0, load) for load in must))
     year.moves.append(len(found.moves))
     year.oversized.append(len(found.oversized))
     year.drain_s.append(found.after[fullest] / COPY_BYTES_PER_S)
