@@ -73,7 +73,8 @@ def _fan_outs(tracer: Tracer) -> Watch:
 
             @contextmanager
             def message(server: str, shards: int | None, statements: int) -> Iterator[None]:
-                attributes = {"db.system.name": "postgresql", "shardkit.server": server, "shardkit.statements": statements}
+                attributes: dict[str, str | int] = {"db.system.name": "postgresql", "shardkit.server": server}
+                attributes["shardkit.statements"] = statements
                 if shards is not None:
                     attributes["shardkit.shards"] = shards
                 with _ended(tracer.start_span("fan-out message", around, SpanKind.CLIENT, attributes)):
