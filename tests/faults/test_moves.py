@@ -31,7 +31,7 @@ from shardkit.errors import (
 from shardkit.move import run
 from shardkit.move.ends import End
 from shardkit.move.fence import Fence
-from tests.faults.illtreat import FAULTS, forged_row_is_found, ill_treat, kill_mover
+from tests.faults.illtreat import FAULTS, Killed, forged_row_is_found, ill_treat, kill_mover
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
 
