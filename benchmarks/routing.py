@@ -304,7 +304,10 @@ def _pooled(bench: Bench, place: Place, *, rounds: int) -> None:
         return
     draw = random.Random(4)
     with ExitStack() as stack:
-        ways = {name: stack.enter_context(pgbouncer.pgbouncer(url)) for name, url in place.urls.items()}
+        ways = {}
+        for name, url in place.urls.items():
+            pgbouncer.make_login(url)
+            ways[name] = stack.enter_context(pgbouncer.pgbouncer(url, default_pool_size=5))
         settings = {name: ways[name](pgbouncer.LOGIN) for name in ("pg1", "pg2")}
         kit = stack.enter_context(_kit(place, servers=settings, pooler="pgbouncer-transaction"))
         engine = stack.enter_context(_flat(ways["pg3"](None), connect_args={"prepare_threshold": None}))

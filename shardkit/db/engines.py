@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +18,7 @@ from shardkit.core.outcome import commit_outcome
 from shardkit.core.shardmap import Server
 from shardkit.db import connect, dialect
 from shardkit.db.deadline import left
+from shardkit.db.forked import in_forked_child
 from shardkit.db.lineage import Lineage
 from shardkit.errors import CommitUnknownError, DeadlineError, Outcome, PoolTimeoutError, ReadOnlyError, ServerDownError
 from shardkit.settings import Settings
@@ -37,7 +36,7 @@ class Engines:
         self._replicas: dict[tuple[str, str, str], Engine] = {}
         self._lock = threading.Lock()
         self._listeners: list[Callable[[Engine], None]] = []
-        _alive.add(self)
+        in_forked_child(self._after_fork)
 
     def on_engine(self, listen: Callable[[Engine], None]) -> None:
         """Call *listen* with every engine, those to come as well."""
@@ -92,10 +91,10 @@ class Engines:
                 engine.dispose(close=close)
         return engines
 
-    def after_fork(self) -> None:
-        """In a child: the parent's sockets are not ours, neither to use nor to close. The engines stay, with new pools."""
+    def _after_fork(self) -> None:
+        """The parent's sockets are not ours, neither to use nor to close. The engines stay, with new pools."""
         self._lock = threading.Lock()
-        for engine in self._engines.values():
+        for engine in (*self._engines.values(), *self._replicas.values()):
             engine.dispose(close=False)
 
     def _make(self, server: Server, *, replica: str | None = None) -> Engine:
@@ -249,14 +248,3 @@ def _typed(server: Server) -> Any:
         return None
 
     return handle
-
-
-_alive: weakref.WeakSet[Engines] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for engines in list(_alive):
-        engines.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -23,7 +23,7 @@ from psycopg._preparing import Prepare, PrepareManager
 
 from shardkit.db.classify import changes_session
 from shardkit.db.deadline import bounded, drop, left
-from shardkit.db.opening import BEGIN, COMMIT, COMMIT_NAME, OPENING_PREPARES, READ_ONLY, Opening, ReplicaBehindError
+from shardkit.db.opening import BEGIN, OPENING_PREPARES, READ_ONLY, Opening, ReplicaBehindError, ask_xid, send_commit
 
 if TYPE_CHECKING:
     from shardkit.db.leg import Leg
@@ -32,7 +32,6 @@ FOREVER_S: Final = 86_400.0
 _INTERVAL_S: Final = 0.1
 IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
-_XID: Final = b"SELECT pg_current_xact_id_if_assigned()"
 _POSITION: Final = b"SELECT pg_current_wal_insert_lsn()"
 _UNKNOWN: Final = (None,) * 5
 
@@ -85,12 +84,15 @@ class Routed(psycopg.BaseConnection[Any]):
     """COMMIT goes with the next statement: it is the last of its transaction, and cannot be found wanting afterwards."""
     tracked: bool = False
     """Ask for the transaction's id with its first write, in the same flight, so that an unknown outcome can be settled."""
-    writes: bool = False
-    """The next statement may write."""
+    marked: bool = False
+    """Ask for it with the first write to a cached table: the markers have to name it before COMMIT."""
+    asks: bool = False
+    """Ask for it with the statement under way."""
     wrote: bool = False
     """A statement of this transaction may have written."""
     commit_xid: str | None = None
-    """The id of the transaction that was being committed."""
+    """The id of the open transaction, or of the one that was being committed; forgotten when something is sent that could end
+    it behind our back (SQL text, what does not come through the dialect)."""
     commit_lsn: str | None = None
     """A point of the server's log after the COMMIT, where the leg wants to know."""
     timeline: str | None = None
@@ -108,11 +110,11 @@ class Routed(psycopg.BaseConnection[Any]):
     unannounced: frozenset[str] = frozenset()
     """Cached tables that statements of this transaction wrote to without saying which rows."""
 
-    def embark(self, leg: Leg, *, every: bool, tracked: bool = False) -> None:
+    def embark(self, leg: Leg, *, every: bool, tracked: bool = False, marked: bool = False) -> None:
         """Carry *leg* from now on; its opening goes with the next statement, or with every one."""
-        self.tracked = tracked
+        self.tracked, self.marked = tracked, marked
         self.leg, self.every, self.pending, self.under_way = leg, every, True, False
-        self.wrote, self.commit_lsn = False, None
+        self.wrote, self.commit_lsn, self.commit_xid = False, None, None
 
     def disembark(self) -> None:
         """Forget everything about the last unit of work."""
@@ -121,7 +123,8 @@ class Routed(psycopg.BaseConnection[Any]):
         self.last = None
         self.vetted = False
         self.unannounced = frozenset()
-        self.tracked, self.commit_xid = False, None
+        self.tracked = self.marked = self.asks = False
+        self.commit_xid = None
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> Generator[Any, Any, Any]:
@@ -184,7 +187,7 @@ class Routed(psycopg.BaseConnection[Any]):
         wire.enter_pipeline_mode()
         try:
             if asks:
-                self._ask_xid()
+                ask_xid(self, commits=True)
             follow = self._send_commit()
             wire.pipeline_sync()
             yield from generators.send(wire)
@@ -197,20 +200,13 @@ class Routed(psycopg.BaseConnection[Any]):
                 raise errors.error_from_result(answer, encoding=wire._encoding)
         self._keep_position(answers[asks + 1 : -1])
 
-    def _ask_xid(self) -> None:
-        self.pgconn.send_query_params(_XID, None)
-        self.pgconn.send_flush_request()  # its answer must not wait for COMMIT's
-
     @property
     def _marks(self) -> bool:
         return self.wrote and self.leg is not None and self.leg.replicated
 
     def _send_commit(self) -> int:
         """Queue COMMIT and, where replicas have to show what it wrote, the question how far the log is; how many answers."""
-        if self.opening_prepared:
-            self.pgconn.send_query_prepared(COMMIT_NAME, None)
-        else:
-            self.pgconn.send_query_params(COMMIT, None)
+        send_commit(self)
         if not self._marks:
             return 1
         self.pgconn.send_query_params(_POSITION, None)
@@ -233,6 +229,7 @@ class Routed(psycopg.BaseConnection[Any]):
 
     def _rollback_gen(self) -> Generator[Any, Any, None]:
         """ROLLBACK, keeping prepared statements: PostgreSQL keeps them too, and psycopg's DEALLOCATE ALL costs a round trip."""
+        self.commit_xid = None
         if self._pipeline is not None:
             yield from super()._rollback_gen()
             return
@@ -269,9 +266,10 @@ class _RoutedCursor(BaseCursor[Any, Any]):
         conn = self._conn
         if not conn.vetted:
             conn.dirty |= changes_session(query)
+            conn.asks, conn.commit_xid = False, None
         leg = conn.leg
         opens = (conn.pending or conn.every) and conn.idle
-        asks = conn.tracked and conn.commit_xid is None and conn.writes
+        asks = conn.asks and conn.commit_xid is None
         if leg is None or not (opens or conn.last or asks) or not (params or conn.single) or conn._pipeline:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
             return
@@ -301,7 +299,7 @@ class _RoutedCursor(BaseCursor[Any, Any]):
                     before += 1
                 self._send_query_prepared(name, query, binary=binary)
             if asks:
-                conn._ask_xid()
+                ask_xid(conn, commits=last is not None)
             follow = conn._send_commit() if last is not None else 0
             wire.pipeline_sync()
             yield from generators.send(wire)

@@ -260,7 +260,8 @@ def _embark(session: RoutedSession, transaction: SessionTransaction, connection:
         session._leg = leg = leg.home
         dialect: Any = connection.dialect
         driver = dialect.change_road(connection, leg)
-    driver.embark(leg, every=session._read_only and driver.begin == b"BEGIN", tracked=session._tracked)
+    every, marked = session._read_only and driver.begin == b"BEGIN", session._cache is not None
+    driver.embark(leg, every=every, tracked=session._tracked, marked=marked)
     session._connection = connection
 
 

@@ -154,4 +154,4 @@ def scope(table: Table) -> None:
     key = list(table.primary_key.columns)
     if tenant not in key and key:
         table.append_constraint(UniqueConstraint(tenant, *key, name=f"{table.name}_tenant_key"))
-    event.listen(table, "after_create", DDL("SELECT shardkit.protect('%(fullname)s')"))  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+    event.listen(table, "after_create", DDL("SELECT shardkit.protect('%(fullname)s')"))  # type: ignore[no-untyped-call]  # SQLAlchemy's
