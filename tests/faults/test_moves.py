@@ -29,7 +29,9 @@ from shardkit.errors import (
     UnknownMoveError,
 )
 from shardkit.move import run
-from tests.faults.illtreat import FAULTS, forged_row_is_found, ill_treat, kill_mover
+from shardkit.move.ends import End
+from shardkit.move.fence import Fence
+from tests.faults.illtreat import FAULTS, Killed, forged_row_is_found, ill_treat, kill_mover
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
 
@@ -93,6 +95,43 @@ def test_a_move_back_and_forth_with_rollback(lab):
     assert lab.place == (first.server, first.epoch + 2, None)
     assert lab.find(move).step is m.Step.FINISHED
     assert lab.complaints(load) == []
+
+
+def test_a_look_at_the_structure_that_is_under_way_when_the_work_ends_leaves_no_session(lab, monkeypatch):
+    """It asked for the fence's connection after all were closed, and so opened one that nobody closed."""
+    closed, looked, ends = threading.Event(), threading.Event(), []
+    look, close = Fence.same_structure, End.close
+
+    def look_late(fence):
+        try:
+            closed.wait(3.0)
+            look(fence)
+        finally:
+            looked.set()
+
+    def close_all(end, purpose=None):
+        close(end, purpose)
+        if purpose is None:
+            ends.append(end)
+            closed.set()
+
+    monkeypatch.setattr(Fence, "same_structure", look_late)
+    monkeypatch.setattr(End, "close", close_all)
+    move = lab.begin(soak=False)
+
+    def around(effect, do):
+        if not isinstance(effect, m.Lock):
+            return do(effect)
+        closed.clear()
+        ends.clear()
+        do(effect)
+        raise Killed
+
+    with pytest.raises(Killed):
+        lab.go_on(move, around=around)
+    assert looked.wait(10)
+    assert len(ends) == 2
+    assert all(not end._connections for end in ends)
 
 
 def test_a_rollback_that_is_aborted_leaves_the_follower_for_the_next_one(lab):
