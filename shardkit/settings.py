@@ -137,7 +137,7 @@ class Settings:
 
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> Settings:
-        """Settings from a TOML file: top-level keys as above, and ``[servers.NAME]`` tables with a ``url``."""
+        """Settings from a TOML file: keys as above, and ``[servers.NAME]`` tables with a ``url``. Raises SettingsError."""
         try:
             data = tomllib.loads(Path(path).read_text("utf-8"))
         except OSError as exc:
