@@ -259,7 +259,7 @@ def _confirm(session: Session) -> None:
 @event.listens_for(RoutedSession, "after_transaction_end")
 def _release(session: Session, transaction: SessionTransaction) -> None:
     """Rolled back, closed, or of unknown outcome: the claims know."""
-    if transaction.parent is not None:
+    if transaction.parent is not None or "info" not in vars(session):  # it is made when first asked for
         return
     session.info.pop(f"{_PENDING}_left", None)
     registry = Registry(session._guide) if _PENDING in session.info else None  # type: ignore[attr-defined]  # a RoutedSession's

@@ -372,9 +372,9 @@ def level_trying_everything(current, servers, *, loads, tolerance):
     for pile in piles.values():
         pile.movable.sort()
     placement, stuck, limit = dict(current), set(), (1 + tolerance) * (1 + NOISE)
-    while over := [pile for pile in piles.values() if pile.fullness() > limit and pile.name not in stuck]:
-        fullest = max(over, key=levelling._Pile.fullness)
-        others = {name: pile for name, pile in piles.items() if pile is not fullest}
+    while over := [pile for pile in piles.values() if pile.full > limit and pile.name not in stuck]:
+        fullest = max(over, key=lambda pile: pile.full)
+        others = [pile for pile in piles.values() if pile is not fullest]
         step = levelling._fitting(fullest, others, limit) or levelling._easing(fullest, others, max(tolerance, NOISE))
         if step is None:
             stuck.add(fullest.name)
