@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy.dialects import registry
@@ -55,6 +56,7 @@ class _Routing:
             else:
                 driver.leg = leg
         driver.vetted = True
+        began = perf_counter()
         try:
             call(cursor, leg.current(statement), parameters)
         except self.dbapi.Error as exc:
@@ -79,6 +81,7 @@ class _Routing:
             call(cursor, onward.current(statement), parameters)
         finally:
             driver.vetted = False
+            _note_time(leg, began)
         driver.under_way = not driver.idle
 
     def _onward(self, driver: Any, leg: Leg, sqlstate: str | None, *, late: bool) -> Leg | None:
@@ -143,13 +146,18 @@ class _Routing:
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """COMMIT; an error is marked as one of this phase, where the outcome can be unknown."""
-        if self._driver(dbapi_connection).at_rest:  # it went with the last statement, or nothing was sent
+        driver = self._driver(dbapi_connection)
+        if driver.at_rest:  # it went with the last statement, or nothing was sent
             return
+        leg, began = driver.leg, perf_counter()
         try:
             dbapi_connection.commit()
         except self.dbapi.Error as exc:
-            _in_commit(exc, self._driver(dbapi_connection))
+            _in_commit(exc, driver)
             raise
+        finally:
+            if leg is not None:
+                _note_time(leg, began)
 
     @staticmethod
     def _driver(connection: Any) -> Any:
@@ -194,6 +202,12 @@ def _is_announced(options: Any) -> bool:
 def _in_commit(exc: Any, driver: Any) -> None:
     """Mark an error as one of the COMMIT phase, with what is known for finding out what became of it."""
     exc.in_commit, exc.xid, exc.timeline, exc.backend_pid = True, driver.commit_xid, driver.timeline, driver.backend_pid
+
+
+def _note_time(leg: Leg, began: float) -> None:
+    """Tell who counts how long the leg's shard took to answer, whatever it answered."""
+    if leg.took is not None:
+        leg.took((leg.route.shard, perf_counter() - began))
 
 
 def _name_of(cursor: Any) -> tuple[str, ...]:
