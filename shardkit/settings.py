@@ -174,7 +174,7 @@ def _flat_servers(data: dict[str, Any], source: str) -> dict[str, Any]:
             raise KeyError
         return {**data, "servers": {name: table["url"] for name, table in tables.items()}}
     except (KeyError, AttributeError):
-        raise SettingsError(f"each [servers.NAME] table in {source} has one key, url") from None
+        raise SettingsError(f"each [servers.NAME] table in {source} has one key, url; nothing was started") from None
 
 
 def _parsed(name: str, text: str) -> Any:

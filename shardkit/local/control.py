@@ -61,7 +61,7 @@ class Control:
                 if do == "down":
                     stream.read()  # ends when the keeper does
         except (OSError, ValueError) as exc:
-            raise LocalClusterError(f"no local cluster runs in {self.home}") from exc
+            raise LocalClusterError(f"no local cluster runs in {self.home}; `shardkit local up` starts one") from exc
         if "error" in answer:
             raise LocalClusterError(f"the keeper of the servers could not {do}: {answer['error']}")
         return answer
