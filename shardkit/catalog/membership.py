@@ -28,7 +28,10 @@ class Joining:
 
 
 def plan_joining(settings: Settings, name: str, url: str, *, weight: float = 1.0) -> Joining:
-    """Check that the database behind *url* can become the server *name*; nothing is changed."""
+    """Check that the database behind *url* can become the server *name*; nothing is changed.
+
+    Raises NameRejectedError, SettingsError, ServerDownError, ClusterExistsError, CatalogError.
+    """
     check_server_name(name)
     if not 0 < weight < float("inf"):
         raise SettingsError(f"a weight is a number above 0, not {weight!r}; nothing was changed")

@@ -194,7 +194,7 @@ def _run(
 @phase_option
 @json_option
 @click.pass_context
-def status(ctx: click.Context, revision: str, config: Path | None, tree: Path | None, phase: str | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def status(ctx: click.Context, revision: str, config: Path | None, tree: Path | None, phase: str | None, as_json: bool) -> None:
     """Name the shards that are behind REVISION (head), and why. Exit code 3 if there are any."""
     fleet = Fleet(settings_from(config), tree or own_tree("shard"))
     report = fleet.status(revision, phase=phase)
@@ -217,7 +217,7 @@ def status(ctx: click.Context, revision: str, config: Path | None, tree: Path | 
 @tree_option
 @click.option("--only", type=Shards(), help="Only these: 7 or 0-15,40.")
 @yes_option
-def stamp(revision: str, config: Path | None, tree: Path | None, only: frozenset[int] | None, yes: bool) -> None:  # noqa: FBT001  click's signature
+def stamp(revision: str, config: Path | None, tree: Path | None, only: frozenset[int] | None, yes: bool) -> None:
     """Say that shards are at REVISION without running anything, for shards made from models."""
     fleet = Fleet(settings_from(config), tree or own_tree("shard"))
     go_on(f"Say that shards are at {revision}, whatever is in them?", yes=yes, dry_run=False)
@@ -253,7 +253,7 @@ def revision(
 @click.option("--models", metavar="MODULE:BASE", required=True, help="The models.")
 @config_option
 @yes_option
-def shared(models: str, config: Path | None, yes: bool) -> None:  # noqa: FBT001  click's signature
+def shared(models: str, config: Path | None, yes: bool) -> None:
     """Make the global and reference tables of the models that are not there yet, and let every server follow the latter.
 
     For new models, and after a server was added. Tables that are there are not changed.
@@ -277,7 +277,7 @@ def shared(models: str, config: Path | None, yes: bool) -> None:  # noqa: FBT001
 @click.option("--only", type=Shards(), help="Look at these only.")
 @json_option
 @click.pass_context
-def check(ctx: click.Context, /, config: Path | None, tree: Path | None, as_json: bool, **given: Any) -> None:  # noqa: FBT001  click's signature
+def check(ctx: click.Context, /, config: Path | None, tree: Path | None, as_json: bool, **given: Any) -> None:
     """Compare every shard's real structure with the reference; say what differs as SQL. Exit code 3 if anything does."""
     from shardkit.schema.drift import check_fleet
 

@@ -111,7 +111,7 @@ def options_of(given: dict[str, Any], *, soak: bool) -> MoveOptions:
 @click.option("--no-soak", is_flag=True, help="Drop the old place at once instead of keeping it as a follower for a rollback.")
 @move_options
 @click.pass_context
-def move(ctx: click.Context, /, shard: int, target: str, no_soak: bool, config: Path | None, **given: Any) -> None:  # noqa: FBT001  click's signature
+def move(ctx: click.Context, /, shard: int, target: str, no_soak: bool, config: Path | None, **given: Any) -> None:
     """Carry a shard to another server while it is read and written."""
     settings, options = settings_from(config), options_of(given, soak=not no_soak)
     expected = forecast(settings, shard, target, options=options)
@@ -132,7 +132,7 @@ def moves_() -> None:
 @click.option("--all", "ended", is_flag=True, help="Those that have ended too.")
 @config_option
 @json_option
-def list_(ended: bool, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def list_(ended: bool, config: Path | None, as_json: bool) -> None:
     """Show moves that have not ended."""
     with opened(settings_from(config)) as catalog:
         found = journal.moves(catalog, ended=ended)
@@ -149,7 +149,7 @@ def list_(ended: bool, config: Path | None, as_json: bool) -> None:  # noqa: FBT
 @click.argument("move_id", type=int)
 @config_option
 @json_option
-def show(move_id: int, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def show(move_id: int, config: Path | None, as_json: bool) -> None:
     """Show one move: its steps, its figures, and what it has made that is still there."""
     with opened(settings_from(config)) as catalog:
         found = journal.find(catalog, move_id)
@@ -173,7 +173,7 @@ def _action(name: str, about: str, question: str) -> None:
     @click.argument("move_id", type=int)
     @click.option("--take-over", is_flag=True, help="End the session of another operator that works on it.")
     @move_options
-    def command(move_id: int, take_over: bool, config: Path | None, **given: Any) -> None:  # noqa: FBT001  click's signature
+    def command(move_id: int, take_over: bool, config: Path | None, **given: Any) -> None:
         settings, options = settings_from(config), options_of(given, soak=True)
         with opened(settings) as catalog:
             found = journal.find(catalog, move_id)
@@ -198,7 +198,7 @@ _action("finish", "Drop the old place of a shard that soaks, with everything the
 @click.option("--without", help="As if this server got no shards.")
 @config_option
 @json_option
-def plan(by: planning.By, without: str | None, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def plan(by: planning.By, without: str | None, config: Path | None, as_json: bool) -> None:
     """Show which shards would move where, and why."""
     settings = settings_from(config)
     _show_plan(settings, planning.make_plan(settings, by=by, without=without), by=by, as_json=as_json)

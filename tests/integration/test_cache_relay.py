@@ -8,7 +8,6 @@ import threading
 import pytest
 from cachelab import Note, Photo, cached_fleet_on
 
-from shardkit import ShardKit
 from shardkit.errors import CacheRelayError, CacheUnavailableError
 from shardkit.relay import Relay, from_text, whole_xid
 
@@ -19,12 +18,6 @@ TENANT = "acme"
 def fleet(local_cluster):
     with cached_fleet_on(local_cluster) as fleet:
         yield fleet
-
-
-@pytest.fixture
-def kit(fleet):
-    with ShardKit(settings=fleet.settings()) as kit:
-        yield kit
 
 
 @pytest.fixture
