@@ -167,7 +167,13 @@ def test_a_prepared_transaction_of_somebody_else_is_named_and_never_touched(flee
             connection.execute("ROLLBACK PREPARED 'a stranger''s'")
 
 
-HANGS = "import sys; from shardkit import ShardKit; kit = ShardKit(sys.argv[1], application_name='a worker'); print('up', flush=True); sys.stdin.read()"
+HANGS = """
+import sys
+from shardkit import ShardKit
+kit = ShardKit(sys.argv[1], application_name="a worker")
+print("up", flush=True)
+sys.stdin.read()
+"""
 
 
 def test_an_outbox_that_nobody_empties(fleet):
