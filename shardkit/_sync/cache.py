@@ -103,7 +103,7 @@ class Store:
             cursor: Any = 0
             while len(found) < limit:
                 at = cursor
-                (cursor, keys), _ = self._node_call(node, lambda _, at=at: ("SCAN", at, "MATCH", pattern, "COUNT", 500))  # type: ignore[misc]
+                (cursor, keys), _ = self._node_call(node, lambda _, at=at: ("SCAN", at, "MATCH", pattern, "COUNT", 500))  # type: ignore[misc]  # a lambda with a default
                 found += keys
                 if int(cursor) == 0:
                     break

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg import _queries, errors, generators, pq, waiting
+from psycopg._cursor_base import BaseCursor
 from psycopg._preparing import Prepare, PrepareManager
 
 from shardkit.db.classify import changes_session
@@ -61,14 +62,8 @@ class Receipt:
     committed: bool = False
 
 
-class Routed:
+class Routed(psycopg.BaseConnection[Any]):
     """What a routed connection remembers, sync and async alike. The driver stays in autocommit: we send BEGIN ourselves."""
-
-    if TYPE_CHECKING:
-        pgconn: Any
-        prepare_threshold: int | None
-        _pipeline: Any
-        _prepared: PrepareManager
 
     leg: Leg | None = None
     """The routed unit of work that holds this connection."""
@@ -133,7 +128,7 @@ class Routed:
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> Generator[Any, Any, Any]:
-        connecting = super()._connect_gen(conninfo)  # type: ignore[misc]
+        connecting = super()._connect_gen(conninfo)
         return bounded(connecting, seconds=left(FOREVER_S))
 
     def _limit(self, timeout: float | None) -> float:
@@ -145,7 +140,7 @@ class Routed:
             return exc
         drop(self.pgconn)
         late = psycopg.OperationalError("the deadline passed before the server answered")
-        late.timed_out = True  # type: ignore[attr-defined]
+        late.timed_out = True  # type: ignore[attr-defined]  # our mark on the driver's error
         return late
 
     @property
@@ -158,7 +153,7 @@ class Routed:
     @property
     def idle(self) -> bool:
         """Whether no transaction is open."""
-        return self.pgconn.transaction_status == IDLE  # type: ignore[no-any-return]
+        return self.pgconn.transaction_status == IDLE
 
     def _open_gen(self) -> Generator[Any, Any, None]:
         """Send the opening on its own, for what cannot travel with it (scripts, COPY, pipelines, server-side cursors)."""
@@ -166,12 +161,17 @@ class Routed:
         self.pending = self.every = False
         if self._pipeline is not None:
             for command in commands:
-                yield from self._exec_command(command)  # type: ignore[attr-defined]
+                yield from self._exec_command(command)
             return
         self.pgconn.send_query(b";".join(commands))
         for result in (yield from generators.execute(self.pgconn)):
             if result.status == _FATAL:
                 raise errors.error_from_result(result)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether COMMIT and ROLLBACK have nothing to do."""
+        return self.idle and self._pipeline is None and not self.outdated
 
     def _start_query(self) -> Generator[Any, Any, None]:
         if (self.pending or self.every) and self.idle:
@@ -181,7 +181,7 @@ class Routed:
         """COMMIT; with it, where they are wanted, a tracked transaction's id (before it) and the log's position (after it)."""
         asks = self.tracked and self.commit_xid is None
         if not (asks or self._marks) or self._pipeline is not None or self.idle:
-            yield from super()._commit_gen()  # type: ignore[misc]
+            yield from super()._commit_gen()
             return
         wire = self.pgconn
         wire.enter_pipeline_mode()
@@ -231,38 +231,32 @@ class Routed:
         """ROLLBACK, keeping prepared statements: PostgreSQL keeps them too, and psycopg's DEALLOCATE ALL costs a round trip."""
         self.commit_xid = None
         if self._pipeline is not None:
-            yield from super()._rollback_gen()  # type: ignore[misc]
+            yield from super()._rollback_gen()
             return
         if not self.idle:
-            yield from self._exec_command(b"ROLLBACK")  # type: ignore[attr-defined]
+            yield from self._exec_command(b"ROLLBACK")
         if self.outdated:
             self._prepared.clear()
-            yield from self._prepared.maintain_gen(self)  # type: ignore[arg-type]
+            yield from self._prepared.maintain_gen(self)
             self.outdated = False
 
     def _deallocate(self, name: bytes | None) -> Generator[Any, Any, None]:
         """Psycopg's upkeep after DROP, ALTER and ROLLBACK TO; without a name all prepared statements go, also ours."""
         self.opening_prepared &= name is not None
-        yield from super()._deallocate(name)  # type: ignore[misc]
+        yield from super()._deallocate(name)
 
 
-class _RoutedCursor:
+class _RoutedCursor(BaseCursor[Any, Any]):
     """A cursor whose first statement takes the opening along."""
-
-    if TYPE_CHECKING:
-        _conn: Any
-        _pgconn: Any
-        _last_query: Any
-        pgresult: Any
 
     _query_cls: Any = _Query
 
     @property
     def description(self) -> Any:
         """Name and type of each column, as DB-API says; psycopg makes a Column object of each, for every execution."""
-        result = self.pgresult
+        result: Any = self.pgresult
         if result is None or not result.nfields:
-            return super().description  # type: ignore[misc]
+            return super().description
         encoding = self._pgconn._encoding
         return [(result.fname(i).decode(encoding), result.ftype(i), *_UNKNOWN) for i in range(result.nfields)]
 
@@ -277,12 +271,12 @@ class _RoutedCursor:
         opens = (conn.pending or conn.every) and conn.idle
         asks = conn.asks and conn.commit_xid is None
         if leg is None or not (opens or conn.last or asks) or not (params or conn.single) or conn._pipeline:
-            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
+            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
             return
         every, conn.pending, conn.every = conn.every, False, False
-        yield from self._start_query(query)  # type: ignore[attr-defined]  # resets the cursor; nothing is pending now
+        yield from self._start_query(query)  # resets the cursor; nothing is pending now
         conn.every = every
-        pgq = self._convert_query(query, params)  # type: ignore[attr-defined]
+        pgq = self._convert_query(query, params)
         yield from self._fly_gen(leg.opening if opens else None, pgq, asks=asks, prepare=prepare, binary=binary)
         self._last_query = query
         yield from conn._prepared.maintain_gen(conn)
@@ -293,17 +287,17 @@ class _RoutedCursor:
         conn, wire = self._conn, self._pgconn
         last: Receipt | None = conn.last
         prepares = opening is not None and conn.prepare_threshold is not None and not conn.opening_prepared
-        prep, name = self._get_prepared(query, prepare)  # type: ignore[attr-defined]
+        prep, name = self._get_prepared(query, prepare)
         wire.enter_pipeline_mode()
         try:
             before = opened = opening.send(conn) if opening is not None else 0
             if prep is Prepare.NO:
-                self._execute_send(query, force_extended=True, binary=binary)  # type: ignore[attr-defined]
+                self._execute_send(query, force_extended=True, binary=binary)
             else:
                 if prep is Prepare.SHOULD:
-                    self._send_prepare(name, query)  # type: ignore[attr-defined]
+                    self._send_prepare(name, query)
                     before += 1
-                self._send_query_prepared(name, query, binary=binary)  # type: ignore[attr-defined]
+                self._send_query_prepared(name, query, binary=binary)
             if asks:
                 ask_xid(conn, commits=last is not None)
             follow = conn._send_commit() if last is not None else 0
@@ -325,16 +319,16 @@ class _RoutedCursor:
         results = answers[before]
         if key is not None:
             conn._prepared.validate(key, prep, name, results)
-        self._check_results(results)  # type: ignore[attr-defined]
+        self._check_results(results)
         if last is not None:
             (answer,) = answers[commit_at]
             if answer.status == _FATAL:
-                failed = errors.error_from_result(answer, encoding=wire._encoding)
-                failed.in_commit = True  # type: ignore[attr-defined]
+                failed: Any = errors.error_from_result(answer, encoding=wire._encoding)
+                failed.in_commit = True
                 raise failed
             last.committed = True
             conn._keep_position(answers[commit_at + 1 : -1])
-        self._set_results(results)  # type: ignore[attr-defined]
+        self._set_results(results)
 
 
 class RoutedCursor(_RoutedCursor, psycopg.Cursor[Any]):

@@ -86,13 +86,13 @@ class Entity:
         self.mapper, self.declared = mapper, declared
         self.cls: type[Any] = mapper.class_
         self.name = self.cls.__name__
-        self.table: Table = mapper.local_table  # type: ignore[assignment]
+        self.table: Table = mapper.local_table  # type: ignore[assignment]  # checked next
         self._check_shape()
         self.attributes: Names = ()
         self.columns: tuple[Column[Any], ...] = ()
         self._choose_columns()
         self.tenant = self.table.c[TENANT_COLUMN] if issubclass(self.cls, TenantScoped) else None
-        self.primary = Key(tuple(mapper.primary_key), self._attributes_of(mapper.primary_key), "")  # type: ignore[arg-type]
+        self.primary = Key(tuple(mapper.primary_key), self._attributes_of(mapper.primary_key), "")  # type: ignore[arg-type]  # of this table
         self.keys: dict[Names, Key] = {self.primary.attributes: self.primary}
         self.lists: dict[Names, Key] = {}
         for names in declared.unique:

@@ -29,7 +29,7 @@ from shardkit.orm.keys import ShardKey
 _FORMAT: Final = 1
 _PREFIX: Final = struct.Struct(">cBHL")
 _HEADER: Final = struct.Struct(">8sQLH")
-_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
+_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's
 _UTC: Final = frozenset({"UTC", "Etc/UTC"})
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -164,7 +164,7 @@ class Codec:
         row.__annotations__ = dict(zip(row._fields, wanted, strict=True))
         self.row: Callable[[Sequence[Any]], Row] = row._make
         self._decode = msgspec.msgpack.Decoder(row).decode
-        self._decode_zoned = msgspec.msgpack.Decoder(tuple[*wanted, str]).decode  # type: ignore[valid-type]
+        self._decode_zoned = msgspec.msgpack.Decoder(tuple[*wanted, str]).decode  # type: ignore[valid-type]  # made from the mapper
         text = repr([(c.name, repr(c.type), str(f.annotation)) for c, f in zip(columns, fields, strict=True)])
         self.version = version
         self.prefix, self.zoned_prefix = _prefix(text, version), _prefix(f"{text} in a zone", version)
@@ -248,7 +248,7 @@ class KeyListCodec:
 
     def __init__(self, columns: Sequence[Column[Any]], *, owner: str, version: int) -> None:
         annotations = [field_of(column, owner=owner).annotation for column in columns]
-        self._decode = msgspec.msgpack.Decoder(list[tuple[*annotations]]).decode  # type: ignore[valid-type]
+        self._decode = msgspec.msgpack.Decoder(list[tuple[*annotations]]).decode  # type: ignore[valid-type]  # made from the mapper
         text = repr([(c.name, repr(c.type)) for c in columns])
         self.prefix = _prefix(text, version)
         self.version = version

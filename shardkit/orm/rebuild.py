@@ -36,7 +36,8 @@ def _like_the_loader(mapper: Mapper[Any], attributes: Sequence[str]) -> Build:
     identity_class: Any = mapper._identity_class
     manager: Any = mapper.class_manager
     cls = mapper.class_
-    new, new_state = cls.__new__, manager._state_constructor
+    new: Any = cls.__new__
+    new_state = manager._state_constructor
 
     def build(session: Session, rows: Collection[tuple[Any, ...]]) -> list[Any]:
         identity_map: Any = session.identity_map

@@ -131,7 +131,8 @@ class RoutedSession(Session):
         """
         if self._tenant is not None and isinstance(statement, Select):
             if statement._propagate_attrs and not isinstance(params, Sequence):
-                statement = statement.options(CRITERIA)
+                statement = statement._generate()  # as options() does, which looks at what kind of option it is each time
+                statement._with_options += (CRITERIA,)
                 params = {TENANT_PARAMETER: self._tenant, **(params or {})}
         elif (
             self._tenant is not None
