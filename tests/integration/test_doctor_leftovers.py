@@ -74,7 +74,9 @@ def test_slots_that_no_relay_reads(fleet):
             connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (name,))
         try:
             assert f"the slot {relay_slot_name(cluster, 'before')} was made by a cache relay" in only(found(fleet, "slots"))
-            connection.execute("SELECT pg_logical_emit_message(false, 'test', repeat('x', 10485760)) FROM generate_series(1, 7)")
+            connection.execute(
+                "SELECT pg_logical_emit_message(false, 'test', repeat('x', 10485760)) FROM generate_series(1, 7)"
+            )
             texts = [what for _, _, what in found(fleet, "slots")]
             assert any(f"no cache relay is connected to read the slot {relay_slot_name(cluster, 'pg1')}" in t for t in texts)
             with psycopg.connect(fleet.servers["pg1"], application_name=RELAY_SESSION):
