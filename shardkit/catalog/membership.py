@@ -11,6 +11,7 @@ from shardkit.core.names import check_server_name
 from shardkit.core.shardmap import Server
 from shardkit.db.connect import at, public_dsn, server_url
 from shardkit.db.reference import drop_slot, slot_name, unfollow
+from shardkit.db.relayslots import drop_relay_slots
 from shardkit.db.servers import forget_identity, identity, prepare_server, survey
 from shardkit.errors import CatalogError, ClusterExistsError, SettingsError
 from shardkit.settings import Secret, Settings
@@ -83,6 +84,7 @@ def leave(settings: Settings, server: Server, *, unreachable: bool = False) -> N
             with at(server_url(server, settings), settings, name=f"server {server.name!r}") as connection:
                 if identity(connection) == (cluster_id, server.server_id):
                     unfollow(connection, slot=slot_name(server.server_id))
+                    drop_relay_slots(connection, cluster_id=cluster_id)
                     forget_identity(connection, cluster_id=cluster_id)
         with opened(settings) as written:
             drop_slot(written, slot=slot_name(server.server_id))

@@ -87,7 +87,16 @@ def stream_name(cluster: UUID, move: int, way: str) -> str:
 
 def relay_slot_name(cluster: UUID, server: str) -> str:
     """Name of the slot by which the cache's relay follows *server*."""
-    return f"shardkit_cache_{cluster.hex[:8]}_{check_server_name(server).replace('-', '_')}"
+    return f"{relay_slot_prefix(cluster)}{check_server_name(server).replace('-', '_')}"
+
+
+RELAY_SESSION: Final = "shardkit cache relay"
+"""Application name of the relay's sessions."""
+
+
+def relay_slot_prefix(cluster: UUID) -> str:
+    """What the names of all of its slots begin with; nothing else of a cluster is called so."""
+    return f"shardkit_cache_{cluster.hex[:8]}_"
 
 
 def session_name(cluster: UUID, move: int) -> str:
