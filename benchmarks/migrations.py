@@ -22,7 +22,7 @@ from sqlalchemy.engine import make_url
 
 from benchmarks.harness import Bench
 from shardkit import Settings, run_local
-from shardkit.core.fleet import MOST_IN_ONE_TRANSACTION, Options
+from shardkit.core.fleet import CONNECTIONS_WHEN_QUICK, MOST_IN_ONE_TRANSACTION
 from shardkit.core.names import schema_name
 from shardkit.local.databases import fresh_databases
 from shardkit.schema.blueprint import Blueprint, script_at
@@ -35,7 +35,7 @@ from shardkit.settings import Secret
 QUESTION = "How long does one revision take over all shards, against Alembic in a loop and against the bare DDL?"
 REVISIONS = 32
 ROWS = 100
-CONNECTIONS = Options().parallel
+CONNECTIONS = CONNECTIONS_WHEN_QUICK  # as many as ours takes for a revision like this one
 FIRST = "op.create_table('orders', sa.Column('id', sa.BigInteger, primary_key=True), sa.Column('note', sa.Text))"
 LAST = "op.add_column('orders', sa.Column('extra', sa.Text))\n    op.create_index('orders_extra', 'orders', ['extra'])"
 DDL = "ALTER TABLE orders ADD COLUMN extra TEXT; CREATE INDEX orders_extra ON orders (extra)"
