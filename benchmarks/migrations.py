@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -244,6 +245,8 @@ def _tree(directory: Path, env: str) -> Path:
         up = FIRST if number == 1 else LAST if number == REVISIONS else "pass"
         down = _name(number - 1) if number > 1 else None
         (versions / f"{_name(number)}.py").write_text(REVISION.format(name=_name(number), down=down, up=up))
+    # As after a tree's first use: where PYTHONDONTWRITEBYTECODE is set, Alembic would compile 32 files for each schema.
+    compileall.compile_dir(directory, quiet=1)
     return directory
 
 
