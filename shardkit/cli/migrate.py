@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,16 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from shardkit.cli.common import (
     BEHIND,
@@ -75,7 +85,11 @@ def run_options(command: F) -> F:
             "--max-failures", default=10, show_default=True, type=click.IntRange(0), help="Stop when more shards have failed."
         ),
         click.option(
-            "--parallel", default=4, show_default=True, type=click.IntRange(1, 64), help="Connections to each server."
+            "--parallel",
+            default=4,
+            show_default=True,
+            type=click.IntRange(1, 64),
+            help="Most connections to each server; revisions that are over in a moment take two.",
         ),
         click.option(
             "--batch",
@@ -166,7 +180,7 @@ def _run(
         if planned.planned is not None and planned.planned.empty and not planned.behind:
             return
         go_on(f"Go {direction} to {revision}?", yes=yes, dry_run=dry_run, name=revision if direction == "down" else None)
-    with _bar(quiet=as_json) as progress:
+    with bar(quiet=as_json) as progress:
         report = fleet.migrate(
             revision,
             direction=direction,
@@ -343,28 +357,31 @@ def _as_json(report: Report) -> dict[str, Any]:
     }
 
 
+class Rate(ProgressColumn):
+    """Shards a second, of late."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing until there is something to reckon with."""
+        return Text(f"{task.speed:.{0 if task.speed >= 10 else 1}f} shards/s" if task.speed else "")
+
+
 @contextmanager
-def _bar(*, quiet: bool) -> Iterator[Callable[[int, int, int], None]]:
+def bar(
+    console: Console | None = None, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int, int, int], None]]:
     """Shards done, of how many, how many a second, how long still, how many failed."""
     columns = (
         TextColumn("migrating"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        Rate(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[failed]}", style="red"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=False) as bar:
-        task = bar.add_task("", total=None, rate="", failed="")
+    with Progress(*columns, console=console or Console(stderr=True), disable=quiet, get_time=clock) as shown:
+        task = shown.add_task("", total=None, failed="")
 
         def heard(done: int, total: int, failed: int) -> None:
-            speed = bar.tasks[task].speed
-            bar.update(
-                task,
-                completed=done + failed,
-                total=total,
-                rate=f"{speed:.0f} shards/s" if speed else "",
-                failed=f"{failed} failed" if failed else "",
-            )
+            shown.update(task, completed=done + failed, total=total, failed=f"{failed} failed" if failed else "")
 
         yield heard
