@@ -18,7 +18,7 @@ INK: Final = "#7d8590"
 COLOURS: Final = {True: "#2f9e44", False: "#e8590c", None: "#4c8dd6"}
 LINES: Final = ("#4c8dd6", "#e8590c", "#2f9e44", "#b0638f")
 FAR: Final = 8
-"""Lines whose highest point is so many times the lowest are drawn on a scale of powers."""
+"""Lines whose highest point is so many times the lowest are drawn on a scale of powers: low ones would lie on the ground."""
 WORDS: Final = {True: "", False: "  goal missed", None: ""}
 _TITLES: Final = {
     "ratio": "ours / other (lower is better)",

@@ -56,12 +56,6 @@ def fair_shares(servers: Mapping[str, float], total: float) -> dict[str, float]:
     return {name: total * (own / weight) for name, own in servers.items()}
 
 
-def over_share(held: Mapping[str, float], servers: Mapping[str, float]) -> dict[str, float]:
-    """Load of each of *servers* (name → weight) over its fair share: 1.0 is even, 0.0 is empty."""
-    shares = fair_shares(servers, math.fsum(held.values()))
-    return {name: held.get(name, 0.0) / share if share else 0.0 for name, share in shares.items()}
-
-
 def level(
     current: Mapping[int, str | None], servers: Mapping[str, float], *, loads: Mapping[int, float], tolerance: float
 ) -> dict[int, str]:
