@@ -63,6 +63,7 @@ def test_what_leaves_with_a_server_is_moved(world: World) -> None:
     assert quarter == pytest.approx(SHARDS / 11, abs=3), "a new server takes its share"
     assert half == pytest.approx(SHARDS / 11, abs=3), "a drained one gives all it has"
     assert dead == pytest.approx(SHARDS / 10, abs=3)
+    assert year.least[WEEKS // 2] == half, "all of it had to go"
 
 
 def test_a_planted_giant_is_told(world: World) -> None:
