@@ -23,13 +23,20 @@ from shardkit.move.stream import ChangeStream
 from shardkit.move.structure import Table
 
 RANGE_ROWS: Final = 20_000
+PIECE_BLOCKS: Final = 64
+"""What is read at once of a table that is read in the order of its disk: 2 ms of work, then others have their turn."""
 KEYS_AT_ONCE: Final = 5_000
 WHOLE_BYTES: Final = 64 << 20
 
 _BOUND: Final = sql.SQL("SELECT ARRAY[{texts}] FROM {rows} t WHERE {within} ORDER BY {keys} OFFSET {offset} LIMIT 1")
 _RANGE: Final = sql.SQL("SELECT count(*), coalesce(sum({hash}), 0)::text FROM {rows} t WHERE {within}")
+_BLOCKS: Final = sql.SQL("t.ctid >= '({},0)' AND t.ctid < '({},0)'")
 _ROWS: Final = sql.SQL("SELECT ARRAY[{texts}], {hash} FROM {rows} t WHERE {within}")
 _KEYS: Final = sql.SQL("SELECT ARRAY[{texts}], {hash} FROM {rows} t JOIN unnest({arrays}) AS w ({names}) ON {join}")
+
+
+Content = tuple[int, int]
+"""Number of rows, and the sum of their hashes."""
 
 
 @dataclass(slots=True)
@@ -166,13 +173,34 @@ class Verifier:
 
     def _both(
         self, table: Table, lower: Key | None, upper: Key | None, compared: Callable[[int], object]
-    ) -> tuple[tuple[int, str], Future[tuple[int, str]]]:
+    ) -> tuple[Content, Future[Content]]:
         """A range's content here, and there as soon as that side gets to it."""
-        theirs = self._there.submit(self._range, self.target, table, lower, upper)
-        ours = self._range(self.source, table, lower, upper)
-        self.rows += ours[0]
-        compared(ours[0])
-        return ours, theirs
+
+        def heard(rows: int) -> None:
+            self.rows += rows
+            compared(rows)
+
+        theirs = self._there.submit(self._content, self.target, table, lower, upper, lambda _rows: None)
+        return self._content(self.source, table, lower, upper, heard), theirs
+
+    def _content(
+        self, end: End, table: Table, lower: Key | None, upper: Key | None, compared: Callable[[int], object]
+    ) -> Content:
+        """What is in a range. A row that stays as it is while pieces are read is in one of them, wherever others go."""
+        number, total = 0, 0
+        for within in self._pieces(end, table) if (lower, upper) == (None, None) else [_within(table, lower, upper)]:
+            query = _RANGE.format(hash=_hash(table), rows=self._rows(end, table), within=within)
+            row = end.on("verify").execute(query).fetchone()
+            assert row is not None
+            number, total = number + row[0], total + int(row[1])
+            compared(row[0])
+        return number, total
+
+    def _pieces(self, end: End, table: Table) -> Iterator[sql.Composable]:
+        """All of *table*, a few blocks at a time; what is written behind its end meanwhile has changed, and is followed."""
+        size = end.one("blocks", on="verify", table=table.within(self.schema).as_string(None))
+        for first in range(0, size, PIECE_BLOCKS):
+            yield _BLOCKS.format(first, first + PIECE_BLOCKS)
 
     def _ranges(self, table: Table) -> Iterator[tuple[Key | None, Key | None]]:
         lower, upper = None, self._bound(table, None)
@@ -193,12 +221,6 @@ class Verifier:
         )
         row = self.source.on("bounds").execute(query).fetchone()
         return None if row is None else tuple(row[0])
-
-    def _range(self, end: End, table: Table, lower: Key | None, upper: Key | None) -> tuple[int, str]:
-        query = _RANGE.format(hash=_hash(table), rows=self._rows(end, table), within=_within(table, lower, upper))
-        row = end.on("verify").execute(query).fetchone()
-        assert row is not None
-        return row[0], row[1]
 
     def _doubt(self, table: Table, lower: Key | None, upper: Key | None) -> None:
         """Make pending what is unequal in a range."""

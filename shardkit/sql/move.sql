@@ -24,6 +24,10 @@ DELETE FROM shardkit.move_marks WHERE lane = %(lane)s
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE application_name = %(session)s AND datname = current_database() AND pid <> pg_backend_pid()
 
+-- blocks --
+-- How many blocks a table has.
+SELECT (pg_relation_size(%(table)s::regclass) + current_setting('block_size')::int - 1) / current_setting('block_size')::int
+
 -- schema_exists --
 -- Whether there is such a schema.
 SELECT to_regnamespace(%(schema)s) IS NOT NULL
