@@ -32,7 +32,12 @@ PANELS: Final = {
         ),
     ),
     "year": (
-        ("fullest server over its fair share, by week", "servers", r"(?P<line>drifted|fullest)_over_share_(?P<x>\d+)", "{}"),
+        (
+            "fullest server over its fair share, before and after a rebalance",
+            "servers",
+            r"(?P<line>drifted|fullest)_over_share_(?P<x>\d+)",
+            "{}",
+        ),
         ("hot servers, share", "servers", r"(?P<line>hot)_servers_(?P<x>\d+)", "{}"),
         ("bytes moved in a year, share of all", "servers", r"(?P<line>moved)_share_(?P<x>\d+)", "{}"),
         ("minutes to empty the fullest server", "servers", r"(?P<line>drain)_minutes_(?P<x>\d+)", "{}"),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 INK: Final = "#7d8590"
 COLOURS: Final = {True: "#2f9e44", False: "#e8590c", None: "#4c8dd6"}
 LINES: Final = ("#4c8dd6", "#e8590c", "#2f9e44", "#b0638f")
+FAR: Final = 8
+"""Lines whose highest point is so many times the lowest are drawn on a scale of powers: low ones would lie on the ground."""
 WORDS: Final = {True: "", False: "  goal missed", None: ""}
 _TITLES: Final = {
     "ratio": "ours / other (lower is better)",
@@ -92,9 +94,14 @@ def _lines(axes: Axes, panel: Panel) -> None:
         axes.fill_between(across, low, high, color=colour, alpha=0.2, linewidth=0)
     values = sorted({x for points in panel.lines.values() for x in points})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_xticks(values, [f"{value:,.0f}" for value in values])
+    medians = [middle for points in panel.lines.values() for _, middle, _ in points.values()]
+    if min(medians) > 0 and max(medians) / min(medians) > FAR:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
     axes.set_xlabel(panel.across, color=INK, fontsize=8)
     if len(panel.lines) > 1:
         axes.legend(frameon=False, labelcolor=INK, fontsize=8)

@@ -86,7 +86,7 @@ class Settings:
     cache_pool_size: int = 32
     """Connections this process may hold to one Redis server."""
     count_loads: bool = True
-    """Count units of work by tenant and shard, for `rebalance --by load` and `kit.load()`."""
+    """Count units of work by tenant and shard, and how long statements take, for `rebalance --by load` and `kit.load()`."""
     load_interval_s: float = 30.0
     """How often the catalog is told of them, in the background."""
     insecure_transport: bool = False

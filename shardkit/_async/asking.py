@@ -26,6 +26,7 @@ from shardkit.errors import (
     ShardMovedError,
 )
 from shardkit.orm.fanload import Answer
+from shardkit.orm.fanwatch import Message, unseen
 from shardkit.settings import Settings
 
 PAUSE_S = 0.02
@@ -67,6 +68,7 @@ class Asking:
     busy: set[Any] = field(default_factory=set)
     held: dict[str, Any] = field(default_factory=dict)
     """By server, the connection whose transaction is a consistent view."""
+    message: Message = unseen
 
     @property
     def left_s(self) -> float:
@@ -199,7 +201,8 @@ class AsyncServers:
         cursors = []
         for number, chunk in enumerate(chunks):
             try:
-                await connection.execute(declared(number, asking.text(chunk)), asking.values)
+                with asking.message(connection.server, len(chunk), 1):
+                    await connection.execute(declared(number, asking.text(chunk)), asking.values)
             except DriverError as exc:
                 if not await self._has_moved(asking, connection, chunk, exc):
                     asking.fail(chunk, exc)
@@ -225,8 +228,9 @@ class AsyncServers:
         found = {}
         for stream, name in streams:
             try:
-                cursor = await connection.execute(fetched(name, batch))
-                rows = await cursor.fetchall()
+                with asking.message(connection.server, None, 1):
+                    cursor = await connection.execute(fetched(name, batch))
+                    rows = await cursor.fetchall()
             except DriverError as exc:
                 asking.failures[-1] = exc
                 break
@@ -305,6 +309,20 @@ class AsyncServers:
 
     async def _fly(self, asking: Asking, connection: Any, flight: Sequence[Chunk]) -> list[Answer]:
         """Answers of the chunks of one flight, which make one round trip together."""
+        with asking.message(connection.server, sum(map(len, flight)), len(flight)):
+            cursors, rows = await self._flown(asking, connection, flight)
+        return [
+            Answer(
+                tuple(route.shard for route in chunk),
+                tuple(column.type_code for column in cursor.description),
+                found,
+                connection.code_points,
+            )
+            for chunk, cursor, found in zip(flight, cursors, rows, strict=True)
+        ]
+
+    @staticmethod
+    async def _flown(asking: Asking, connection: Any, flight: Sequence[Chunk]) -> tuple[list[Any], list[Any]]:
         texts = [asking.text(chunk) for chunk in flight]
         prepare = True if asking.whole and not connection.pooled else None
         if connection.pooled and not asking.held:
@@ -319,15 +337,7 @@ class AsyncServers:
             async with connection.pipeline():
                 cursors = [await connection.execute(text, asking.values, prepare=prepare) for text in texts]
             rows = [await cursor.fetchall() for cursor in cursors]
-        return [
-            Answer(
-                tuple(route.shard for route in chunk),
-                tuple(column.type_code for column in cursor.description),
-                found,
-                connection.code_points,
-            )
-            for chunk, cursor, found in zip(flight, cursors, rows, strict=True)
-        ]
+        return cursors, rows
 
     async def _sort_out(self, asking: Asking, connection: Any, chunk: Chunk, error: Any) -> None:
         """A chunk failed as a whole: find the shards that moved, and what each of the others says alone."""

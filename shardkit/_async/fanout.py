@@ -24,6 +24,7 @@ from shardkit.orm.fancheck import value_of
 from shardkit.orm.fanload import FanOutResult, finished, merged
 from shardkit.orm.fanplan import Aggregate, Plan
 from shardkit.orm.fanread import each_plan, plan_of
+from shardkit.orm.fanwatch import Watch, unwatched
 from shardkit.orm.tenancy import of_tenants
 from shardkit.settings import Settings
 
@@ -40,6 +41,7 @@ class AsyncFanOut:
     def __init__(self, router: Router, settings: Settings, decisions: Decisions) -> None:
         self._router = router
         self._servers = AsyncServers(router, settings, decisions)
+        self.watch: Watch = unwatched
 
     async def rows(
         self,
@@ -71,10 +73,11 @@ class AsyncFanOut:
             deadline_s=deadline_s,
         )
         ask = self._servers.ask_at_once if snapshot else self._servers.ask
-        await ask(asking, aim.routes)
-        self._judge(asking, on_error)
-        oids, kept = merged(plan, statement, asking.answers, limit=limit, offset=offset, max_rows=max_rows)
-        made, of = await colour.in_greenlet(partial(finished, plan, statement, oids, kept, guide=self._router))
+        with self.watch(aim.routes) as asking.message:
+            await ask(asking, aim.routes)
+            self._judge(asking, on_error)
+            oids, kept = merged(plan, statement, asking.answers, limit=limit, offset=offset, max_rows=max_rows)
+            made, of = await colour.in_greenlet(partial(finished, plan, statement, oids, kept, guide=self._router))
         return FanOutResult(made, of, asking.failures)
 
     async def scalar(self, statement: Any, reduce: Callable[[list[Any]], Any] | None = None, **options: Any) -> Any:
@@ -103,7 +106,16 @@ class AsyncFanOut:
         upto = None if limit is None else limit + offset
         asking = self._asking(aim, plan, statement, params, upto=upto, cap=None, whole=False, deadline_s=deadline_s)
         return AsyncRowStream(
-            self._servers, plan, statement, asking, aim.routes, limit=limit, offset=offset, batch=batch, deadline_s=deadline_s
+            self._servers,
+            plan,
+            statement,
+            asking,
+            aim.routes,
+            limit=limit,
+            offset=offset,
+            batch=batch,
+            deadline_s=deadline_s,
+            watch=self.watch,
         )
 
     async def each(
@@ -119,8 +131,9 @@ class AsyncFanOut:
         aim, statement = self._aim(statement, shards, tenants)
         plan = each_plan(statement)
         asking = self._asking(aim, plan, statement, params, upto=None, cap=None, whole=False, deadline_s=deadline_s)
-        await self._servers.ask(asking, aim.routes)
-        self._judge(asking, "raise")
+        with self.watch(aim.routes) as asking.message:
+            await self._servers.ask(asking, aim.routes)
+            self._judge(asking, "raise")
         oids, kept = merged(plan, statement, asking.answers, limit=None, offset=0, max_rows=MAX_ROWS)
         made, of = finished(plan, statement, oids, kept, guide=self._router)
         if len(set(of)) != len(of):

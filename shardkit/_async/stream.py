@@ -16,6 +16,7 @@ from shardkit.core.shardmap import Route
 from shardkit.errors import FanOutError
 from shardkit.orm.fanload import Answer, agreed, finished, key_of
 from shardkit.orm.fanplan import Plan
+from shardkit.orm.fanwatch import Watch
 
 
 class AsyncRowStream:
@@ -38,18 +39,24 @@ class AsyncRowStream:
         offset: int,
         batch: int,
         deadline_s: float,
+        watch: Watch,
     ) -> None:
         self._servers, self._plan, self._statement, self._asking, self._routes = servers, plan, statement, asking, routes
         self._limit, self._offset, self._batch, self._deadline_s = limit, offset, batch, deadline_s
         self._cursors: list[tuple[Any, str]] = []
+        self._watch = watch(routes)
 
     async def __aenter__(self) -> Self:
+        self._asking.message = self._watch.__enter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._servers.let_go(self._asking)
+        try:
+            await self._servers.let_go(self._asking)
+        finally:
+            self._watch.__exit__(kind, error, traceback)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         self._cursors = await self._servers.declare(self._asking, self._routes)

@@ -25,6 +25,7 @@ from shardkit.orm.fancheck import value_of
 from shardkit.orm.fanload import FanOutResult, finished, merged
 from shardkit.orm.fanplan import Aggregate, Plan
 from shardkit.orm.fanread import each_plan, plan_of
+from shardkit.orm.fanwatch import Watch, unwatched
 from shardkit.orm.tenancy import of_tenants
 from shardkit.settings import Settings
 
@@ -41,6 +42,7 @@ class FanOut:
     def __init__(self, router: Router, settings: Settings, decisions: Decisions) -> None:
         self._router = router
         self._servers = Servers(router, settings, decisions)
+        self.watch: Watch = unwatched
 
     def rows(
         self,
@@ -72,10 +74,11 @@ class FanOut:
             deadline_s=deadline_s,
         )
         ask = self._servers.ask_at_once if snapshot else self._servers.ask
-        ask(asking, aim.routes)
-        self._judge(asking, on_error)
-        oids, kept = merged(plan, statement, asking.answers, limit=limit, offset=offset, max_rows=max_rows)
-        made, of = colour.in_greenlet(partial(finished, plan, statement, oids, kept, guide=self._router))
+        with self.watch(aim.routes) as asking.message:
+            ask(asking, aim.routes)
+            self._judge(asking, on_error)
+            oids, kept = merged(plan, statement, asking.answers, limit=limit, offset=offset, max_rows=max_rows)
+            made, of = colour.in_greenlet(partial(finished, plan, statement, oids, kept, guide=self._router))
         return FanOutResult(made, of, asking.failures)
 
     def scalar(self, statement: Any, reduce: Callable[[list[Any]], Any] | None = None, **options: Any) -> Any:
@@ -104,7 +107,16 @@ class FanOut:
         upto = None if limit is None else limit + offset
         asking = self._asking(aim, plan, statement, params, upto=upto, cap=None, whole=False, deadline_s=deadline_s)
         return RowStream(
-            self._servers, plan, statement, asking, aim.routes, limit=limit, offset=offset, batch=batch, deadline_s=deadline_s
+            self._servers,
+            plan,
+            statement,
+            asking,
+            aim.routes,
+            limit=limit,
+            offset=offset,
+            batch=batch,
+            deadline_s=deadline_s,
+            watch=self.watch,
         )
 
     def each(
@@ -120,8 +132,9 @@ class FanOut:
         aim, statement = self._aim(statement, shards, tenants)
         plan = each_plan(statement)
         asking = self._asking(aim, plan, statement, params, upto=None, cap=None, whole=False, deadline_s=deadline_s)
-        self._servers.ask(asking, aim.routes)
-        self._judge(asking, "raise")
+        with self.watch(aim.routes) as asking.message:
+            self._servers.ask(asking, aim.routes)
+            self._judge(asking, "raise")
         oids, kept = merged(plan, statement, asking.answers, limit=None, offset=0, max_rows=MAX_ROWS)
         made, of = finished(plan, statement, oids, kept, guide=self._router)
         if len(set(of)) != len(of):

@@ -17,6 +17,7 @@ from shardkit.core.shardmap import Route
 from shardkit.errors import FanOutError
 from shardkit.orm.fanload import Answer, agreed, finished, key_of
 from shardkit.orm.fanplan import Plan
+from shardkit.orm.fanwatch import Watch
 
 
 class RowStream:
@@ -39,18 +40,24 @@ class RowStream:
         offset: int,
         batch: int,
         deadline_s: float,
+        watch: Watch,
     ) -> None:
         self._servers, self._plan, self._statement, self._asking, self._routes = servers, plan, statement, asking, routes
         self._limit, self._offset, self._batch, self._deadline_s = limit, offset, batch, deadline_s
         self._cursors: list[tuple[Any, str]] = []
+        self._watch = watch(routes)
 
     def __enter__(self) -> Self:
+        self._asking.message = self._watch.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._servers.let_go(self._asking)
+        try:
+            self._servers.let_go(self._asking)
+        finally:
+            self._watch.__exit__(kind, error, traceback)
 
     def __iter__(self) -> Iterator[Any]:
         self._cursors = self._servers.declare(self._asking, self._routes)

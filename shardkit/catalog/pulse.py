@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final, Self
 
-from shardkit.catalog.loads import Load, lately
+from shardkit.catalog.loads import Load, lately, lately_took
 from shardkit.catalog.rows import load_map, newest_map
-from shardkit.core.pulse import HotTenant, MigrationPulse, MovePulse, Pulse, ServerPulse, forecast_s, with_rates
+from shardkit.core.pulse import HotTenant, MigrationPulse, MovePulse, Pulse, ServerPulse, ShardPulse, forecast_s, with_rates
 from shardkit.core.shardmap import Server, ShardMap
 from shardkit.db.connect import connect_admin, lost
 from shardkit.db.pulse import ask_catalog, ask_server, blank, connect_watcher
@@ -44,7 +44,7 @@ class PulseWatch:
         """The cluster now. Raises CatalogUnavailableError, NotInitializedError; a server's trouble is part of the answer."""
         with self._lock:
             try:
-                moves, migration, load = self._ask_catalog()
+                moves, migration, load, p99_s = self._ask_catalog()
             except ServerDownError as exc:
                 self._catalog = None
                 raise CatalogUnavailableError(str(exc.args[0])) from exc
@@ -55,7 +55,7 @@ class PulseWatch:
                 cluster=str(found.cluster_id),
                 version=found.version,
                 shard_count=found.shard_count,
-                servers=_with_load(self._ask_servers(found), load),
+                servers=_with_load(self._ask_servers(found), load, p99_s),
                 moves=tuple(_move(row) for row in moves),
                 migration=MigrationPulse(**migration) if migration else None,
                 cache=self._cache() if self._cache else {},
@@ -85,7 +85,8 @@ class PulseWatch:
         with lost(self._catalog, "the catalog"):
             self._map = load_map(self._catalog) if self._map is None else newest_map(self._catalog, self._map)
             load = lately(self._catalog, tenant_type=self._map.tenant_type, since_s=LATELY_S, most=HOT)
-            return *ask_catalog(self._catalog), load
+            took = lately_took(self._catalog, since_s=LATELY_S)
+            return *ask_catalog(self._catalog), load, took.p99_s()
 
     def _ask_servers(self, shardmap: ShardMap) -> tuple[ServerPulse, ...]:
         for name, server in shardmap.servers.items():
@@ -125,14 +126,20 @@ class PulseWatch:
         return found
 
 
-def _with_load(servers: tuple[ServerPulse, ...], load: Load) -> tuple[ServerPulse, ...]:
-    """*servers*, with what programs did in each shard; nothing is said where no program has told anything."""
+def _with_load(servers: tuple[ServerPulse, ...], load: Load, p99_s: Mapping[int, float]) -> tuple[ServerPulse, ...]:
+    """*servers*, with what programs did in each shard and how fast; nothing is said where no program has told anything."""
     if not load.total:
         return servers
-    return tuple(
-        replace(s, shards=tuple(replace(one, units_per_s=load.shards.get(one.shard, 0) / load.window_s) for one in s.shards))
-        for s in servers
-    )
+
+    def loaded(one: ShardPulse) -> ShardPulse:
+        slow_s = p99_s.get(one.shard)
+        return replace(
+            one,
+            units_per_s=load.shards.get(one.shard, 0) / load.window_s,
+            p99_ms=None if slow_s is None else slow_s * 1000,
+        )
+
+    return tuple(replace(server, shards=tuple(map(loaded, server.shards))) for server in servers)
 
 
 def take_pulse(settings: Settings) -> Pulse:

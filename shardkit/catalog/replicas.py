@@ -62,7 +62,15 @@ class ReplicaGuide:
             wait_ms=self._wait_ms,
         )
         engine = router.engines.of_replica(server, choice.dsn)
-        return Leg(route, engine, opening, router, home=home, renew=lambda: self._on_replica(home, only=choice.dsn) or home)
+        return Leg(
+            route,
+            engine,
+            opening,
+            router,
+            home=home,
+            renew=lambda: self._on_replica(home, only=choice.dsn) or home,
+            took=home.took,
+        )
 
     def _latest(self) -> Position | None:
         """The position all tokens ask for; None without tokens, or where they are of different timelines."""

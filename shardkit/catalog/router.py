@@ -96,7 +96,7 @@ class Router:
             if len(memo.legs) >= _REMEMBERED:
                 memo.legs.clear()
             server, engine = memo.map.server(route.server), self._engine(memo, route)
-            leg = Leg(route, self.engines.of(server), opening_for(route), self, replicated=bool(server.replicas))
+            leg = self._leg(route, server)
             found = memo.legs[route] = leg, engine
         self._seen(route)
         return found
@@ -127,8 +127,7 @@ class Router:
                 f"after {self._settings.move_wait_s:g} s; nothing took effect, run the unit of work again"
             )
         new = _again(found, route)
-        server, was = found.server(new.server), leg.was or route.schema
-        return Leg(new, self.engines.of(server), opening_for(new), self, was=was, replicated=bool(server.replicas))
+        return self._leg(new, found.server(new.server), was=leg.was or route.schema)
 
     def _ask(self) -> None:
         try:
@@ -176,6 +175,10 @@ class Router:
         self.load.close()
         self.replicas.close()
         self.watch.close()
+
+    def _leg(self, route: Route, server: Server, *, was: str | None = None) -> Leg:
+        engine, replicated = self.engines.of(server), bool(server.replicas)
+        return Leg(route, engine, opening_for(route), self, was=was, replicated=replicated, took=self.load.took)
 
     def _engine(self, memo: _Memo, route: Route) -> Engine:
         engine = memo.engines.get(route.schema)

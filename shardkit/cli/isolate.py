@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from shardkit.cli.common import go_on, print_json, print_table, readable_size, settings_from
-from shardkit.cli.moves import carry, move_options, options_of
+from shardkit.cli.moves import carry, move_options, options_of, show_findings
 from shardkit.move.isolate import IsolateForecast, begin_isolate, forecast
 
 
@@ -48,5 +48,4 @@ def _show(found: IsolateForecast, *, as_json: bool) -> None:
     print_table(("TABLE", "ROWS"), sorted(found.tables.items()), err=True)
     if found.whole:
         click.echo(f"copied wholly: {', '.join(found.whole)}", err=True)
-    for finding in found.findings:
-        click.echo(f"  {'REFUSED' if finding.refuses else 'note'}: {finding.what}: {finding.remedy}", err=True)
+    show_findings(found.findings)

@@ -32,6 +32,7 @@ from shardkit.core.moving import Step
 from shardkit.errors import ShardKitError
 from shardkit.move import rebalance as planning
 from shardkit.move import run
+from shardkit.move.checks import Finding
 from shardkit.move.forecast import Forecast, forecast
 from shardkit.move.options import MoveOptions
 from shardkit.settings import Settings
@@ -290,7 +291,12 @@ def _show_forecast(found: Forecast, *, as_json: bool) -> None:
         f"{found.stall_ms:.0f} ms",
         err=True,
     )
-    for finding in found.findings:
+    show_findings(found.findings)
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """What the checks before a move found."""
+    for finding in findings:
         click.echo(f"  {'REFUSED' if finding.refuses else 'note'}: {finding.what}: {finding.remedy}", err=True)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import click
 from rich import box
@@ -14,44 +16,62 @@ from rich.table import Table
 from rich.text import Text
 
 from shardkit.catalog.pulse import PulseWatch
-from shardkit.cli.common import config_option, readable_size, settings_from
-from shardkit.core.pulse import MovePulse, Pulse, ServerPulse
+from shardkit.cli.common import config_option, json_option, print_json, readable_size, settings_from
+from shardkit.core.pulse import MovePulse, Pulse, ServerPulse, ShardPulse
 from shardkit.errors import CatalogUnavailableError
 
 HOTTEST, ENDED, BAR = 12, 5, 12
+HEAT: Final[dict[str, Callable[[ShardPulse], float]]] = {
+    "work": lambda shard: (shard.reads_per_s or 0) + (shard.writes_per_s or 0),
+    "units": lambda shard: shard.units_per_s or 0,
+    "bytes": lambda shard: shard.size_bytes,
+    "p99": lambda shard: shard.p99_ms or 0,
+}
 
 
 @click.command()
 @click.option("--every", type=click.FloatRange(0.2, 60), default=1.0, show_default=True, help="Seconds between two looks.")
 @click.option("--once", is_flag=True, help="Look twice, print once, and end.")
+@click.option(
+    "--by",
+    type=click.Choice(list(HEAT)),
+    default="work",
+    show_default=True,
+    help="Which shards are shown first: reads and writes, units of work, bytes, or the p99 of statements.",
+)
+@json_option
 @config_option
-def top(every: float, once: bool, config: Path | None) -> None:  # noqa: FBT001  click's signature
-    """Show servers, moves and the busiest shards as they are, until Ctrl-C."""
+def top(every: float, once: bool, by: str, as_json: bool, config: Path | None) -> None:  # noqa: FBT001  click's signature
+    """Show servers, moves and the hottest shards as they are, until Ctrl-C. With --json all of it, once."""
     console = Console()
     with PulseWatch(settings_from(config)) as watch:
-        if once:
+        if once or as_json:
             watch.take()
             time.sleep(every)  # rates need two looks
-            console.print(picture(watch.take()))
+            pulse = watch.take()
+            if as_json:
+                print_json(pulse.as_json())
+            else:
+                console.print(picture(pulse, by=by))
             return
         try:
             with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
                 while True:
-                    live.update(_look(watch), refresh=True)
+                    live.update(_look(watch, by=by), refresh=True)
                     time.sleep(every)
         except KeyboardInterrupt:
             return
 
 
-def _look(watch: PulseWatch) -> RenderableType:
+def _look(watch: PulseWatch, *, by: str) -> RenderableType:
     try:
-        return picture(watch.take())
+        return picture(watch.take(), by=by)
     except CatalogUnavailableError as exc:
         return Text(str(exc.args[0]), style="bold red")
 
 
-def picture(pulse: Pulse) -> RenderableType:
-    """A pulse, for a terminal."""
+def picture(pulse: Pulse, *, by: str) -> RenderableType:
+    """A pulse, for a terminal; the shards that are hottest by one of HEAT."""
     head = Text.assemble(
         ("shardkit ", "bold"),
         f"{pulse.cluster[:8]}  map {pulse.version}  {pulse.shard_count} shards  "
@@ -60,7 +80,7 @@ def picture(pulse: Pulse) -> RenderableType:
     parts: list[RenderableType] = [head, servers(pulse.servers)]
     if pulse.moves:
         parts.append(moves(pulse.moves))
-    parts.append(hottest(pulse.servers))
+    parts.append(hottest(pulse.servers, by=by))
     stuck = [move for move in pulse.moves if move.stuck]
     parts += [Text(f"move {one.id} stopped: {one.problem or 'nobody works on it'}", style="bold red") for one in stuck]
     if pulse.migration is not None:
@@ -116,15 +136,14 @@ def _table(*names: str) -> Table:
     return table
 
 
-def hottest(found: tuple[ServerPulse, ...]) -> Table:
-    """The shards that do the most."""
-    table = _table("SHARD", "SERVER", "SIZE", "UNITS/S", "READS/S", "WRITES/S")
+def hottest(found: tuple[ServerPulse, ...], *, by: str) -> Table:
+    """The shards that are hottest by one of HEAT."""
+    table = _table("SHARD", "SERVER", "SIZE", "UNITS/S", "READS/S", "WRITES/S", "P99")
     everything = [(shard, server.name) for server in found for shard in server.shards]
-    by_work = sorted(
-        everything, key=lambda one: ((one[0].reads_per_s or 0) + (one[0].writes_per_s or 0), one[0].size_bytes), reverse=True
-    )
-    for shard, server in by_work[:HOTTEST]:
+    everything.sort(key=lambda one: (HEAT[by](one[0]), one[0].size_bytes), reverse=True)
+    for shard, server in everything[:HOTTEST]:
         measured = (shard.units_per_s, shard.reads_per_s, shard.writes_per_s)
         rates = ("-" if rate is None else f"{rate:,.0f}" for rate in measured)
-        table.add_row(str(shard.shard), server, readable_size(shard.size_bytes), *rates)
+        p99 = "-" if shard.p99_ms is None else f"{shard.p99_ms:,.1f} ms"
+        table.add_row(str(shard.shard), server, readable_size(shard.size_bytes), *rates, p99)
     return table

@@ -2,21 +2,24 @@
 
     instrument(kit)          # the global tracer provider; or instrument(kit, tracer_provider=...)
 
-Reads of the cache are events of the span one stands in, ``shardkit.cache`` with ``shardkit.cache.hit``. Text and parameters of
-statements are not recorded.
+A fan-out is a span with one below it for each message to a server. Reads of the cache are events of the span one stands in,
+``shardkit.cache`` with ``shardkit.cache.hit``. Text and parameters of statements are not recorded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from opentelemetry import trace
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from shardkit.contrib.identify import Kit, of_error, of_route
 from shardkit.core.shardmap import Route
+from shardkit.orm.fanwatch import Message, Watch
 
 SPAN: Final = "_shardkit_span"
 
@@ -45,10 +48,7 @@ def instrument(kit: Kit, *, tracer_provider: TracerProvider | None = None, secre
     def failed(found: Any) -> None:
         span: Span | None = getattr(found.execution_context, SPAN, None)
         if span is not None and span.is_recording():
-            error = getattr(found, "chained_exception", None) or found.original_exception
-            span.set_attributes({f"shardkit.{name}": value for name, value in of_error(error).items()})
-            span.set_attribute("error.type", type(error).__name__)
-            span.set_status(Status(StatusCode.ERROR))
+            _fail(span, getattr(found, "chained_exception", None) or found.original_exception)
             span.end()
 
     def listen(engine: Engine) -> None:
@@ -58,6 +58,50 @@ def instrument(kit: Kit, *, tracer_provider: TracerProvider | None = None, secre
 
     engines.on_engine(listen)
     kit.cache.counts.on_read = _cache_read
+    kit._fan_out.watch = _fan_outs(tracer)
+
+
+def _fan_outs(tracer: Tracer) -> Watch:
+    """A watch that makes spans. Those of messages are told of their parent: they begin in other threads or tasks."""
+
+    @contextmanager
+    def fan_out(routes: Sequence[Route]) -> Iterator[Message]:
+        servers = {route.server for route in routes}
+        asked = {"shardkit.fan_out.shards": len(routes), "shardkit.fan_out.servers": len(servers)}
+        with _ended(tracer.start_span("fan-out", attributes=asked)) as span:
+            around = trace.set_span_in_context(span)
+
+            @contextmanager
+            def message(server: str, shards: int | None, statements: int) -> Iterator[None]:
+                attributes: dict[str, str | int] = {"db.system.name": "postgresql", "shardkit.server": server}
+                attributes["shardkit.statements"] = statements
+                if shards is not None:
+                    attributes["shardkit.shards"] = shards
+                with _ended(tracer.start_span("fan-out message", around, SpanKind.CLIENT, attributes)):
+                    yield
+
+            yield message
+
+    return fan_out
+
+
+@contextmanager
+def _ended(span: Span) -> Iterator[Span]:
+    """End *span* with the block, and say what went wrong in it."""
+    try:
+        yield span
+    except BaseException as exc:
+        _fail(span, exc)
+        raise
+    finally:
+        span.end()
+
+
+def _fail(span: Span, error: BaseException) -> None:
+    """Say of *error* what names nobody: its message may hold a row."""
+    span.set_attributes({f"shardkit.{name}": value for name, value in of_error(error).items()})
+    span.set_attribute("error.type", type(error).__name__)
+    span.set_status(Status(StatusCode.ERROR))
 
 
 def _route(connection: Any) -> Route | None:

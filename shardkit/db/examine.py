@@ -165,7 +165,7 @@ def open_moves(catalog: Connection) -> tuple[MoveFacts, ...]:
     except psycopg.errors.UndefinedTable:
         return ()
     return tuple(
-        MoveFacts(id_, shard, source, target, step, Step.of(step), held, idle_s, problem, tenant, into)
+        MoveFacts(id_, shard, source, target, Step.of(step), held, idle_s, problem, tenant, into)
         for id_, shard, source, target, step, problem, tenant, into, held, idle_s in rows
     )
 

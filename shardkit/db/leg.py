@@ -27,7 +27,7 @@ class Leg:
 
     A leg on a replica has a ``home``, the one on the primary: whatever a replica cannot serve is done there. It is renewed
     for every statement, since what has to be seen grows with time and with the tenant's own writes. ``replicated``: the server
-    has replicas, so a COMMIT that wrote brings home how far its log is.
+    has replicas, so a COMMIT that wrote brings home how far its log is. ``took`` is told (shard, seconds) of each statement.
     """
 
     route: Route
@@ -38,6 +38,7 @@ class Leg:
     home: Leg | None = None
     replicated: bool = False
     renew: Callable[[], Leg] | None = field(default=None, compare=False)
+    took: Callable[[tuple[int, float]], None] | None = field(default=None, compare=False)
 
     def current(self, statement: str) -> str:
         """*statement* with the schema's name of today."""

@@ -61,6 +61,8 @@ class _Scatter:
     pooled: bool = False
     """Whether a pooler stands in between, so that settings last for a transaction only."""
     born: float = 0.0
+    server: str = ""
+    """The server's name."""
 
 
 class ScatterConnection(_Scatter, psycopg.Connection[Any]):
@@ -188,6 +190,7 @@ def local_settings() -> bytes:
 
 def _tune(connection: ScatterConnection | AsyncScatterConnection, server: Server, settings: Settings) -> None:
     connect.count_in(server, connection)
+    connection.server = server.name
     connection.pooled = settings.pooler != "none"
     connection.prepare_threshold = None if connection.pooled else 5
     connection.prepared_max = PREPARED_MAX

@@ -60,6 +60,9 @@ class Switching:
         if self._probe is not None:
             self._probe.finish(flipped=False)
             self._probe = None
+        if self._structure is not None:
+            wait([self._structure])  # or it would open the fence's connection anew
+            self._structure = None
         self.w.source.close("fence")
         if self._verifier is not None:
             self._verifier.close()

@@ -7,7 +7,6 @@ primary keys of the newest rows with that value). The key of a tenant's row carr
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -87,13 +86,13 @@ class Entity:
         self.mapper, self.declared = mapper, declared
         self.cls: type[Any] = mapper.class_
         self.name = self.cls.__name__
-        self.table: Table = mapper.local_table  # type: ignore[assignment]
+        self.table: Table = mapper.local_table  # type: ignore[assignment]  # checked next
         self._check_shape()
         self.attributes: Names = ()
         self.columns: tuple[Column[Any], ...] = ()
         self._choose_columns()
         self.tenant = self.table.c[TENANT_COLUMN] if issubclass(self.cls, TenantScoped) else None
-        self.primary = Key(tuple(mapper.primary_key), self._attributes_of(mapper.primary_key), "")  # type: ignore[arg-type]
+        self.primary = Key(tuple(mapper.primary_key), self._attributes_of(mapper.primary_key), "")  # type: ignore[arg-type]  # of this table
         self.keys: dict[Names, Key] = {self.primary.attributes: self.primary}
         self.lists: dict[Names, Key] = {}
         for names in declared.unique:
@@ -110,20 +109,13 @@ class Entity:
             key_columns[self.tenant] = None
         self.key_columns: tuple[Column[Any], ...] = tuple(key_columns)
         self._texts = {column: key_text(column, owner=self.name) for column in key_columns}
-        self.codec = Codec(self.columns, owner=self.name, version=declared.version)
+        self.codec = Codec(self.columns, owner=self.name, version=declared.version, names=self.attributes)
         self.list_codec = KeyListCodec(self.primary.columns, owner=self.name, version=declared.version) if self.lists else None
 
     @cached_property
     def build(self) -> Build:
         """Makes an instance of a row."""
         return builder(self.mapper, self.attributes)
-
-    @cached_property
-    def row_type(self) -> Any:
-        """The named tuple of a row."""
-        make: Any = namedtuple  # noqa: PYI024  # its fields are data
-        made = make(self.name, self.attributes, rename=True)
-        return made._make
 
     @cached_property
     def key_attributes(self) -> dict[Column[Any], str]:
@@ -156,6 +148,8 @@ class Entity:
         if len(self.primary.columns) > 1:
             return [self.name_of(self.primary, key, tenant) for key in keys]
         before, text = self.prefix(self.primary, tenant) + ":", self._texts[self.primary.columns[0]]
+        if text is _whole_number and set(map(type, keys)) == {int}:
+            return [before + key for key in map(str, keys)]
         return [before + text(key) for key in keys]
 
     def names_of(self, row: Mapping[Column[Any], Any], keys: Iterable[Key] | None = None) -> Iterator[str]:

@@ -21,3 +21,21 @@ WHERE at > now() - make_interval(secs => %(since_s)s) GROUP BY 1
 SELECT l.tenant, (array_agg(l.shard ORDER BY at DESC))[1], sum(l.unit)::bigint, sum(l.error)::bigint
 FROM shardkit_catalog.loads, unnest(tenants, tenant_shards, tenant_units, tenant_errors) AS l (tenant, shard, unit, error)
 WHERE at > now() - make_interval(secs => %(since_s)s) GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT %(most)s
+
+-- has_latencies --
+-- Whether the catalog is new enough to keep latencies.
+SELECT to_regclass('shardkit_catalog.latencies') IS NOT NULL
+
+-- put_latencies --
+-- How often each shard took how long in one program since it last said so, one row.
+INSERT INTO shardkit_catalog.latencies (program, shards, buckets, times)
+VALUES (%(program)s, %(shards)s, %(buckets)s, %(times)s)
+
+-- forget_latencies --
+-- What is too old to say anything of now.
+DELETE FROM shardkit_catalog.latencies WHERE at < now() - make_interval(secs => %(older_s)s)
+
+-- latencies --
+-- How often each shard took how long, in all programs together, lately.
+SELECT l.shard, l.bucket, sum(l.times)::bigint FROM shardkit_catalog.latencies, unnest(shards, buckets, times) AS l (shard, bucket, times)
+WHERE at > now() - make_interval(secs => %(since_s)s) GROUP BY 1, 2

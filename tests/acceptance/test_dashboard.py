@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from flask import Flask
 from fleet import Order, fleet_on, tenants_of
+from sqlalchemy import func, select
 
 from shardkit import ShardKit, run_local
 from shardkit.contrib.dashboard import dashboard
@@ -176,6 +177,37 @@ def test_heat_follows_what_is_chosen_and_names_itself(chrome, fleet, address):
         assert page.get_attribute("#legend", "aria-label") == "Heat by writes per second"
         page.reload()
         page.wait_for_selector('.cell[aria-label*="(writes per second)"]')  # remembered
+
+
+def test_a_slow_shard_is_hot_by_p99_and_first_in_top(chrome, fleet, config, address):
+    with ShardKit(settings=fleet.settings(load_interval_s=3600.0)) as kit:
+        for shard in range(SHARDS):
+            with kit.read(tenants_of(fleet.map, shard=shard, count=1)[0]) as session:
+                session.execute(select(Order.id).limit(1)).all()
+        slow = fleet_map(fleet).shards_on("pg2")[-1]
+        with kit.read(tenants_of(fleet.map, shard=slow, count=1)[0]) as session:
+            session.execute(select(func.pg_sleep(1)))
+        kit._router.load.send()
+    with opened(chrome, address) as tab:
+        page = tab.page
+        page.select_option("#measure", "p99_ms")
+        found = page.wait_for_selector(f'{cell("pg2", slow)}[data-heat="6"]')
+        label = found.get_attribute("aria-label")
+        assert float(re.fullmatch(rf"shard {slow}, ([\d.]+) s \(99 of 100 statements took at most that long\)", label)[1]) >= 1
+        heat = page.eval_on_selector_all(".cell", "cells => cells.map(cell => Number(cell.dataset.heat))")
+        assert len(heat) == SHARDS
+        assert 1 <= min(heat) < 6
+        assert page.get_attribute("#legend", "aria-label") == "Heat by 99 of 100 statements took at most that long"
+        assert page.locator("#busy tr").first.locator("td").first.inner_text() == str(slow)
+        found.click()
+        page.locator("#detail", has_text=re.compile(r"p99\s*\d\.\d s")).wait_for()
+        page.select_option("#measure", "size_bytes")
+    shown = run("top", "--once", "--by", "p99", "--every", "0.2", "--config", config, env={"COLUMNS": "120"}).stdout
+    assert re.search(rf"P99 *\n.*\n *{slow} +pg2 .* 1,[\d.]+ ms", shown), shown
+    pulse = json.loads(run("top", "--json", "--every", "0.2", "--config", config).stdout)
+    p99 = {shard["shard"]: shard["p99_ms"] for server in pulse["servers"] for shard in server["shards"]}
+    assert len(p99) == SHARDS
+    assert max(p99, key=p99.get) == slow
 
 
 def test_keyboard_alone_reaches_every_shard(chrome, fleet, address):

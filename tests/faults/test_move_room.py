@@ -18,18 +18,16 @@ from shardkit.core.easing import Limits
 from shardkit.core.lag import lsn_number
 from shardkit.core.names import schema_name
 from shardkit.errors import MoveError, WalLimitError
-from shardkit.local.databases import fresh_databases
 from shardkit.move import easing, work
 from shardkit.move.options import MoveOptions
-from tests.faults.movelab import Lab, Load
+from tests.faults.lab import Load
+from tests.faults.movelab import Lab
 
 
 @pytest.fixture(scope="module")
 def lab(local_cluster):
-    with fresh_databases(local_cluster.servers, 2) as databases:
-        made = Lab(databases)
-        yield made
-        made.close()
+    with Lab.on_cluster(local_cluster) as lab:
+        yield lab
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import select, text
+from sqlalchemy import Integer, cast, func, select, text
 
 from shardkit import AsyncShardKit, ShardKit
 from shardkit.catalog import journal
@@ -25,7 +25,7 @@ from shardkit.contrib.opentelemetry import instrument
 from shardkit.contrib.prometheus import ClusterCollector, KitCollector
 from shardkit.contrib.sentry import install
 from shardkit.core.hashing import tenant_digest
-from shardkit.errors import ServerDownError, ShardMovedError
+from shardkit.errors import FanOutError, ServerDownError, ShardMovedError
 
 
 @pytest.fixture
@@ -171,6 +171,84 @@ async def test_spans_of_asyncio_hang_together(fleet, spans, tenant):
                 await session.execute(text("SELECT 1"))
     statement, request = finished()
     assert statement.parent.span_id == request.context.span_id
+
+
+def messages_of(finished):
+    """The span of the one fan-out, and those of its messages."""
+    (parent,) = [span for span in finished() if span.name == "fan-out"]
+    messages = [span for span in finished() if span.name == "fan-out message"]
+    assert all(span.parent.span_id == parent.context.span_id for span in messages)
+    return parent, messages
+
+
+def test_a_fan_out_is_a_span_with_one_for_each_server_below(kit, spans, tenant):
+    provider, finished = spans
+    with kit.begin(tenant) as session:
+        session.add(Order(note=f"fanned {tenant}"))
+    instrument(kit, tracer_provider=provider)
+    with provider.get_tracer("web").start_as_current_span("request") as request:
+        assert len(kit.fan_out(select(Order).where(Order.note == f"fanned {tenant}")).rows) == 1
+    parent, messages = messages_of(finished)
+    assert parent.parent.span_id == request.context.span_id
+    assert dict(parent.attributes) == {"shardkit.fan_out.shards": 16, "shardkit.fan_out.servers": 2}
+    told = {span.attributes["shardkit.server"]: span.attributes["shardkit.shards"] for span in messages}
+    assert told == {name: len(kit.map.shards_on(name)) for name in kit.map.servers}
+    assert {span.attributes["shardkit.statements"] for span in messages} == {1}
+    assert all(span.status.is_ok or span.status.is_unset for span in (parent, *messages))
+    assert all(tenant not in span.to_json() for span in finished())
+
+
+def test_a_fan_out_over_tenants_names_none_and_shows_that_a_shard_had_moved(fleet, kit, spans, tenant, eventually):
+    provider, finished = spans
+    instrument(kit, tracer_provider=provider)
+    route, counted = kit.locate(tenant), []
+
+    def count():
+        counted.append(kit.fan_out_scalar(select(func.count()).select_from(Order), tenants=[tenant]))
+
+    fleet.close_epoch(route)
+    asking = threading.Thread(target=count)
+    asking.start()
+    try:
+        eventually(finished)  # the message that found no schema
+    finally:
+        fleet.flip(route)
+        asking.join()
+    assert counted == [0]
+    parent, messages = messages_of(finished)
+    assert dict(parent.attributes) == {"shardkit.fan_out.shards": 1, "shardkit.fan_out.servers": 1}
+    first, again = messages
+    assert (first.attributes["error.type"], first.status.is_ok) == ("UndefinedTable", False)
+    assert (again.attributes["shardkit.server"], again.status.status_code.name) == (route.server, "UNSET")
+    assert all(tenant not in span.to_json() for span in finished())
+
+
+def test_a_fan_out_that_fails_says_so_without_a_row(kit, spans, tenant):
+    provider, finished = spans
+    with kit.begin(tenant) as session:
+        session.add(Order(note=f"secret {tenant}"))
+    instrument(kit, tracer_provider=provider)
+    with pytest.raises(FanOutError, match="secret"):
+        kit.fan_out(select(cast(Order.note, Integer)))
+    parent, messages = messages_of(finished)
+    assert parent.attributes["error.type"] == "FanOutError"
+    assert parent.attributes["shardkit.error_code"] == FanOutError.code
+    assert {span.attributes.get("error.type") for span in messages} >= {"InvalidTextRepresentation"}
+    assert not parent.status.is_ok
+    assert all("secret" not in span.to_json() for span in finished())
+
+
+async def test_a_stream_with_asyncio_is_a_span_until_its_end(fleet, spans):
+    provider, finished = spans
+    async with AsyncShardKit(settings=fleet.settings()) as kit:
+        instrument(kit, tracer_provider=provider)
+        async with kit.fan_out_stream(select(Order.id).order_by(Order.id), batch=1_000) as rows:
+            async for _ in rows:
+                assert not [span for span in finished() if span.name == "fan-out"]
+        parent, messages = messages_of(finished)
+        asked = [span.attributes["shardkit.shards"] for span in messages if "shardkit.shards" in span.attributes]
+        assert sum(asked) == parent.attributes["shardkit.fan_out.shards"] == 16
+        assert len(messages) >= 2 * len(asked), "a FETCH at least for each DECLARE"
 
 
 def test_reads_of_the_cache_are_events(local_cluster, spans):

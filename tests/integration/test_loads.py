@@ -11,9 +11,11 @@ from dataclasses import replace
 import psycopg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from shardkit import AsyncShardKit, Settings, ShardKit
 from shardkit.catalog import loads
+from shardkit.core.latency import LIMITS_S
 from shardkit.errors import PlacementError
 from shardkit.local.databases import fresh_databases
 from shardkit.move.rebalance import make_plan
@@ -32,7 +34,7 @@ def databases(local_cluster):
 @pytest.fixture
 def catalog(databases):
     with psycopg.connect(databases.catalog_url, autocommit=True) as connection:
-        connection.execute("DELETE FROM shardkit_catalog.loads")
+        connection.execute("TRUNCATE shardkit_catalog.loads, shardkit_catalog.latencies")
         yield connection
 
 
@@ -105,9 +107,11 @@ def test_async_sessions_count_too(databases):
             for _ in range(6):
                 async with kit.begin("acme") as session:
                     await session.execute(text("SELECT 1"))
-            return kit.load()
+            return kit.load(), kit.locate("acme").shard
 
-    assert asyncio.run(main()).total == 6
+    seen, shard = asyncio.run(main())
+    assert seen.total == 6
+    assert seen.p99_s[shard] > 0
 
 
 def test_a_forked_child_counts_its_own_work_only(databases):
@@ -133,7 +137,7 @@ def test_a_forked_child_counts_its_own_work_only(databases):
 def test_nothing_is_counted_where_it_is_switched_off(databases):
     with kit_of(databases, count_loads=False) as kit:
         work(kit, "acme", 3)
-        assert kit.load().total == 0
+        assert replace(kit.load(), window_s=0.0) == loads.Load()
         assert kit._router.load._thread is None
 
 
@@ -152,6 +156,7 @@ def test_without_a_catalog_work_goes_on_and_the_counts_are_kept(databases, catal
         count._settings = settings
         assert count.send()
         assert [(hot.tenant, hot.units) for hot in told(catalog).tenants] == [("acme", 3), ("beta", 2)]
+        assert sum(bucket.times for bucket in loads.lately_took(catalog, since_s=60).buckets()) == 2 * 5
 
 
 def test_old_rows_are_forgotten_and_do_not_count(databases, catalog):
@@ -159,10 +164,65 @@ def test_old_rows_are_forgotten_and_do_not_count(databases, catalog):
         work(kit, "acme", 3)
         kit._router.load.send()
         catalog.execute("UPDATE shardkit_catalog.loads SET at = at - interval '2 hours'")
+        catalog.execute("UPDATE shardkit_catalog.latencies SET at = at - interval '2 hours'")
         assert told(catalog).total == 0
         work(kit, "acme", 1)
         kit._router.load.send()
         assert catalog.execute("SELECT count(*) FROM shardkit_catalog.loads").fetchone() == (1,)
+        assert catalog.execute("SELECT count(*) FROM shardkit_catalog.latencies").fetchone() == (1,)
+
+
+def counted(latencies, shard):
+    return sum(bucket.times for bucket in latencies.buckets() if bucket.shard == shard)
+
+
+def test_the_p99_of_a_shard_is_that_of_all_programs_together(databases, catalog):
+    slow = text("SELECT pg_sleep(0.5)")
+    with kit_of(databases) as quick, kit_of(databases) as slower:
+        shard = quick.locate("acme").shard
+        other = next(n for n in range(4) if n != shard)
+        for kit, statements in ((quick, 140), (slower, 60)):
+            with kit.read("acme") as session:
+                for _ in range(statements):
+                    session.execute(text("SELECT 1"))
+        with quick.shard(other).session() as session:
+            session.execute(text("SELECT 1"))
+        with slower.begin("acme") as session:
+            session.execute(slow)
+        assert slower.load().p99_s[shard] >= 0.5, "one of 62 is more than one in a hundred"
+        assert quick.load().p99_s.keys() == {shard, other}
+        quick._router.load.send()
+        slower._router.load.send()
+        both = loads.lately_took(catalog, since_s=60)
+        assert counted(both, shard) == 140 + 60 + 2, "a COMMIT is a statement too"
+        assert both.p99_s()[shard] < 0.5 <= max(LIMITS_S[b.bucket] for b in both.buckets() if b.shard == shard)
+        for _ in range(2):
+            with slower.read("acme") as session:
+                session.execute(slow)
+        slower._router.load.send()
+        assert loads.lately_took(catalog, since_s=60).p99_s()[shard] >= 0.5, "three of 204 are slow"
+
+
+def test_what_failed_took_its_time_too(databases):
+    with kit_of(databases) as kit:
+        with pytest.raises(DBAPIError), kit.begin("acme") as session:
+            session.execute(text("SELECT pg_sleep(0.2) / 0"))
+        with pytest.raises(DBAPIError), kit.begin("acme") as session:
+            session.execute(text("SET LOCAL statement_timeout = 200"))
+            session.execute(text("SELECT pg_sleep(60)"))
+        assert kit.load().p99_s[kit.locate("acme").shard] >= 0.2
+
+
+def test_a_catalog_of_an_older_release_is_told_what_it_has_a_place_for(databases, catalog):
+    catalog.execute("ALTER TABLE shardkit_catalog.latencies RENAME TO later")
+    try:
+        with kit_of(databases) as kit:
+            work(kit, "acme", 3)
+            assert kit._router.load.send()
+        assert told(catalog).total == 3
+        assert loads.lately_took(catalog, since_s=60).p99_s() == {}
+    finally:
+        catalog.execute("ALTER TABLE shardkit_catalog.later RENAME TO latencies")
 
 
 def test_memory_is_bounded_whatever_comes(databases):

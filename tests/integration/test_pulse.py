@@ -51,6 +51,9 @@ def test_tenants_that_do_much_are_seen_where_programs_tell(fleet, tenant):
     assert [hot.shard for hot in pulse.hot if hot.tenant == tenant] == [route.shard]
     shards = {shard.shard: shard for server in pulse.servers for shard in server.shards}
     assert shards[route.shard].units_per_s > 0
+    assert 0 < shards[route.shard].p99_ms < 60_000
+    idle = next(shard for shard in fleet.map.shards_on(route.server) if shard != route.shard)
+    assert (shards[idle].units_per_s, shards[idle].p99_ms) == (0, None)
 
 
 def test_a_table_that_is_locked_holds_nobody_up(fleet):

@@ -47,6 +47,12 @@ def test_a_year_stays_even_and_moves_little_more_than_it_must(world: World) -> N
     assert sum(year.moved) < 1.5 * sum(year.least)
 
 
+def test_the_least_is_never_more_than_what_was_moved_though_nothing_fits(world: World) -> None:
+    year = simulate(world, servers=64)  # four shards each: whatever moves, some servers stay above their share
+    assert max(year.over_best) > 1.05
+    assert all(least <= moved * (1 + 1e-9) for least, moved in zip(year.least, year.moved, strict=True))
+
+
 def test_what_leaves_with_a_server_is_moved(world: World) -> None:
     steady = World(np.ones((WEEKS, SHARDS)), np.ones((WEEKS, SHARDS)))
     year = simulate(steady, servers=SERVERS)

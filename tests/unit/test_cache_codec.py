@@ -69,7 +69,7 @@ jsons = st.recursive(
     max_leaves=8,
 )
 zones = st.sampled_from([ZoneInfo("UTC"), ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Kathmandu"), UTC])
-naive = st.datetimes(datetime(1800, 1, 2), datetime(2200, 1, 1)).map(lambda t: t.replace(fold=0))  # noqa: DTZ001
+naive = st.datetimes(datetime(1800, 1, 2), datetime(2200, 1, 1)).map(lambda t: t.replace(fold=0))  # noqa: DTZ001  naive, as PostgreSQL's timestamp is
 TYPES = [
     (BigInteger(), ints),
     (Integer(), ints),
@@ -94,7 +94,7 @@ TYPES = [
     (ARRAY(Text, dimensions=2), st.lists(st.lists(texts))),
 ]
 COLUMNS = [Column(f"c{n}", kind) for n, (kind, _) in enumerate(TYPES)]
-ROW = (1, 2, 3, "t", "s", True, 0.5, Decimal("1.50"), 2.5, datetime(2026, 1, 1), date(2026, 1, 1), time(1), timedelta(1),  # noqa: DTZ001
+ROW = (1, 2, 3, "t", "s", True, 0.5, Decimal("1.50"), 2.5, datetime(2026, 1, 1), date(2026, 1, 1), time(1), timedelta(1),  # noqa: DTZ001  naive, as PostgreSQL's timestamp is
        UUID(int=5), b"b", Mood.GLAD, "a", {"k": [1]}, None, [1, None], [["x"]])  # fmt: skip
 CODEC = Codec(COLUMNS, owner="Everything", version=1)
 
@@ -313,4 +313,4 @@ def test_names_tell_tenants_and_values_apart():
     names = {entity.name_of(key, (n, date(2026, 1, d)), t) for n in (1, 11) for d in (1, 11) for t in ("a", "a:1", "a%3A1")}
     assert len(names) == 12
     with pytest.raises(CacheKeyError):
-        entity.name_of(key, (1, datetime(2026, 1, 1)), "a")  # noqa: DTZ001
+        entity.name_of(key, (1, datetime(2026, 1, 1)), "a")  # noqa: DTZ001  naive, as PostgreSQL's timestamp is

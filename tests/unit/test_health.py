@@ -8,6 +8,7 @@ from uuid import UUID
 
 from shardkit.core.health import CHECKS, judge
 from shardkit.core.health.facts import Facts, Limits, MoveFacts, ProgramFacts
+from shardkit.core.moving import Step
 from shardkit.core.shardmap import Placement, Server, ServerState, ShardMap
 
 TESTS = Path(__file__).parents[1] / "integration"
@@ -38,7 +39,7 @@ def test_every_check_says_what_it_is_for():
 
 def test_problems_come_before_risks_and_each_has_a_remedy():
     program = ProgramFacts("web", "127.0.0.1:1", 3, 30)
-    stopped = MoveFacts(4, 1, "pg1", "pg2", "copy", 1, held=False, idle_s=5.0, problem="no room\nmore")
+    stopped = MoveFacts(4, 1, "pg1", "pg2", Step.COPY, held=False, idle_s=5.0, problem="no room\nmore")
     found = judge(facts(programs=(program,), moves=(stopped,)))
     assert [(one.severity, one.check) for one in found] == [("problem", "servers"), ("risk", "moves"), ("risk", "programs")]
     assert all(one.what and one.remedy for one in found)
@@ -47,7 +48,7 @@ def test_problems_come_before_risks_and_each_has_a_remedy():
 
 
 def test_a_move_past_the_point_of_no_return_is_not_to_be_aborted():
-    stopped = MoveFacts(4, 1, "pg1", "pg2", "follow", 6, held=False, idle_s=5.0, problem="lost contact")
+    stopped = MoveFacts(4, 1, "pg1", "pg2", Step.FOLLOW, held=False, idle_s=5.0, problem="lost contact")
     assert "abort" not in judge(facts(moves=(stopped,)), checks=["moves"])[0].remedy
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shardkit.core.moving import Step
 from shardkit.core.shardmap import ShardMap
 
 Severity = Literal["problem", "risk"]
@@ -147,9 +148,7 @@ class MoveFacts:
     shard: int
     source: str
     target: str
-    step: str
-    order: int
-    """Of the step: 0 planned, 3 the structure stands, 5 the fence, 7 soaks."""
+    step: Step
     held: bool
     idle_s: float
     problem: str | None = None

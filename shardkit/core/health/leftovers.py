@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from shardkit.core.health.facts import Facts, Finding
+from shardkit.core.moving import Step
 from shardkit.core.names import stream_name
 
 SETTLED_S: Final = 60.0  # what is prepared for longer than this has no coordinator
@@ -119,7 +120,7 @@ def outbox(facts: Facts) -> Iterator[Finding]:
 def moves(facts: Facts) -> Iterator[Finding]:
     """Every move that has not ended is worked on, or soaks on purpose."""
     for move in facts.moves:
-        if move.held or (move.step == "soak" and move.problem is None):
+        if move.held or (move.step is Step.SOAK and move.problem is None):
             continue
         if move.problem or move.idle_s > facts.limits.idle_move_s:
             why = (
@@ -130,8 +131,9 @@ def moves(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 "moves",
                 move.source,
-                f"move {move.id} of shard {move.shard} to {move.target} stopped at {move.step}{why}",
-                f"`shardkit moves resume {move.id}`" + (f" or `shardkit moves abort {move.id}`" if move.order < 5 else ""),
+                f"move {move.id} of shard {move.shard} to {move.target} stopped at {move.step.word}{why}",
+                f"`shardkit moves resume {move.id}`"
+                + (f" or `shardkit moves abort {move.id}`" if move.step < Step.FENCE else ""),
                 "risk",
             )
 

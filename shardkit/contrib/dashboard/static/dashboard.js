@@ -3,8 +3,8 @@
 
 const STEPS = ["planned", "copy", "structure", "stream", "verify", "fence", "follow", "soak", "finish"];
 const ACTIONS = { resume: "Go on", abort: "Abort", rollback: "Go back", finish: "Drop the follower" };
-const MEASURES = { size_bytes: size, units_per_s: perSecond, reads_per_s: perSecond, writes_per_s: perSecond };
-const NAMES = { size_bytes: "bytes", units_per_s: "units of work per second", reads_per_s: "reads per second", writes_per_s: "writes per second" };
+const MEASURES = { size_bytes: size, units_per_s: perSecond, reads_per_s: perSecond, writes_per_s: perSecond, p99_ms: milliseconds };
+const NAMES = { size_bytes: "bytes", units_per_s: "units of work per second", reads_per_s: "reads per second", writes_per_s: "writes per second", p99_ms: "99 of 100 statements took at most that long" };
 const HEATS = 7;
 const STALE_MS = 6000;
 const $ = (id) => document.getElementById(id);
@@ -40,6 +40,11 @@ function number(value) {
 }
 
 function perSecond(value) { return value === null || value === undefined ? "–" : `${number(value)}/s`; }
+
+function milliseconds(value) {
+  if (value === null || value === undefined) return "–";
+  return value < 1000 ? `${value < 10 ? value.toFixed(1) : value.toFixed(0)} ms` : `${(value / 1000).toFixed(1)} s`;
+}
 
 function seconds(value) {
   if (value === null || value === undefined) return "–";
@@ -202,7 +207,7 @@ function drawDetail() {
   if (coming && move) facts = [["Shard", shard], ["Move", `${move.id} from ${move.source}, step ${move.step}`]];
   else if (found) {
     facts = [["Shard", shard], ["Schema", schema(found.shard, found.epoch)], ["Server", name], ["Size", size(found.size_bytes)],
-      ["Units", perSecond(found.units_per_s)], ["Reads", perSecond(found.reads_per_s)], ["Writes", perSecond(found.writes_per_s)]];
+      ["Units", perSecond(found.units_per_s)], ["Reads", perSecond(found.reads_per_s)], ["Writes", perSecond(found.writes_per_s)], ["p99", milliseconds(found.p99_ms)]];
     if (move) facts.push(["Move", `${move.id} to ${move.target}, step ${move.step}`]);
   }
   const movable = options.changes && found && !coming && !move;
@@ -283,7 +288,7 @@ async function ask(question, path, given) {
 function drawBusy(measure) {
   const all = pulse.servers.flatMap((server) => server.shards.map((shard) => ({ ...shard, server: server.name })));
   all.sort((a, b) => (b[measure] ?? 0) - (a[measure] ?? 0) || b.size_bytes - a.size_bytes || a.shard - b.shard);
-  rows("busy", all.slice(0, 10), (one) => [one.shard, one.server, size(one.size_bytes), number(one.units_per_s), number(one.reads_per_s), number(one.writes_per_s)], 2);
+  rows("busy", all.slice(0, 10), (one) => [one.shard, one.server, size(one.size_bytes), number(one.units_per_s), number(one.reads_per_s), number(one.writes_per_s), milliseconds(one.p99_ms)], 2);
   rows("hot", pulse.hot.slice(0, 10), (one) => [one.tenant, one.shard, number(one.units_per_s)], 1);
   if (!pulse.hot.length) $("hot").replaceChildren(element("tr", {}, element("td", { colspan: 3, class: "quiet" }, "No program has told of its load yet.")));
 }
