@@ -90,7 +90,8 @@ SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint, (
     AND pid <> pg_backend_pid() AND application_name <> %(session)s)
 
 -- standbys --
--- What the physical standbys of a server have replayed; logical streams are not standbys.
+-- What the physical standbys of a server have replayed; logical streams are not standbys, nor is a session that only could stream
+-- (such as the one that holds the copy's snapshot: it never replays anything).
 SELECT coalesce(nullif(r.application_name, ''), 'pid ' || r.pid), pg_wal_lsn_diff(coalesce(r.replay_lsn, r.sent_lsn, '0/0'), '0/0')::bigint
-FROM pg_stat_replication r WHERE r.state <> 'backup'
+FROM pg_stat_replication r WHERE r.state NOT IN ('backup', 'startup')
 AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')

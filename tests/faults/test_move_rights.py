@@ -10,7 +10,8 @@ from psycopg.conninfo import make_conninfo
 from shardkit.core import moving as m
 from shardkit.local import run_local
 from shardkit.local.databases import FreshDatabases, fresh_databases
-from tests.faults.movelab import Lab, Load
+from tests.faults.lab import Load
+from tests.faults.movelab import Lab
 
 PASSWORD = "not a secret"
 RIGHTS = "GRANT pg_create_subscription, pg_signal_backend, pg_read_all_stats, pg_read_all_settings TO carrier"
