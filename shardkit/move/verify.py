@@ -17,7 +17,7 @@ from psycopg import sql
 
 from shardkit.core.moving import Busy
 from shardkit.errors import NotEqualError
-from shardkit.move.ends import End
+from shardkit.move.ends import SQL, End
 from shardkit.move.pgoutput import Key
 from shardkit.move.stream import ChangeStream
 from shardkit.move.structure import Table
@@ -186,9 +186,20 @@ class Verifier:
     def _content(
         self, end: End, table: Table, lower: Key | None, upper: Key | None, compared: Callable[[int], object]
     ) -> Content:
-        """What is in a range. A row that stays as it is while pieces are read is in one of them, wherever others go."""
+        """What is in a range. All of a table is read in pieces: a row that stays as it is is in one of them, and who does not
+        is followed. Only where the whole table was written anew in between (VACUUM FULL) rows have moved that did not change.
+        """
+        if (lower, upper) != (None, None):
+            return self._sum(end, table, [_within(table, lower, upper)], compared)
+        while True:
+            blocks, file = self._file(end, table)
+            found = self._sum(end, table, self._pieces(blocks), compared)
+            if self._file(end, table)[1] == file:
+                return found
+
+    def _sum(self, end: End, table: Table, parts: Iterable[sql.Composable], compared: Callable[[int], object]) -> Content:
         number, total = 0, 0
-        for within in self._pieces(end, table) if (lower, upper) == (None, None) else [_within(table, lower, upper)]:
+        for within in parts:
             query = _RANGE.format(hash=_hash(table), rows=self._rows(end, table), within=within)
             row = end.on("verify").execute(query).fetchone()
             assert row is not None
@@ -196,31 +207,20 @@ class Verifier:
             compared(row[0])
         return number, total
 
-    def _pieces(self, end: End, table: Table) -> Iterator[sql.Composable]:
-        """All of *table*, a few blocks at a time; what is written behind its end meanwhile has changed, and is followed."""
-        size = end.one("blocks", on="verify", table=table.within(self.schema).as_string(None))
-        for first in range(0, size, PIECE_BLOCKS):
+    def _file(self, end: End, table: Table) -> tuple[int, int]:
+        """How many blocks the table has on *end*, and in which file."""
+        name = table.within(self._schema_on(end)).as_string(None)
+        row = end.on("verify").execute(SQL["file"], {"table": name}).fetchone()
+        assert row is not None
+        return row[0], row[1]
+
+    def _schema_on(self, end: End) -> str:
+        del end
+        return self.schema
+
+    def _pieces(self, blocks: int) -> Iterator[sql.Composable]:
+        for first in range(0, blocks, PIECE_BLOCKS):
             yield _BLOCKS.format(first, first + PIECE_BLOCKS)
-
-    def _ranges(self, table: Table) -> Iterator[tuple[Key | None, Key | None]]:
-        lower, upper = None, self._bound(table, None)
-        while upper is not None:
-            ahead = self._ahead.submit(self._bound, table, upper)
-            yield lower, upper
-            lower, upper = upper, ahead.result()
-        yield lower, None
-
-    def _bound(self, table: Table, lower: Key | None) -> Key | None:
-        """The key that ends the range after *lower*; None for the last one."""
-        query = _BOUND.format(
-            texts=_texts(table),
-            rows=self._rows(self.source, table),
-            within=_within(table, lower, None),
-            keys=sql.SQL(", ").join(sql.Identifier("t", column) for column in table.key),
-            offset=RANGE_ROWS - 1,
-        )
-        row = self.source.on("bounds").execute(query).fetchone()
-        return None if row is None else tuple(row[0])
 
     def _doubt(self, table: Table, lower: Key | None, upper: Key | None) -> None:
         """Make pending what is unequal in a range."""
@@ -239,8 +239,7 @@ class Verifier:
 
     def _rows(self, end: End, table: Table) -> sql.Composable:
         """What of *table* is compared on *end*."""
-        del end
-        return sql.SQL("ONLY {}").format(table.within(self.schema))
+        return sql.SQL("ONLY {}").format(table.within(self._schema_on(end)))
 
     def _unequal(self, name: str, key: Key) -> NotEqualError:
         return NotEqualError(

@@ -24,9 +24,10 @@ DELETE FROM shardkit.move_marks WHERE lane = %(lane)s
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE application_name = %(session)s AND datname = current_database() AND pid <> pg_backend_pid()
 
--- blocks --
--- How many blocks a table has.
-SELECT (pg_relation_size(%(table)s::regclass) + current_setting('block_size')::int - 1) / current_setting('block_size')::int
+-- file --
+-- How many blocks a table has, and which file it is in.
+SELECT (pg_relation_size(t) + current_setting('block_size')::int - 1) / current_setting('block_size')::int, pg_relation_filenode(t)::bigint
+FROM CAST(%(table)s AS regclass) AS t
 
 -- schema_exists --
 -- Whether there is such a schema.
