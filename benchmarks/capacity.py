@@ -1,99 +1,124 @@
-"""Gives each server a fixed amount of CPU, so that more servers mean more capacity even where all share two cores.
+"""A server of fixed capacity: a gate in front of it lets so many statements a second through, one after the other.
 
-A quota of the kernel's CPU control group, version 1 or 2, on the postmaster and all its children (later ones inherit it).
-That is what "a server" is in a data centre: an amount of work per second. It needs a group this process may make: root's,
-or a delegated one.
+So what one server can do is a number that is known, not one that was measured, and n servers can do n times that and no
+more, on however few cores: what a run stays below it was lost on the way there (routing, pools, an uneven placement, too
+few clients). What PostgreSQL itself would do with a machine of its own is not asked.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from time import monotonic, sleep
+import struct
+import sys
+from bisect import bisect_left
+from time import monotonic
 from typing import Final
 
-from benchmarks.local import family
+from benchmarks.delay_proxy import End, Proxy, ProxyProcess
 
-PERIOD_US: Final = 20_000
-SMALLEST_US: Final = 1_000
-ROOT: Final = Path("/sys/fs/cgroup")
-
-
-class CapacityUnavailableError(RuntimeError):
-    """The machine does not let us limit a process's CPU; the message says why. Nothing was changed."""
+_BEFORE_START: Final = {80877103, 80877104}
+"""Codes of SSLRequest and GSSENCRequest: another first packet follows."""
 
 
-@contextmanager
-def fixed_capacity(servers: Mapping[str, int], *, cores: float) -> Iterator[None]:
-    """*servers* (name → process id of the postmaster) get *cores* of CPU each while the block lasts."""
-    quota_us = max(SMALLEST_US, round(cores * PERIOD_US))
-    parent, limits = place(Path("/proc/self/cgroup").read_text("ascii"), quota_us=quota_us)
-    groups: dict[str, Path] = {}
-    try:
-        for name, pid in servers.items():
-            group = parent / f"shardkit-bench-{os.getpid()}-{name}"
-            try:
-                group.mkdir()
-                groups[name] = group
-                for file, value in limits.items():
-                    (group / file).write_text(value, "ascii")
-                _enter(group, [pid])
-            except OSError as exc:
-                raise CapacityUnavailableError(f"no CPU quota could be set in {parent}: {exc.strerror}") from exc
-        yield
-    finally:
-        for name, group in groups.items():
-            _enter(parent, [servers[name]])
-            _remove(group)
+class Gate(ProxyProcess):
+    """A gate in front of ``host:port``, as its own process: *per_s* statements a second."""
+
+    def __init__(self, host: str, port: int, *, per_s: float) -> None:
+        super().__init__([sys.executable, "-m", "benchmarks.capacity", host, str(port), str(per_s)])
+
+    def passed(self, begin: float, end: float) -> int:
+        """Statements let through from *begin* to before *end*, on the monotonic clock."""
+        return int(self.ask(f"{begin!r} {end!r}"))
 
 
-def used_s(pids: Iterable[int]) -> float:
-    """CPU seconds that the processes *pids* and all below them have used so far; those that ended are not counted."""
-    return sum(_cpu_s(pid) for pid in family(pids))
+class Pace:
+    """Serves one statement at a time, each for ``1 / per_s`` seconds; time in which there was none is not made up for."""
+
+    def __init__(self, per_s: float) -> None:
+        self._each_s = 1 / per_s
+        self._free_at = 0.0
+        self._ends: list[float] = []
+
+    def due(self, now: float, statements: int) -> float:
+        """When the last of so many *statements* that came in at *now* is served: never before any that came earlier."""
+        self._free_at = max(self._free_at, now) if statements else self._free_at
+        for _ in range(statements):
+            self._free_at += self._each_s
+            self._ends.append(self._free_at)
+        return max(self._free_at, now)
+
+    def passed(self, begin: float, end: float) -> int:
+        """Statements served from *begin* to before *end*."""
+        return bisect_left(self._ends, end) - bisect_left(self._ends, begin)
 
 
-def place(own_groups: str, *, quota_us: int) -> tuple[Path, dict[str, str]]:
-    """Where a process of *own_groups* (its ``/proc/PID/cgroup``) makes groups, and the files that limit one."""
-    own = {controllers: path for _, controllers, path in (line.split(":", 2) for line in own_groups.splitlines())}
-    for controllers, path in own.items():
-        if "cpu" in controllers.split(","):
-            limits = {"cpu.cfs_period_us": str(PERIOD_US), "cpu.cfs_quota_us": str(quota_us)}
-            return ROOT / "cpu" / path.lstrip("/"), limits
-    parent = ROOT / own.get("", "/").lstrip("/")
-    try:
-        if "cpu" in (parent / "cgroup.subtree_control").read_text("ascii").split():
-            return parent, {"cpu.max": f"{quota_us} {PERIOD_US}"}
-    except OSError:
-        pass
-    raise CapacityUnavailableError("no CPU control group is delegated to this process")
+class Statements:
+    """Counts what one client asks its server to execute: Execute and Query messages, in bytes that come in any pieces."""
+
+    def __init__(self) -> None:
+        self._started = False
+        self._head = b""
+        self._skip = 0
+
+    def feed(self, data: bytes) -> int:
+        """How many statements begin in *data*."""
+        found, at = 0, 0
+        while at < len(data):
+            if self._skip:
+                step = min(self._skip, len(data) - at)
+                self._skip -= step
+                at += step
+                continue
+            wanted = 5 if self._started else 8
+            step = min(wanted - len(self._head), len(data) - at)
+            self._head += data[at : at + step]
+            at += step
+            if len(self._head) == wanted:
+                found += self._begins(self._head)
+                self._head = b""
+        return found
+
+    def _begins(self, head: bytes) -> int:
+        if self._started:
+            kind, length = struct.unpack("!cI", head)
+            self._skip = length - 4
+            return kind in b"QE"
+        length, code = struct.unpack("!II", head)
+        self._skip = length - 8
+        self._started = code not in _BEFORE_START
+        return 0
 
 
-def _enter(group: Path, pids: list[int]) -> None:
-    """Move *pids* and their children; children born meanwhile are caught by looking again."""
-    moved: set[int] = set()
-    while left := family(pids) - moved:
-        for pid in left:
-            with suppress(ProcessLookupError):  # it ended just now
-                (group / "cgroup.procs").write_text(str(pid), "ascii")
-        moved |= left
+class _GateProxy(Proxy):
+    """Requests pass at the pace, answers at once."""
 
+    def __init__(self, target: tuple[str, int], *, per_s: float) -> None:
+        super().__init__(target, one_way_s=0)
+        self._pace = Pace(per_s)
+        self._counts: dict[End, Statements] = {}
 
-def _remove(group: Path, *, timeout_s: float = 5.0) -> None:
-    deadline = monotonic() + timeout_s
-    while True:
-        try:
-            group.rmdir()
+    def take(self, end: End, data: bytes) -> None:
+        assert end.other
+        if not end.accepted:
+            self.carry(end.other, data)
             return
-        except OSError:  # the last process is still on its way out
-            if monotonic() > deadline:
-                raise
-            sleep(0.01)
+        statements = self._counts.setdefault(end, Statements()).feed(data)
+        self.carry_at(self._pace.due(monotonic(), statements), end.other, data)
+        if not data:
+            del self._counts[end]
+
+    def told(self) -> bool:
+        line = os.read(sys.stdin.fileno(), 1024)
+        if line:
+            print(self._pace.passed(*map(float, line.split())), flush=True)
+        return bool(line)
 
 
-def _cpu_s(pid: int) -> float:
-    try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text("ascii").split()[0]) / 1e9  # /proc/PID/stat has whole ticks only
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0  # it ended just now
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Let PER_S statements a second through to HOST:PORT. Ends with its input.")
+    parser.add_argument("host")
+    parser.add_argument("port", type=int)
+    parser.add_argument("per_s", type=float)
+    options = parser.parse_args()
+    _GateProxy((options.host, options.port), per_s=options.per_s).run()

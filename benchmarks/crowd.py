@@ -27,14 +27,17 @@ class Order:
     pool_size: int
     lasting_s: float
     seed: int
+    servers: tuple[tuple[str, str], ...] = ()
+    """Name and URL of servers to be reached in another way than the catalog says."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What came of an order: the seconds of each operation that ended in time, and the time they had."""
+    """What came of an order: the seconds of each operation that ended in time, the time they had, and when it began."""
 
     taken_s: list[float]
     lasting_s: float
+    began: float
 
     @property
     def per_s(self) -> float:
@@ -59,7 +62,7 @@ class Crowd:
         answers = [pipe.recv() for pipe in self._pipes]
         if errors := [answer for answer in answers if isinstance(answer, str)]:
             raise RuntimeError(f"{order.load}: a client failed: {errors[0]}")
-        return Tally([second for answer in answers for second in answer], order.lasting_s)
+        return Tally([second for answer in answers for second in answer], order.lasting_s, begin_at)
 
 
 @contextmanager
@@ -84,16 +87,16 @@ def crowd() -> Iterator[Crowd]:
 
 def _serve(pipe: Connection) -> None:
     """A client process: carries orders out until the pipe is closed."""
-    kits: dict[tuple[str, int], ShardKit] = {}
+    kits: dict[tuple[object, ...], ShardKit] = {}
     with ExitStack() as stack, pipe:
         while True:
             try:
                 order, numbers = pipe.recv()
             except EOFError:
                 return
-            key = order.catalog_url, order.pool_size
+            key = order.catalog_url, order.pool_size, order.servers
             if key not in kits:
-                kits[key] = stack.enter_context(_kit(*key))
+                kits[key] = stack.enter_context(_kit(order))
             pipe.send("ready")
             begin_at = pipe.recv()
             try:
@@ -102,8 +105,11 @@ def _serve(pipe: Connection) -> None:
                 pipe.send(repr(exc))
 
 
-def _kit(catalog_url: str, pool_size: int) -> ShardKit:
-    return ShardKit(catalog_url, pool_size=pool_size, connection_budget=pool_size + 10, pool_timeout_s=60.0)
+def _kit(order: Order) -> ShardKit:
+    budget, size = order.pool_size + 10, order.pool_size
+    return ShardKit(
+        order.catalog_url, servers=dict(order.servers), pool_size=size, connection_budget=budget, pool_timeout_s=60.0
+    )
 
 
 def _carry_out(kit: ShardKit, order: Order, numbers: range, begin_at: float) -> list[float]:

@@ -18,43 +18,52 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter
 from types import TracebackType
 from typing import Final, Self
 
+_ROOT: Final = Path(__file__).parents[1]
 _CHUNK: Final = 1 << 18
 _WINDOW: Final = 1 << 24
 """Bytes in flight per direction; beyond it we stop reading, as a network's own window would."""
 
 
-class DelayProxy:
-    """A proxy on a free loopback port in front of ``target_host:target_port``, for the time of a ``with`` block.
+class ProxyProcess:
+    """A proxy on a free loopback port, in a process of its own that ends when the ``with`` block or this process does."""
 
-    *one_way_s* is added in each direction. Waking up costs time too (0.1 ms each way on a small virtual machine), so
-    the first proxy of a program measures that and asks for less (*calibrate*); :func:`added_rtt_s` says what comes out.
-    The proxy's process ends when the block or this process does.
-    """
-
-    def __init__(self, target_host: str, target_port: int, *, one_way_s: float = 0.000375, calibrate: bool = True) -> None:
-        asked_s = _asked_s(one_way_s) if calibrate else one_way_s
-        self._arguments = [target_host, str(target_port), str(asked_s)]
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-E", __file__, *self._arguments]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._process.stdout
-        line = self._process.stdout.readline()
+        self._process = subprocess.Popen(self._command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        line = self.heard()
         if not line:
             self.__exit__(None, None, None)
-            raise RuntimeError("the delay proxy did not start; its own message is above")
+            raise RuntimeError("the proxy did not start; its own message is above")
         self.port = int(line)
         return self
+
+    def ask(self, question: str) -> bytes:
+        """Send a line to the process, and give its answer."""
+        assert self._process
+        assert self._process.stdin
+        self._process.stdin.write(f"{question}\n".encode())
+        self._process.stdin.flush()
+        return self.heard()
+
+    def heard(self) -> bytes:
+        """A line of the process; empty if it has ended."""
+        assert self._process
+        assert self._process.stdout
+        return self._process.stdout.readline()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         process, self._process = self._process, None
@@ -69,6 +78,18 @@ class DelayProxy:
             process.kill()
             process.wait()
         process.stdout.close()
+
+
+class DelayProxy(ProxyProcess):
+    """A proxy in front of ``target_host:target_port``, for the time of a ``with`` block.
+
+    *one_way_s* is added in each direction. Waking up costs time too (0.1 ms each way on a small virtual machine), so
+    the first proxy of a program measures that and asks for less (*calibrate*); :func:`added_rtt_s` says what comes out.
+    """
+
+    def __init__(self, target_host: str, target_port: int, *, one_way_s: float = 0.000375, calibrate: bool = True) -> None:
+        asked_s = _asked_s(one_way_s) if calibrate else one_way_s
+        super().__init__([sys.executable, "-E", __file__, target_host, str(target_port), str(asked_s)])
 
 
 def added_rtt_s(*, one_way_s: float = 0.000375, calibrate: bool = True, rounds: int = 200) -> float:
@@ -131,11 +152,13 @@ class _Timer:
 
 
 @dataclass(slots=True, eq=False)
-class _End:
+class End:
     """One socket of a pair. *other* is where its bytes go."""
 
     sock: socket.socket
-    other: _End | None = None
+    accepted: bool = False
+    """It is the client's, not the one we opened to the target."""
+    other: End | None = None
     to_write: bytearray = field(default_factory=bytearray)
     in_flight: int = 0
     ended: bool = False
@@ -146,13 +169,15 @@ class _End:
     interest: int = 0
 
 
-class _Proxy:
+class Proxy:
+    """Carries bytes both ways, in its own process; what is said of *one_way_s* is done in :meth:`take`."""
+
     def __init__(self, target: tuple[str, int], *, one_way_s: float) -> None:
         self._target, self._one_way_s = target, one_way_s
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self._listener.setblocking(False)
         self._timer = _Timer()
-        self._due: deque[tuple[float, _End, bytes]] = deque()
+        self._due: deque[tuple[float, End, bytes]] = deque()
         self._selector = selectors.EpollSelector()
         for source in (self._listener, self._timer.fd, sys.stdin.fileno()):
             self._selector.register(source, selectors.EVENT_READ, source)
@@ -163,21 +188,43 @@ class _Proxy:
         while True:
             for key, events in self._selector.select():
                 match key.data:
-                    case _End() as end:
+                    case End() as end:
                         self._ready(end, events)
                     case self._listener:
                         self._accept()
                     case self._timer.fd:
                         pass
                     case _:
-                        return
+                        if not self.told():
+                            return
             self._deliver()
+
+    def told(self) -> bool:
+        """Standard input has something to say; False for the end."""
+        return False
+
+    def take(self, end: End, data: bytes) -> None:
+        """*data* came in at *end* (nothing: it will send no more)."""
+        assert end.other
+        self.carry_at(monotonic() + self._one_way_s, end.other, data)
+
+    def carry_at(self, due: float, to: End, data: bytes) -> None:
+        """Write *data* at *due* on the monotonic clock, which is no earlier than that of anything before."""
+        self._due.append((due, to, data))
+        if len(self._due) == 1:
+            self._timer.wake_at(due)
+
+    def carry(self, to: End, data: bytes) -> None:
+        """Write *data* now; at once, or after what waits there."""
+        to.to_write += data
+        to.finish = to.finish or not data
+        self._flush(to)
 
     def _accept(self) -> None:
         with suppress(BlockingIOError):
-            client = _End(self._listener.accept()[0])
+            client = End(self._listener.accept()[0], accepted=True)
             try:
-                server = _End(socket.create_connection(self._target, timeout=5))
+                server = End(socket.create_connection(self._target, timeout=5))
             except OSError:
                 client.sock.close()  # as a refused connection, one step later
                 return
@@ -187,7 +234,7 @@ class _Proxy:
                 end.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._watch(end)
 
-    def _ready(self, end: _End, events: int) -> None:
+    def _ready(self, end: End, events: int) -> None:
         if end.other is None:
             return  # closed by an event before this one
         try:
@@ -197,10 +244,9 @@ class _Proxy:
                 data = end.sock.recv(_CHUNK)
                 end.ended = not data
                 end.other.in_flight += len(data)
-                self._due.append((monotonic() + self._one_way_s, end.other, data))
-                if len(self._due) == 1:
-                    self._timer.wake_at(self._due[0][0])
-                self._watch(end)
+                self.take(end, data)
+                if end.other:  # or it was closed by what it took
+                    self._watch(end)
         except BlockingIOError:
             pass
         except OSError:
@@ -213,15 +259,13 @@ class _Proxy:
             _, end, data = self._due.popleft()
             if end.other is None:
                 continue
-            end.to_write += data
-            end.finish = end.finish or not data
             try:
-                self._flush(end)
+                self.carry(end, data)
             except OSError:
                 self._close(end)
         self._timer.wake_at(self._due[0][0] if self._due else monotonic() + 3600)
 
-    def _flush(self, end: _End) -> None:
+    def _flush(self, end: End) -> None:
         """Write what *end* takes now; a half-closed connection stays half closed, as without us."""
         assert end.other
         with suppress(BlockingIOError):
@@ -238,7 +282,7 @@ class _Proxy:
         self._watch(end)
         self._watch(end.other)
 
-    def _watch(self, end: _End) -> None:
+    def _watch(self, end: End) -> None:
         """Read while the other side's window is open, write while something waits."""
         assert end.other
         reading = not end.ended and end.other.in_flight < _WINDOW
@@ -253,7 +297,7 @@ class _Proxy:
             self._selector.unregister(end.sock)
         end.interest = interest
 
-    def _close(self, end: _End) -> None:
+    def _close(self, end: End) -> None:
         """Close both sides at once: one is broken, or both are done."""
         for side in (end, end.other):
             if side is None:
@@ -273,4 +317,4 @@ if __name__ == "__main__":
     parser.add_argument("port", type=int)
     parser.add_argument("one_way_s", type=float)
     options = parser.parse_args()
-    _Proxy((options.host, options.port), one_way_s=options.one_way_s).run()
+    Proxy((options.host, options.port), one_way_s=options.one_way_s).run()

@@ -18,7 +18,7 @@ from sqlalchemy.ext.horizontal_shard import ShardedSession, set_shard_id
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from benchmarks import pgbouncer
-from benchmarks.delay_proxy import DelayProxy
+from benchmarks.delay_proxy import DelayProxy, added_rtt_s
 from benchmarks.harness import Bench
 from benchmarks.plproxy import NoPlproxyError, proxied
 from shardkit import AsyncShardKit, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local
@@ -287,8 +287,11 @@ def _far(bench: Bench, place: Place, *, rounds: int) -> None:
         far = {name: stack.enter_context(_delayed(url)) for name, url in place.urls.items()}
         kit = stack.enter_context(_kit(place, servers={"pg1": far["pg1"], "pg2": far["pg2"]}))
         engine = stack.enter_context(_flat(far["pg3"]))
+        bench.params["rtt_ms"] = round(added_rtt_s() * 1e3, 3)
         block = bench.pick(100, 50)
-        reads = bench.interleave(_reads(draw, place, kit, engine), rounds=rounds, block=block, warmup=bench.pick(600, 300))
+        # as warm as _direct: PostgreSQL plans a prepared statement anew for each of its first five executions
+        warmup = bench.pick(6 * 256, 512)
+        reads = bench.interleave(_reads(draw, place, kit, engine), rounds=rounds, block=block, warmup=warmup)
         bench.ratio("read_256_rtt", ours=reads["ours"], other=reads["plain"], goal=0.50)
         writes = bench.interleave(_writes(draw, place, kit, engine), rounds=rounds, block=block, warmup=bench.pick(300, 150))
         bench.ratio("write_256_rtt", ours=writes["ours"], other=writes["plain"], goal=0.90)
@@ -301,7 +304,10 @@ def _pooled(bench: Bench, place: Place, *, rounds: int) -> None:
         return
     draw = random.Random(4)
     with ExitStack() as stack:
-        ways = {name: stack.enter_context(pgbouncer.pgbouncer(url)) for name, url in place.urls.items()}
+        ways = {}
+        for name, url in place.urls.items():
+            pgbouncer.make_login(url)
+            ways[name] = stack.enter_context(pgbouncer.pgbouncer(url, default_pool_size=5))
         settings = {name: ways[name](pgbouncer.LOGIN) for name in ("pg1", "pg2")}
         kit = stack.enter_context(_kit(place, servers=settings, pooler="pgbouncer-transaction"))
         engine = stack.enter_context(_flat(ways["pg3"](None), connect_args={"prepare_threshold": None}))

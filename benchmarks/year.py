@@ -13,6 +13,7 @@ from uuid import UUID
 import numpy as np
 
 from shardkit.core.hashing import MAX_SHARDS
+from shardkit.core.levelling import NOISE
 from shardkit.core.placement import Plan, place, plan
 from shardkit.core.shardmap import Placement, Server, ShardMap
 
@@ -35,6 +36,10 @@ SMALLEST: Final = 200e3
 LARGEST: Final = 10e9
 """Bytes; a tenant beyond would be given a cluster of its own."""
 PARETO: Final = 1.3
+ASKED: Final = 0.7
+"""Queries of a tenant grow with its bytes to this power: twice the rows are not twice the visits."""
+FAME: Final = 1000
+"""How many times its queries a famous tenant gets."""
 HOT: Final = 1.5
 REFRESH_HEAD: Final = 378
 """Bytes of a refresh that are there whatever has changed; a test traces a real one."""
@@ -60,7 +65,7 @@ class Year:
     """Fullest server over the least that any placement could reach: the fair share, or the largest shard."""
     moved: list[float] = field(default_factory=list)
     least: list[float] = field(default_factory=list)
-    """Bytes that were moved, and those without which no server could come as near to its share as its shards allow."""
+    """Bytes that were moved, and those without which the servers could not have come as near to their share as they did."""
     moves: list[int] = field(default_factory=list)
     oversized: list[int] = field(default_factory=list)
     hot: list[float] = field(default_factory=list)
@@ -82,10 +87,11 @@ def run(bench: Bench) -> None:
             bench.skip(f"fullest_over_best_{servers}", "not in a --quick run, nor the other figures of this fleet")
             continue
         clusters = -(-servers * SHARDS_PER_SERVER // MAX_SHARDS)
+        each = tenants // clusters
         task = bench.progress.add_task(f"{servers} servers in {clusters} clusters", total=clusters * weeks)
         years = []
         for cluster in range(clusters):
-            world = make_world(tenants // clusters, shards=MAX_SHARDS, weeks=weeks, seed=bench.seed + cluster)
+            world = make_world(each, shards=MAX_SHARDS, weeks=weeks, seed=bench.seed + cluster)
             years.append(simulate(world, servers=servers // clusters, tick=lambda: bench.progress.advance(task)))  # noqa: B023  called in it
         _record(bench, servers, servers // clusters, years)
 
@@ -95,19 +101,21 @@ def make_world(tenants: int, *, shards: int, weeks: int, seed: int) -> World:
     become famous for a week.
     """
     draw = np.random.default_rng(seed)
-    home = draw.integers(0, shards, tenants, dtype=np.int16 if shards <= 32768 else np.int32)  # as a good hash would
+    comes = np.sort(np.maximum(draw.integers(-3 * weeks // 2, weeks, tenants), 0))  # who is there is a slice, not a mask
+    home = draw.integers(0, shards, tenants, dtype=np.intp)  # as a good hash would
     size = np.minimum(SMALLEST * (draw.pareto(PARETO, tenants) + 1), LARGEST)
     grows = draw.lognormal(0.01, 0.02, tenants)  # each week
-    comes = np.maximum(draw.integers(-3 * weeks // 2, weeks, tenants), 0)
+    asks, asks_more = size**ASKED, grows**ASKED  # kept beside the size: a power of ten million numbers takes long
     held, asked = np.empty((weeks, shards)), np.empty((weeks, shards))
     for week in range(weeks):
-        here = comes <= week
-        size[here] = np.minimum(size[here] * grows[here], LARGEST)
-        now = np.where(here, size, 0.0)
-        held[week] = np.bincount(home, weights=now, minlength=shards)
-        queries = now**0.7
-        queries[draw.integers(0, tenants, max(1, tenants // 100_000))] *= 1000
-        asked[week] = np.bincount(home, weights=queries, minlength=shards)
+        here = slice(0, int(np.searchsorted(comes, week, side="right")))
+        for values, factors, most in ((size[here], grows[here], LARGEST), (asks[here], asks_more[here], LARGEST**ASKED)):
+            np.minimum(np.multiply(values, factors, out=values), most, out=values)
+        held[week] = np.bincount(home[here], weights=size[here], minlength=shards)
+        asked[week] = np.bincount(home[here], weights=asks[here], minlength=shards)
+        famous = draw.integers(0, tenants, max(1, tenants // 100_000))
+        famous = np.unique(famous[famous < here.stop])
+        asked[week] += np.bincount(home[famous], weights=(FAME - 1) * asks[famous], minlength=shards)
     return World(held, asked)
 
 
@@ -154,14 +162,28 @@ def _note(
     year.fullest.append(found.after[fullest] / share)
     year.over_best.append(found.after[fullest] / max(share, *loads.values()))
     year.moved.append(found.moved)
-    stays = dict.fromkeys(fleet, (1 + TOLERANCE) * share)  # a shard above that is left alone, and what is beside it goes
-    for shard, name in current.items():
-        if name in stays:
-            stays[name] = max(stays[name], loads[shard])
-    year.least.append(sum(max(0.0, load - stays.get(name, 0.0)) for name, load in found.before.items()))
+    year.least.append(_least(found, fleet, current=current, loads=loads, share=share))
     year.moves.append(len(found.moves))
     year.oversized.append(len(found.oversized))
     year.drain_s.append(found.after[fullest] / COPY_BYTES_PER_S)
+
+
+def _least(
+    found: Plan, fleet: Mapping[str, float], *, current: Mapping[int, str], loads: Mapping[int, float], share: float
+) -> float:
+    """Bytes that no plan could leave where they are and come out as even as *found*: a bound from below, not always reached."""
+    stays = dict.fromkeys(fleet, (1 + TOLERANCE) * share)  # a shard above that is left alone, and what is beside it goes
+    lightest: dict[str, float] = {}
+    for shard, name in current.items():
+        if name in fleet:
+            stays[name] = max(stays[name], loads[shard])
+        lightest[name] = min(lightest.get(name, loads[shard]), loads[shard])
+    least = 0.0
+    for name, load in found.before.items():
+        # Nothing need leave a server that ends above its share because nowhere is room; and what leaves are whole shards.
+        over = load - max(stays.get(name, 0.0), found.after[name])
+        least += max(over, lightest[name]) if over > NOISE * load else 0.0
+    return least
 
 
 def _sums(placement: Mapping[int, str], loads: Floats, names: Sequence[str]) -> Floats:

@@ -91,10 +91,15 @@ def _one(
         except DriverError as exc:
             if attempt == 1 and exc.sqlstate in FENCE and _moved(router, shard, route.epoch):
                 continue
-            raise FanOutError(f"shard {shard} said: {str(exc).strip()}", failures={shard: exc}) from exc
+            raise _failed(shard, exc, str(exc).strip()) from exc
         except ShardKitError as exc:
-            raise FanOutError(f"shard {shard} said: {exc.args[0]}", failures={shard: exc}) from exc
-    raise FanOutError(f"shard {shard} moved again and again", failures={shard: ShardMovedError()})
+            raise _failed(shard, exc, exc.args[0]) from exc
+    raise _failed(shard, ShardMovedError(), "it moved again and again")
+
+
+def _failed(shard: int, error: Exception, why: str) -> FanOutError:
+    what = f"shard {shard} was not exported; what was written of others stays, and the same export goes on from there"
+    return FanOutError(f"{what}: {why}", failures={shard: error})
 
 
 def _moved(router: Router, shard: int, epoch: int) -> bool:
@@ -137,28 +142,48 @@ class _Notes:
 
     def check(self, shard: int, columns: list[str]) -> None:
         if self.columns and columns != self.columns:
-            raise FanOutError(f"shard {shard} has the columns {', '.join(columns)}, others have {', '.join(self.columns)}")
+            raise FanOutError(
+                f"shard {shard} has the columns {', '.join(columns)}, others have {', '.join(self.columns)}: name the columns "
+                "in the query, or migrate the shard"
+            )
         self.columns = columns
 
 
-class _Lines:
-    """One file of lines."""
+class _Writer:
+    """Where rows go, and the notes beside it."""
 
     def __init__(self, target: Path, query: str, kind: str) -> None:
-        self._notes, self._csv = _Notes(target, query, kind), kind == "csv"
+        self._notes = _Notes(target, query, kind)
         self._notes.keep()
-        self._file = target.open("r+b" if target.exists() else "w+b")
-        self._file.truncate(max(self._notes.done.values(), default=0))
-        self._file.seek(0, io.SEEK_END)
-        self._fresh = 0
 
     @property
     def done(self) -> dict[int, int]:
+        """Shards that are written, with what the kind of writer notes of each."""
         return self._notes.done
 
     @property
     def rows(self) -> int:
         return self._notes.rows
+
+    def _ended(self, shard: int, size: int, *, rows: int) -> None:
+        self._notes.done[shard] = size
+        self._notes.rows += rows
+        self._notes.keep()
+
+    def finish(self) -> None:
+        self._notes.forget()
+
+
+class _Lines(_Writer):
+    """One file of lines; of each shard is noted where it ends."""
+
+    def __init__(self, target: Path, query: str, kind: str) -> None:
+        super().__init__(target, query, kind)
+        self._csv = kind == "csv"
+        self._file = target.open("r+b" if target.exists() else "w+b")
+        self._file.truncate(max(self._notes.done.values(), default=0))
+        self._file.seek(0, io.SEEK_END)
+        self._fresh = 0
 
     def begin(self, shard: int, columns: list[str]) -> None:
         first = not self._notes.columns
@@ -180,12 +205,7 @@ class _Lines:
     def end(self, shard: int) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._notes.done[shard] = self._file.tell()
-        self._notes.rows += self._fresh
-        self._notes.keep()
-
-    def finish(self) -> None:
-        self._notes.forget()
+        self._ended(shard, self._file.tell(), rows=self._fresh)
 
     def close(self) -> None:
         self._file.close()
@@ -196,8 +216,8 @@ class _Lines:
         self._file.write(text.getvalue().encode())
 
 
-class _Parts:
-    """A directory with one Parquet file for each shard."""
+class _Parts(_Writer):
+    """A directory with one Parquet file for each shard, of which is noted how many rows it has."""
 
     def __init__(self, target: Path, query: str, kind: str) -> None:
         try:
@@ -207,18 +227,10 @@ class _Parts:
             raise SettingsError('Parquet files need pyarrow: pip install "shardkit[parquet]"; nothing was written') from exc
         self._pa: Any = pa
         self._parquet: Any = parquet
-        self._notes, self._target = _Notes(target, query, kind), target
-        self._notes.keep()
+        super().__init__(target, query, kind)
+        self._target = target
         target.mkdir(exist_ok=True)
         self._batches: list[Any] = []
-
-    @property
-    def done(self) -> dict[int, int]:
-        return self._notes.done
-
-    @property
-    def rows(self) -> int:
-        return self._notes.rows
 
     def begin(self, shard: int, columns: list[str]) -> None:
         self._notes.check(shard, columns)
@@ -235,12 +247,7 @@ class _Parts:
             part = self._target / f"shard-{shard:04d}.parquet"
             self._parquet.write_table(table, part.with_suffix(".new"))
             part.with_suffix(".new").replace(part)
-        self._notes.done[shard] = rows
-        self._notes.rows += rows
-        self._notes.keep()
-
-    def finish(self) -> None:
-        self._notes.forget()
+        self._ended(shard, rows, rows=rows)
 
     def close(self) -> None:
         self._batches = []

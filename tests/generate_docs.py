@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from shardkit import settings  # noqa: E402  the checkout's own, also when this file is run as a program
-from shardkit.cli import main  # noqa: E402
+from shardkit import settings
+from shardkit.cli import main
 
 WIDTH = 100
 CLI_HEAD = """# Command line

@@ -138,9 +138,9 @@ class Signal:
 class Batch:
     """Gathers what is asked for in one tick of the loop into one call."""
 
-    def __init__(self, fetch: Callable[[Sequence[tuple[str, str]]], Awaitable[list[Any]]]) -> None:
+    def __init__(self, fetch: Callable[[Sequence[tuple[str, Sequence[str]]]], Awaitable[list[Any]]]) -> None:
         self._fetch = fetch
-        self._wanted: list[tuple[str, str]] = []
+        self._wanted: list[tuple[str, Sequence[str]]] = []
         self._waiting: list[tuple[asyncio.Future[list[Any]], int]] = []
 
     async def get(self, tag: str, names: Sequence[str]) -> list[Any]:
@@ -150,8 +150,7 @@ class Batch:
         if not self._waiting:
             loop.call_soon(self._go, loop)
         self._waiting.append((future, len(names)))
-        for name in names:
-            self._wanted.append((tag, name))
+        self._wanted.append((tag, names))
         return await future
 
     def _go(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -161,7 +160,9 @@ class Batch:
         _background.add(task)
         task.add_done_callback(_background.discard)
 
-    async def _send(self, wanted: list[tuple[str, str]], waiting: list[tuple[asyncio.Future[list[Any]], int]]) -> None:
+    async def _send(
+        self, wanted: list[tuple[str, Sequence[str]]], waiting: list[tuple[asyncio.Future[list[Any]], int]]
+    ) -> None:
         try:
             found = await self._fetch(wanted)
         except BaseException as exc:

@@ -26,8 +26,8 @@ POOL_WAIT_S: Final = 0.01
 RECHECK_S: Final = 0.25
 """How long a connection may believe that its server is still a master."""
 
-Command = Callable[[bytes], Sequence[Any]]
-"""From the term to the arguments of a command."""
+Command = Callable[[bytes], Sequence[Any]] | bytes
+"""From the term to the arguments of a command; or a command packed already."""
 
 
 class UnreachableError(Exception):
@@ -55,17 +55,20 @@ class Link:
         self.term = b""
         self.checked = 0.0
 
-    async def call(self, arguments: Sequence[Any]) -> Any:
+    async def call(self, command: Command) -> Any:
         """One command and its answer."""
         connection = self.connection
-        await connection.send_packed_command(connection.pack_command(*arguments), check_health=False)
+        packed = [command] if isinstance(command, bytes) else connection.pack_command(*command(self.term))
+        await connection.send_packed_command(packed, check_health=False)
         return await connection.read_response()
 
     async def check(self) -> None:
-        """Ask the server who it is; only a master will do."""
-        answers = [await self.call(("INFO", section)) for section in ("server", "replication")]
-        lines = b"\n".join(bytes(answer) for answer in answers).decode().splitlines()
-        found = dict(line.split(":", 1) for line in lines if ":" in line)
+        """Ask the server who it is, both questions in one flight; only a master will do. After an error it is to be closed."""
+        connection = self.connection
+        questions = [*connection.pack_command("INFO", "server"), *connection.pack_command("INFO", "replication")]
+        await connection.send_packed_command([b"".join(questions)], check_health=False)
+        server, replication = bytes(await connection.read_response()), bytes(await connection.read_response())
+        found = dict(line.split(":", 1) for line in (server + b"\n" + replication).decode().splitlines() if ":" in line)
         if found.get("role") != "master":
             raise _NoMasterError("the server behind this connection is no master")
         self.term, self.checked = cacheproto.term(found), time.monotonic()
@@ -92,7 +95,7 @@ class Node:
             while True:
                 link, reused = await self._take()
                 try:
-                    reply = await link.call(command(link.term))
+                    reply = await link.call(command)
                 except redis_errors.ResponseError:
                     self._idle.append(link)
                     raise
@@ -233,7 +236,7 @@ def topology(url: str, *, timeout_s: float, limit: int) -> One | Cluster:
         service, _, db = path.partition("/")
         parsed = parse(f"{plain}://{credentials + '@' if credentials else ''}localhost/{db or 0}")
         sentinels = [(h, int(p or 26379)) for h, _, p in (a.partition(":") for a in addresses.split(","))]
-        guard: Any = Sentinel(sentinels, **times)  # type: ignore[no-untyped-call,unused-ignore]
+        guard: Any = Sentinel(sentinels, **times)  # type: ignore[no-untyped-call,unused-ignore]  # typed in some releases of redis-py
 
         async def connect() -> Any:
             host, port = await guard.discover_master(service)

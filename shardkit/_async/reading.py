@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
@@ -81,20 +81,19 @@ class AsyncCache(Tended):
         inner = inner_of(session)
         if inner is not None and (with_for_update is not None or bypasses(inner) or knows(inner, found, how, values)):
             self.counts.bypasses += 1
-            return await pastcache.one(session, found, how, values, with_for_update)  # type: ignore[no-any-return]
+            return await pastcache.one(session, found, how, values, with_for_update)  # type: ignore[no-any-return]  # a T
         if with_for_update is not None:
             raise CacheKeyError("with_for_update locks rows for a transaction: give the session of it; nothing was read")
         tenant = self._tenant(tenant, inner)
-        row = await self._row(found, how, values, tenant, session)
+        row = await self._row(found, how, values, tenant, session, inner)
         if row is None:
             return None
-        return self._built(found, (row,), tenant, session)[0]  # type: ignore[no-any-return]
+        return self._built(found, (row,), tenant, inner)[0]  # type: ignore[no-any-return]  # a T
 
     async def get_row(self, entity: type[Any], key: Any, *, tenant: TenantKey | None = None, by: By = None) -> Any:
         """The same as a named tuple of the entity's columns: no session, nothing to be changed."""
         found, how, values = self._parse(entity, key, by)
-        row = await self._row(found, how, values, self._tenant(tenant, None), None)
-        return None if row is None else found.row_type(row)
+        return await self._row(found, how, values, self._context.resolve(tenant), None, None)
 
     async def get_many(
         self,
@@ -110,15 +109,13 @@ class AsyncCache(Tended):
         if inner is not None and bypasses(inner):
             asked = {key: await self.get(entity, key, session=session) for key in keys}
             return {key: one for key, one in asked.items() if one is not None}
-        rows = await self._rows(found, list(dict.fromkeys(keys)), tenant, session)
-        there = [key for key, row in rows.items() if row is not None]
-        return dict(zip(there, self._built(found, [rows[key] for key in there], tenant, session), strict=True))
+        rows = await self._rows(found, list(dict.fromkeys(keys)), tenant, session, inner)
+        return dict(zip(rows, self._built(found, rows.values(), tenant, inner), strict=True))
 
     async def get_rows(self, entity: type[Any], keys: Iterable[Any], *, tenant: TenantKey | None = None) -> dict[Any, Any]:
         """Named tuples by primary key."""
         found = entity_of(entity)
-        rows = await self._rows(found, list(dict.fromkeys(keys)), self._tenant(tenant, None), None)
-        return {key: found.row_type(row) for key, row in rows.items() if row is not None}
+        return await self._rows(found, list(dict.fromkeys(keys)), self._context.resolve(tenant), None, None)
 
     async def list(
         self, entity: type[T], key: Any, *, by: By, tenant: TenantKey | None = None, session: AsyncRoutedSession | None = None
@@ -144,8 +141,8 @@ class AsyncCache(Tended):
 
         keys = await self._through(want, self._route(tenant, inner), load)
         single = len(found.primary.columns) == 1
-        rows = await self._rows(found, [k[0] if single else tuple(k) for k in keys], tenant, session)
-        return self._built(found, [row for row in rows.values() if row is not None], tenant, session)  # type: ignore[no-any-return]
+        rows = await self._rows(found, [k[0] if single else tuple(k) for k in keys], tenant, session, inner)
+        return self._built(found, rows.values(), tenant, inner)  # type: ignore[no-any-return]  # a T
 
     async def invalidate(
         self,
@@ -196,7 +193,13 @@ class AsyncCache(Tended):
             raise CacheUnavailableError("Redis does not answer, so nothing was dropped from it; try again") from exc
 
     async def _row(
-        self, entity: Entity, how: Key, values: Names | tuple[Any, ...], tenant: Any, session: AsyncRoutedSession | None
+        self,
+        entity: Entity,
+        how: Key,
+        values: Names | tuple[Any, ...],
+        tenant: Any,
+        session: AsyncRoutedSession | None,
+        inner: RoutedSession | None,
     ) -> Any:
         want = RowValue(entity, entity.name_of(how, values, tenant))
 
@@ -205,7 +208,7 @@ class AsyncCache(Tended):
             loaded = await self._load(statement, parameters_of(entity, values, tenant), entity.key_places[0], tenant, session)
             return (entity.codec.loaded(loaded.rows[0]) if loaded.rows else None), loaded
 
-        return await self._through(want, self._route(tenant, inner_of(session)), load)
+        return await self._through(want, self._route(tenant, inner), load)
 
     async def _through(self, want: Any, route: Route, load: Callable[[], Any]) -> Any:
         """The value of *want*: from Redis, or by *load*."""
@@ -232,31 +235,40 @@ class AsyncCache(Tended):
         return await self._filler.one(at, route, want, outdated, load)
 
     async def _rows(
-        self, entity: Entity, keys: Sequence[Any], tenant: Any, session: AsyncRoutedSession | None
+        self,
+        entity: Entity,
+        keys: Sequence[Any],
+        tenant: Any,
+        session: AsyncRoutedSession | None,
+        inner: RoutedSession | None,
     ) -> dict[Any, Any]:
-        route = self._route(tenant, inner_of(session))
-        at = tag(self._cluster, route.shard)
+        """Rows by primary key, in the order of *keys*; those of which there is one."""
+        route = self._route(tenant, inner)
         names = entity.primary_names(keys, tenant)
-        rows: dict[Any, Any] = dict.fromkeys(keys)
+        rows: dict[Any, Any] = {}
         missing = dict.fromkeys(keys, b"")
-        store = self._store
-        if store is not None and keys:
+        if self._store is not None and keys:
             try:
-                found = await store.fetch(at, names)
+                found = await self._store.fetch(tag(self._cluster, route.shard), names)
             except UnreachableError:
                 self.counts.down += 1
             else:
-                missing = {}
-                for key, raw, row in zip(keys, found, entity.codec.decode_many(found), strict=True):
-                    if row is not None:
-                        rows[key] = row
-                    elif raw != ABSENT:
-                        missing[key] = raw if raw is not None and may_replace(entity, raw) else b""
+                decoded = entity.codec.decode_many(found)
+                rows = dict(zip(keys, decoded, strict=True))
+                if all(decoded):
+                    self.counts.hit(len(keys))
+                    return rows
+                missing = {
+                    key: raw if raw is not None and may_replace(entity, raw) else b""
+                    for key, row, raw in zip(keys, decoded, found, strict=True)
+                    if row is None and raw != ABSENT
+                }
                 self.counts.hit(len(keys) - len(missing))
         if missing:
             wants = {key: RowValue(entity, name) for key, name in zip(keys, names, strict=True) if key in missing}
-            rows |= await self._load_many(entity, wants, list(missing.values()), route, tenant, session)
-        return rows
+            loaded = await self._load_many(entity, wants, list(missing.values()), route, tenant, session)
+            rows = dict.fromkeys(keys) | rows | loaded
+        return {key: row for key, row in rows.items() if row is not None}
 
     async def _load_many(
         self,
@@ -354,11 +366,12 @@ class AsyncCache(Tended):
     def _route(self, tenant: Any, inner: RoutedSession | None) -> Route:
         return self._router.locate(tenant) if inner is None or inner.tenant is not None else inner.route
 
-    def _built(self, entity: Entity, rows: Sequence[Any], tenant: Any, session: Any) -> Any:
+    def _built(self, entity: Entity, rows: Collection[Any], tenant: Any, inner: RoutedSession | None) -> Any:
         """Instances of *rows*; without a session they share a read session, which they keep."""
-        own = None if session is not None else self._session(tenant, read_only=True, autoflush=False)
-        made = entity.build(inner_of(own if session is None else session), rows)
-        if own is not None:
-            for one in made:
-                one._sa_instance_state.info["shardkit_session"] = own
+        if inner is not None:
+            return entity.build(inner, rows)
+        own = self._session(tenant, read_only=True, autoflush=False)
+        made = entity.build(inner_of(own), rows)
+        for one in made:
+            one._sa_instance_state.info["shardkit_session"] = own
         return made

@@ -18,6 +18,7 @@ from redis import exceptions as redis_errors
 from shardkit._sync import colour
 from shardkit._sync.nodes import POOL_WAIT_S, TROUBLE, Command, Node, One, UnreachableError, topology
 from shardkit.core import cacheproto, cachescripts
+from shardkit.core.cachewire import packed_get, packed_mget
 from shardkit.db.forked import in_forked_child
 
 SCRIPT_WAIT_S: Final = 0.5
@@ -54,20 +55,25 @@ class Store:
         values, _ = self._run(tag, lambda _: ("MGET", *[f"sk:{{{tag}}}:{name}" for name in names]), SCRIPT_WAIT_S)
         return values
 
-    def _get_all(self, wanted: Sequence[tuple[str, str]]) -> list[Any]:
+    def _get_all(self, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[Any]:
+        """What is stored under the names of each tag, one after the other."""
+        tag, names = wanted[0]
         if len(wanted) == 1:
-            ((tag, name),) = wanted
-            value, term = self._run(tag, lambda _: ("GET", f"sk:{{{tag}}}:{name}"))
+            return self._get(tag, f"sk:{{{tag}}}:", names)
+        if isinstance(self._topology, One):
+            return self._get(tag, "", [f"sk:{{{at}}}:{name}" for at, names in wanted for name in names])
+        by_tag: dict[str, list[str]] = {}
+        for at, names in wanted:
+            by_tag.setdefault(at, []).extend(names)
+        found = {at: iter(self._get(at, f"sk:{{{at}}}:", names)) for at, names in by_tag.items()}
+        return [next(found[at]) for at, names in wanted for _ in names]
+
+    def _get(self, tag: str, before: str, names: Sequence[str]) -> list[Any]:
+        if len(names) == 1:
+            value, term = self._run(tag, packed_get(before + names[0]))
             return [cacheproto.of_term(value, term)]
-        if len({tag for tag, _ in wanted}) == 1 or isinstance(self._topology, One):
-            keys = [f"sk:{{{at}}}:{name}" for at, name in wanted]
-            values, term = self._run(wanted[0][0], lambda _: ("MGET", *keys))
-            return cacheproto.all_of_term(values, term)
-        found: dict[tuple[str, str], Any] = {}
-        for tag in {tag for tag, _ in wanted}:
-            ours = [key for key in wanted if key[0] == tag]
-            found |= zip(ours, self._get_all(ours), strict=True)
-        return [found[key] for key in wanted]
+        values, term = self._run(tag, packed_mget(before, names))
+        return cacheproto.all_of_term(values, term)
 
     def lease(
         self, tag: str, names: Sequence[str], *, token: str, epoch: int, lease_ms: int, outdated: Sequence[bytes]
@@ -97,7 +103,7 @@ class Store:
             cursor: Any = 0
             while len(found) < limit:
                 at = cursor
-                (cursor, keys), _ = self._node_call(node, lambda _, at=at: ("SCAN", at, "MATCH", pattern, "COUNT", 500))  # type: ignore[misc]
+                (cursor, keys), _ = self._node_call(node, lambda _, at=at: ("SCAN", at, "MATCH", pattern, "COUNT", 500))  # type: ignore[misc]  # a lambda with a default
                 found += keys
                 if int(cursor) == 0:
                     break

@@ -40,9 +40,10 @@ class Marking:
         colour.run(work(driver, sorted(names)))
 
     def _place(self, driver: Any, names: Sequence[str]) -> None:
-        cursor = driver.execute(_XID, prepare=True)
-        (xid,) = cursor.fetchone()
-        xid, route = int(xid), driver.leg.route
+        known = driver.commit_xid  # it came with the flush
+        if known is None:
+            (known,) = (driver.execute(_XID, prepare=True)).fetchone()
+        xid, route = int(known), driver.leg.route
         try:
             self._store.mark(tag(self._cluster, route.shard), names, xid=xid, epoch=route.epoch, ttl_ms=self._ttl_ms)
             self._counts.marks += len(names)

@@ -62,7 +62,8 @@ def unfinished(
     row = connection.execute(SQL["cluster"]).fetchone()
     if row is None:
         return None
-    cluster_id, count, kind, _, _, ready = row
+    found: UUID
+    found, count, kind, _, _, ready = row
     if ready:
         raise ClusterExistsError("this catalog already holds a cluster; nothing was changed. `shardkit status` shows it")
     begun = {name: (dsn, weight) for name, dsn, _, weight, *_ in connection.execute(SQL["servers"])}
@@ -72,7 +73,7 @@ def unfinished(
             f"an init with {count} shards, {kind} tenants and the servers {described} was begun here and not finished; "
             "nothing was changed. Run it again with these, or give an empty catalog database"
         )
-    return cluster_id  # type: ignore[no-any-return]
+    return found
 
 
 def begun_placements(connection: Any) -> dict[int, str]:
@@ -123,7 +124,10 @@ def set_server_state(connection: Any, name: str, state: ServerState) -> None:
 
 
 def set_replicas(connection: Any, name: str, replicas: Sequence[str], *, expected: int | None = None) -> None:
-    """Say where the replicas of a server are: DSNs without a password (credentials are those of the server itself)."""
+    """Say where the replicas of a server are: DSNs without a password (credentials are those of the server itself).
+
+    Raises UnknownServerError, MapConflictError; nothing is changed then.
+    """
     with change(connection, expected=expected) as version:
         values = {"name": name, "replicas": [public_dsn(url) for url in replicas], "version": version}
         if connection.execute(SQL["set_replicas"], values).rowcount != 1:

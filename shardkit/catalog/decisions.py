@@ -36,7 +36,8 @@ class Decisions:
 
         def work(connection: Any) -> Decision:
             connection.execute(SQL["decide"], {"txn": txn, "outcome": outcome, "servers": servers})
-            return connection.execute(SQL["outcome"], {"txn": txn}).fetchone()[0]  # type: ignore[no-any-return]
+            recorded: Decision = connection.execute(SQL["outcome"], {"txn": txn}).fetchone()[0]
+            return recorded
 
         give_up = time.monotonic() + within_s
         while True:

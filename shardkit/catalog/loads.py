@@ -8,7 +8,6 @@ and go with the next row.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
@@ -25,6 +24,7 @@ from shardkit.core.latency import Bucket, Latencies
 from shardkit.core.shardmap import Route
 from shardkit.core.sketch import Sketch
 from shardkit.db.connect import connect_admin, transaction
+from shardkit.db.forked import in_forked_child
 from shardkit.settings import Settings
 from shardkit.sql import statements
 
@@ -81,7 +81,7 @@ class LoadCount:
         self._shards: Counter[int]
         self._latencies: Latencies
         self._begin()
-        _alive.add(self)
+        in_forked_child(self._after_fork)
         if settings.count_loads:
             self._start()
 
@@ -97,8 +97,8 @@ class LoadCount:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=self._settings.connect_timeout_s)
 
-    def after_fork(self) -> None:
-        """In a child: begin at nothing. What the parent did is the parent's to tell."""
+    def _after_fork(self) -> None:
+        """Begin at nothing. What the parent did is the parent's to tell."""
         stopped = self._stop.is_set()
         self._waiting.clear()
         self._timed.clear()
@@ -220,14 +220,3 @@ def _keep_telling(alive: weakref.ref[LoadCount]) -> None:
         del count
         if stop.wait(min(TICK_S, interval)):
             return
-
-
-_alive: weakref.WeakSet[LoadCount] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for count in list(_alive):
-        count.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

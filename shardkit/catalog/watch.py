@@ -7,7 +7,6 @@ already route (law 9); who met a fence waits, bounded, for a newer map.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import weakref
@@ -19,6 +18,7 @@ from shardkit.catalog.rows import load_map
 from shardkit.core.names import MAP_CHANNEL, program_name
 from shardkit.core.shardmap import ShardMap
 from shardkit.db.connect import announce, connect_admin, listen, wait_for_notice
+from shardkit.db.forked import in_forked_child
 from shardkit.errors import CatalogError, CatalogUnavailableError, ServerError
 from shardkit.settings import Settings
 
@@ -37,7 +37,7 @@ class MapWatch:
         self._connection: Any = None
         self._on_change: list[Callable[[ShardMap], None]] = []
         self.map = self._first_map()
-        _alive.add(self)
+        in_forked_child(self._after_fork)
         self._thread: threading.Thread | None = None
         self._start()
 
@@ -93,8 +93,8 @@ class MapWatch:
         with self._asking:
             self._drop()
 
-    def after_fork(self) -> None:
-        """In a child: locks may be held by threads that are not here, and the connection is the parent's."""
+    def _after_fork(self) -> None:
+        """Locks may be held by threads that are not here, and the connection is the parent's."""
         self._changed, self._asking, self._wanted = threading.Condition(), threading.Lock(), threading.Event()
         self._connection = None
         if not self._closed:
@@ -189,14 +189,3 @@ def _say(connection: Any, watch: MapWatch) -> int:
     settings, version = watch._settings, watch.map.version
     announce(connection, program_name(settings.application_name, version=version, budget=settings.connection_budget))
     return version
-
-
-_alive: weakref.WeakSet[MapWatch] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for watch in list(_alive):
-        watch.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

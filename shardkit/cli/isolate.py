@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from shardkit.cli.common import go_on, print_json, print_table, readable_size, settings_from
-from shardkit.cli.moves import carry, move_options, options_of
+from shardkit.cli.moves import carry, move_options, options_of, show_findings
 from shardkit.move.isolate import IsolateForecast, begin_isolate, forecast
 
 
@@ -21,7 +21,7 @@ from shardkit.move.isolate import IsolateForecast, begin_isolate, forecast
 @move_options
 @click.pass_context
 def isolate(
-    ctx: click.Context, /, tenant: str, target: str | None, whole: tuple[str, ...], no_soak: bool,  # noqa: FBT001  click's
+    ctx: click.Context, /, tenant: str, target: str | None, whole: tuple[str, ...], no_soak: bool,
     config: Path | None, **given: Any,
 ) -> None:  # fmt: skip
     """Carry TENANT out of its shard into a new shard of its own, on the same server or another, and pin it there."""
@@ -48,5 +48,4 @@ def _show(found: IsolateForecast, *, as_json: bool) -> None:
     print_table(("TABLE", "ROWS"), sorted(found.tables.items()), err=True)
     if found.whole:
         click.echo(f"copied wholly: {', '.join(found.whole)}", err=True)
-    for finding in found.findings:
-        click.echo(f"  {'REFUSED' if finding.refuses else 'note'}: {finding.what}: {finding.remedy}", err=True)
+    show_findings(found.findings)

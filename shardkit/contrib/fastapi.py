@@ -12,21 +12,20 @@ has been checked.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
 
 from shardkit._async.kit import AsyncShardKit
+from shardkit.contrib.tenants import answer_to, key_of, label_before
 from shardkit.core.hashing import TenantKey
-from shardkit.core.outcome import safe_to_retry
-from shardkit.errors import NoTenantError, Outcome, ShardKitError, TenantKeyError
+from shardkit.errors import NoTenantError, ShardKitError
 from shardkit.orm.session import AsyncRoutedSession
 
 Resolver = Callable[[Request], TenantKey | None]
-RETRY_AFTER_S: Final = 1
 
 
 class Tenants:
@@ -79,50 +78,24 @@ class Tenants:
 
 def from_header(name: str, *, kind: type[str | int] = str) -> Resolver:
     """The tenant is the value of a header; *kind* is the tenant type of the cluster."""
-    return lambda request: _key(request.headers.get(name), kind)
+    return lambda request: key_of(request.headers.get(name), kind)
 
 
 def from_path(name: str, *, kind: type[str | int] = str) -> Resolver:
     """The tenant is the path parameter *name*."""
-    return lambda request: _key(request.path_params.get(name), kind)
+    return lambda request: key_of(request.path_params.get(name), kind)
 
 
 def from_host(domain: str) -> Resolver:
     """The tenant is the label before *domain*: ``acme`` of ``acme.example.com`` for ``example.com``."""
-    suffix = f".{domain.strip('.').lower()}"
-
-    def resolve(request: Request) -> str | None:
-        host = (request.url.hostname or "").lower()
-        label = host.removesuffix(suffix)
-        return label if label not in ("", host) and "." not in label else None
-
-    return resolve
-
-
-def _key(text: object, kind: type[str | int]) -> TenantKey | None:
-    if text is None or text == "":
-        return None
-    try:
-        return kind(str(text))
-    except ValueError:
-        raise TenantKeyError("the request names no tenant of this cluster's type") from None
+    label = label_before(domain)
+    return lambda request: label((request.url.hostname or "").lower())
 
 
 async def answer(_request: Request, error: Exception) -> Response:
-    """The answer to a database error: what a client may know, never its text."""
-    if isinstance(error, NoTenantError):
-        return _say(400, "no tenant was named")
-    if isinstance(error, TenantKeyError):
-        return _say(404, "not found")
-    if isinstance(error, ShardKitError):
-        if error.outcome is Outcome.UNKNOWN:
-            return _say(500, "it is not known whether this took effect: look before you repeat it")
-        if error.outcome is Outcome.NOT_DONE and error.retryable:
-            return _say(503, "not available just now, nothing was changed", {"Retry-After": str(RETRY_AFTER_S)})
-    elif safe_to_retry(getattr(getattr(error, "orig", None), "sqlstate", None)):
-        return _say(503, "not available just now, nothing was changed", {"Retry-After": str(RETRY_AFTER_S)})
-    raise error
-
-
-def _say(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse({"detail": detail}, status, headers)
+    """The answer to an error of ours or the database's: what a client may know, never its text."""
+    found = answer_to(error)
+    if found is None:
+        raise error
+    headers = None if found.retry_after_s is None else {"Retry-After": str(found.retry_after_s)}
+    return JSONResponse({"detail": found.text}, found.status, headers)

@@ -34,18 +34,13 @@ class Answer(NamedTuple):
 def from_header(name: str, *, kind: type[str | int] = str) -> Resolver:
     """The tenant is the value of a header; *kind* is the tenant type of the cluster."""
     wanted = name.lower()
-    return lambda asked: _key(asked.headers.get(wanted), kind)
+    return lambda asked: key_of(asked.headers.get(wanted), kind)
 
 
 def from_host(domain: str) -> Resolver:
     """The tenant is the label before *domain*: ``acme`` of ``acme.example.com`` for ``example.com``."""
-    suffix = f".{domain.strip('.').lower()}"
-
-    def resolve(asked: Asked) -> str | None:
-        label = asked.host.removesuffix(suffix)
-        return label if label not in ("", asked.host) and "." not in label else None
-
-    return resolve
+    label = label_before(domain)
+    return lambda asked: label(asked.host)
 
 
 def from_path(position: int = 0, *, kind: type[str | int] = str) -> Resolver:
@@ -53,16 +48,28 @@ def from_path(position: int = 0, *, kind: type[str | int] = str) -> Resolver:
 
     def resolve(asked: Asked) -> TenantKey | None:
         parts = asked.path.strip("/").split("/")
-        return _key(parts[position] if position < len(parts) else None, kind)
+        return key_of(parts[position] if position < len(parts) else None, kind)
 
     return resolve
 
 
-def _key(text: str | None, kind: type[str | int]) -> TenantKey | None:
-    if not text:
+def label_before(domain: str) -> Callable[[str], str | None]:
+    """From a host (lower case, no port) to the one label of it before *domain*; to None for any other host."""
+    suffix = f".{domain.strip('.').lower()}"
+
+    def label(host: str) -> str | None:
+        found = host.removesuffix(suffix)
+        return found if found not in ("", host) and "." not in found else None
+
+    return label
+
+
+def key_of(text: object, kind: type[str | int]) -> TenantKey | None:
+    """*text* of a request as a tenant key; None where there is none. Raises TenantKeyError for one that is no *kind*."""
+    if text is None or text == "":
         return None
     try:
-        return kind(text)
+        return kind(str(text))
     except ValueError:
         raise TenantKeyError("the request names no tenant of this cluster's type") from None
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 NOISE = 1e-9  # relative: what sums of floats may be off
@@ -29,21 +30,23 @@ class _Pile:
     weight: float
     share: float
     load: float = 0.0
+    full: float = 0.0
+    """Load over share; kept, because every step of a plan looks at every server's."""
     count: int = 0
     movable: list[tuple[float, int]] = field(default_factory=list)
 
-    def fullness(self, more: float = 0.0) -> float:
+    def full_with(self, more: float) -> float:
         """Load over share, with *more* added."""
         return (self.load + more) / self.share
 
-    def add(self, load: float) -> None:
+    def add(self, load: float, count: int = 1) -> None:
         self.load += load
-        self.count += 1
+        self.full = self.load / self.share
+        self.count += count
 
     def give(self, step: _Step) -> None:
         self.movable.remove((step.load, step.shard))
-        self.load -= step.load
-        self.count -= 1
+        self.add(-step.load, -1)
         step.target.add(step.load)
 
 
@@ -51,12 +54,6 @@ def fair_shares(servers: Mapping[str, float], total: float) -> dict[str, float]:
     """Each server's part of *total*, by weight."""
     weight = math.fsum(servers.values())
     return {name: total * (own / weight) for name, own in servers.items()}
-
-
-def over_share(held: Mapping[str, float], servers: Mapping[str, float]) -> dict[str, float]:
-    """Load of each of *servers* (name → weight) over its fair share: 1.0 is even, 0.0 is empty."""
-    shares = fair_shares(servers, math.fsum(held.values()))
-    return {name: held.get(name, 0.0) / share if share else 0.0 for name, share in shares.items()}
 
 
 def level(
@@ -82,7 +79,7 @@ def level(
             if loads[shard] > 0:
                 pile.movable.append((loads[shard], shard))
     for negative, shard in sorted(homeless):  # heaviest first: the light ones then fill what is left uneven
-        target = _emptiest(piles, -negative)
+        target = _emptiest(piles.values(), -negative)
         target.add(-negative)
         placement[shard] = target.name
     for pile in piles.values():
@@ -90,34 +87,35 @@ def level(
 
     limit, gain = (1 + tolerance) * (1 + NOISE), max(tolerance, NOISE)
     stuck: dict[str, _Pile] = {}
-    while over := [pile for pile in piles.values() if pile.fullness() > limit and pile.name not in stuck]:
-        fullest = max(over, key=_Pile.fullness)
-        others = {name: pile for name, pile in piles.items() if pile is not fullest}
-        step = _fitting(fullest, others, limit) or _easing(fullest, others, gain)
+    while over := [pile for pile in piles.values() if pile.full > limit and pile.name not in stuck]:
+        fullest = max(over, key=attrgetter("full"))
+        step = _fitting(fullest, piles.values(), limit) or _easing(fullest, piles.values(), gain)
         if step is None:
             stuck[fullest.name] = fullest
         else:
             fullest.give(step)
             placement[step.shard] = step.target.name
             # The giver alone has more room than before, so it alone can free one that found none anywhere.
-            freed = {fullest.name: fullest}
             stuck = {
                 name: pile
                 for name, pile in stuck.items()
-                if pile is not step.target and not _fitting(pile, freed, limit) and not _easing(pile, freed, gain)
+                if pile is not step.target and not _fitting(pile, [fullest], limit) and not _easing(pile, [fullest], gain)
             }
     return placement
 
 
-def _emptiest(piles: Mapping[str, _Pile], more: float) -> _Pile:
+def _emptiest(piles: Iterable[_Pile], more: float) -> _Pile:
     """The server that is least full once it holds *more*; of equals the one with fewer shards, then by name."""
-    return min(piles.values(), key=lambda pile: (pile.fullness(more), pile.count / pile.weight, pile.name))
+    return min(piles, key=lambda pile: (pile.full_with(more), pile.count / pile.weight, pile.name))
 
 
-def _fitting(source: _Pile, others: Mapping[str, _Pile], limit: float) -> _Step | None:
-    """The step that fits on another server within *limit* and brings *source* there with the least load moved."""
+def _fitting(source: _Pile, piles: Collection[_Pile], limit: float) -> _Step | None:
+    """The step that fits on another server within *limit* and brings *source* there with the least load moved.
+
+    *source*, which is above the limit, may be among *piles*: nothing fits on it.
+    """
     excess = source.load - limit * source.share
-    room = max((limit * pile.share - pile.load for pile in others.values()), default=0.0)
+    room = max(limit * pile.share - pile.load for pile in piles)
     fits = source.movable[: bisect_right(source.movable, (room, math.inf))]
     if not fits:
         return None
@@ -130,18 +128,22 @@ def _fitting(source: _Pile, others: Mapping[str, _Pile], limit: float) -> _Step 
             below = fits[above - 1]
             if below[0] + fits[bisect_left(fits, (excess - below[0], -1))][0] < load:
                 load, shard = below
-    return _Step(load, shard, _emptiest(others, load))
+    return _Step(load, shard, _emptiest(piles, load))
 
 
-def _easing(source: _Pile, others: Mapping[str, _Pile], gain: float) -> _Step | None:
+def _easing(source: _Pile, piles: Iterable[_Pile], gain: float) -> _Step | None:
     """The step that leaves the fuller of both servers least full, if that is at least *gain* better than now."""
     best: tuple[tuple[float, float], _Step] | None = None
-    for pile in others.values():
-        even = (source.load * pile.share - pile.load * source.share) / (source.share + pile.share)
+    most = source.full - gain
+    for pile in piles:
+        shares = source.share + pile.share
+        if (source.load + pile.load) / shares * (1 - NOISE) > most:
+            continue  # not even halves of a shard would leave the two that even; nearly all servers end here
+        even = (source.load * pile.share - pile.load * source.share) / shares
         at = bisect_left(source.movable, (even, -1))
         for load, shard in source.movable[max(at - 1, 0) : at + 1]:
-            here, there = source.fullness(-load), pile.fullness(load)
+            here, there = source.full_with(-load), pile.full_with(load)
             rank = max(here, there), there
-            if rank[0] <= source.fullness() - gain and (best is None or rank < best[0]):
-                best = rank, _Step(load, shard, pile)
+            if rank[0] <= most and (best is None or rank < best[0]):
+                best, most = (rank, _Step(load, shard, pile)), rank[0]
     return best and best[1]

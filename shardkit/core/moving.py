@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final
 
-from shardkit.core.names import ID_SEQUENCE
-
 
 class Step(enum.IntEnum):
     """How far a move has come, in order. What a step covers may be half done."""
@@ -216,11 +214,6 @@ ID_MARGIN: Final = 8 * 1024
 and by the time clients arrive at the target the clock has caught up, so that nobody waits for it."""
 SEQUENCE_MARGIN: Final = 100
 """How many values other sequences jump, in steps of their increment."""
-
-
-def margin_of(sequence: str, margin: int) -> int:
-    """Values by which *sequence* jumps; *margin* is the id sequence's own, in positions."""
-    return margin if sequence == ID_SEQUENCE else min(margin, SEQUENCE_MARGIN)
 
 
 Script = Generator[Effect, Any, Step]

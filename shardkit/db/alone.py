@@ -128,7 +128,8 @@ def _stand_alone(
 ) -> None:
     """One statement outside any transaction. *again*: a killed run had begun it, and nobody knows how it ended."""
     created, dropped = _CREATE.match(statement), _DROP.match(statement)
-    name = _unquoted((created or dropped)[1]) if created or dropped else None  # type: ignore[index]
+    found = created or dropped
+    name = _unquoted(found[1]) if found else None
     # Building or dropping an index this way lets writers through while it waits, so it may wait longer.
     wait_ms = patience_ms if name else lock_timeout_ms
     connection.execute(SQL("SET lock_timeout = {}").format(Literal(wait_ms)))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.dml import UpdateBase
-from sqlalchemy.sql.elements import TextClause
+from sqlalchemy.sql.elements import TextClause, _IdentifiedClause
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import CompoundSelect, Select, TextualSelect
 
@@ -90,7 +90,8 @@ _WORD: Final = re.compile(r"\w+")
 class Kind:
     """``plain``: a SELECT with no lock, no side effect and no raw text. ``raw``: SQL text written by the program.
 
-    ``cached``: the tables with rows in the cache that it may write to.
+    ``cached``: the tables with rows in the cache that it may write to. ``lasting``: it leaves the transaction that it runs in
+    as it is, for certain: no text of the program is in it that could end one and begin another.
     """
 
     plain: bool
@@ -98,6 +99,7 @@ class Kind:
     writes: bool
     changes_session: bool
     cached: frozenset[str] = frozenset()
+    lasting: bool = False
 
 
 def changes_session(statement: object) -> bool:
@@ -122,9 +124,11 @@ def kind_of(compiled: Any, statement: str) -> Kind:
 def _classify(clause: Any, statement: str) -> Kind:
     plain, raw, writes = isinstance(clause, Select | CompoundSelect), False, False
     cached: frozenset[str] = frozenset()
+    lasting = isinstance(clause, Select | CompoundSelect | UpdateBase | _IdentifiedClause)
     for part in visitors.iterate(clause) if clause is not None else ():
+        lasting = lasting and not getattr(part, "is_literal", False)
         if isinstance(part, TextClause | TextualSelect):
-            plain, raw = False, raw or part is clause or isinstance(part, TextualSelect)
+            plain, lasting, raw = False, False, raw or part is clause or isinstance(part, TextualSelect)
             cached |= _named(statement)
         elif isinstance(part, UpdateBase):
             plain, writes = False, True
@@ -133,7 +137,7 @@ def _classify(clause: Any, statement: str) -> Kind:
             isinstance(part, Select | CompoundSelect) and part._for_update_arg is not None
         ):
             plain = False
-    return Kind(plain=plain, raw=raw, writes=writes, changes_session=changes_session(statement), cached=cached)
+    return Kind(plain, raw, writes, changes_session(statement), cached, lasting)
 
 
 def _named(statement: object) -> frozenset[str]:

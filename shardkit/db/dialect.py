@@ -98,8 +98,8 @@ class _Routing:
         """Put *connection* and *cursor* on a connection to where *leg* leads; nothing was done on the old one."""
         old = connection._dbapi_connection
         before = old.driver_connection
-        begin, every, single, last, tracked = before.begin, before.every, before.single, before.last, before.tracked
-        unannounced, wrote = before.unannounced, before.wrote
+        begin, every, single, last, asks = before.begin, before.every, before.single, before.last, before.asks
+        tracked, marked, unannounced, wrote = before.tracked, before.marked, before.unannounced, before.wrote
         if before.closed:
             old._pool._invalidate(old)
         else:
@@ -108,8 +108,8 @@ class _Routing:
         new = old if here else leg.engine.raw_connection()
         driver: Any = new.driver_connection
         driver.begin, driver.single, driver.fresh = begin, single, before.closed
-        driver.embark(leg, every=every, tracked=tracked)
-        driver.last, driver.unannounced, driver.wrote = last, unannounced, wrote
+        driver.embark(leg, every=every, tracked=tracked, marked=marked)
+        driver.last, driver.asks, driver.unannounced, driver.wrote = last, asks, unannounced, wrote
         if not here:
             connection._dbapi_connection = new
             if cursor is not None:
@@ -139,11 +139,17 @@ class _Routing:
         """Refused: nobody would end what a lost coordinator left prepared, and it would bar the shard's moves."""
         raise SessionError("two-phase transactions are refused on a routed session; nothing was sent")
 
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        """ROLLBACK, where there is anything to undo. (psycopg takes a lock, and in asyncio a task switch, to find that out.)"""
+        if not self._driver(dbapi_connection).at_rest:
+            dbapi_connection.rollback()
+
     def do_commit(self, dbapi_connection: Any) -> None:
         """COMMIT; an error is marked as one of this phase, where the outcome can be unknown."""
         driver = self._driver(dbapi_connection)
-        leg = driver.leg if driver.under_way else None  # else there is nothing to send
-        began = perf_counter()
+        if driver.at_rest:  # it went with the last statement, or nothing was sent
+            return
+        leg, began = driver.leg, perf_counter()
         try:
             dbapi_connection.commit()
         except self.dbapi.Error as exc:
@@ -167,8 +173,11 @@ class _Routing:
 def _prepare(driver: Any, context: Any, statement: str) -> None:
     """Note on *driver* what has to be known about *statement* before it goes."""
     kind = kind_of(context.compiled, statement)
-    driver.single, driver.writes = not kind.raw, not kind.plain
-    driver.wrote |= driver.writes
+    driver.single = not kind.raw
+    driver.wrote |= not kind.plain
+    driver.asks = (driver.tracked and not kind.plain) or (driver.marked and bool(kind.cached))
+    if not kind.lasting:
+        driver.commit_xid = None
     if not statement.startswith("INSERT"):  # a flush may have to look for the row it replaces first
         driver.last = None
     if kind.changes_session and driver.pooled:
@@ -218,9 +227,13 @@ class _Preparer(PGIdentifierPreparer_psycopg):
     """Puts a shard's schema into a statement once per (statement, schema), not once per execution."""
 
     def _render_schema_translates(self, statement: str, schema_translate_map: Any, **options: Any) -> str:
-        if len(schema_translate_map) != 1 or len(statement) > _RENDERED_LENGTH:
+        schema = schema_translate_map.get(None)
+        others = (
+            len(schema_translate_map) - 1 - ("_none" in schema_translate_map)
+        )  # SQLAlchemy's own name for None: it adds that
+        if schema is None or others or len(statement) > _RENDERED_LENGTH:
             return super()._render_schema_translates(statement, schema_translate_map, **options)
-        key = (statement, schema_translate_map.get(None))
+        key = (statement, schema)
         known = _rendered.get(key)
         if known is None:
             if len(_rendered) >= _RENDERED_MAX:
@@ -230,7 +243,7 @@ class _Preparer(PGIdentifierPreparer_psycopg):
 
 
 _RENDERED_MAX, _RENDERED_LENGTH = 32_768, 4_096
-_rendered: dict[tuple[str, str | None], str] = {}
+_rendered: dict[tuple[str, str], str] = {}
 
 
 class RoutedDialect(_Routing, PGDialect_psycopg):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -19,6 +18,7 @@ from shardkit.core.outcome import commit_outcome
 from shardkit.core.shardmap import Server
 from shardkit.db import connect, dialect
 from shardkit.db.deadline import left
+from shardkit.db.forked import in_forked_child
 from shardkit.db.lineage import Lineage
 from shardkit.errors import CommitUnknownError, DeadlineError, Outcome, PoolTimeoutError, ReadOnlyError, ServerDownError
 from shardkit.settings import Settings
@@ -36,7 +36,7 @@ class Engines:
         self._replicas: dict[tuple[str, str, str], Engine] = {}
         self._lock = threading.Lock()
         self._listeners: list[Callable[[Engine], None]] = []
-        _alive.add(self)
+        in_forked_child(self._after_fork)
 
     def on_engine(self, listen: Callable[[Engine], None]) -> None:
         """Call *listen* with every engine, those to come as well."""
@@ -91,10 +91,10 @@ class Engines:
                 engine.dispose(close=close)
         return engines
 
-    def after_fork(self) -> None:
-        """In a child: the parent's sockets are not ours, neither to use nor to close. The engines stay, with new pools."""
+    def _after_fork(self) -> None:
+        """The parent's sockets are not ours, neither to use nor to close. The engines stay, with new pools."""
         self._lock = threading.Lock()
-        for engine in self._engines.values():
+        for engine in (*self._engines.values(), *self._replicas.values()):
             engine.dispose(close=False)
 
     def _make(self, server: Server, *, replica: str | None = None) -> Engine:
@@ -138,22 +138,21 @@ class Engines:
         return engine
 
 
-class _Bounded:
+class _Bounded(QueuePool):
     """A pool whose wait for a free connection ends in an error that says so."""
 
     server_name: str
     queue_limit: int
-    _waiting = 0
     _longest_s: float
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._counting = threading.Lock()
+        self._asking: deque[None] = deque()  # one for each; it counts without a lock
         super().__init__(*args, **options)
 
     @property
     def waiting(self) -> int:
         """How many wait for a connection now."""
-        return self._waiting
+        return len(self._asking)
 
     @property
     def _timeout(self) -> float:
@@ -165,32 +164,30 @@ class _Bounded:
         self._longest_s = seconds
 
     def _do_get(self) -> Any:
-        if self._waiting >= self.queue_limit:
+        if len(self._asking) >= self.queue_limit:
             raise PoolTimeoutError(
-                f"{self._waiting} others wait for a connection to server {self.server_name!r} already: nothing was sent. "
+                f"{len(self._asking)} others wait for a connection to server {self.server_name!r} already: nothing was sent. "
                 "Try again later; if it stays so, raise pool_size (and max_connections)"
             )
-        with self._counting:
-            self._waiting += 1
+        self._asking.append(None)
         try:
-            return super()._do_get()  # type: ignore[misc]
+            return super()._do_get()
         except sa_exc.TimeoutError as exc:
             raise PoolTimeoutError(
-                f"all {self.size()} connections to server {self.server_name!r} stayed busy for {self._longest_s:g} s: "  # type: ignore[attr-defined]
+                f"all {self.size()} connections to server {self.server_name!r} stayed busy for {self._longest_s:g} s: "
                 "nothing was sent. Close sessions sooner, or raise pool_size (and max_connections)"
             ) from exc
         finally:
-            with self._counting:
-                self._waiting -= 1
+            self._asking.pop()
 
     def recreate(self) -> Any:
         """SQLAlchemy's copy for a disposed engine, with what we added."""
-        new = super().recreate()  # type: ignore[misc]
+        new: Any = super().recreate()
         new.server_name, new.queue_limit = self.server_name, self.queue_limit
         return new
 
 
-class _BudgetPool(_Bounded, QueuePool):
+class _BudgetPool(_Bounded):
     """The budget of one server in this process."""
 
 
@@ -234,7 +231,7 @@ def _typed(server: Server) -> Any:
                     "Look before you repeat it"
                 )
                 unknown.server, unknown.xid = server.name, getattr(original, "xid", None)
-                unknown.timeline, unknown.backend_pid = original.timeline, original.backend_pid  # type: ignore[attr-defined]
+                unknown.timeline, unknown.backend_pid = original.timeline, original.backend_pid  # type: ignore[attr-defined]  # as in_commit
                 return unknown
             return None
         if sqlstate == "25006" and context.connection is not None:
@@ -251,14 +248,3 @@ def _typed(server: Server) -> Any:
         return None
 
     return handle
-
-
-_alive: weakref.WeakSet[Engines] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for engines in list(_alive):
-        engines.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from shardkit.db.wire import Routed
 
 BEGIN: Final = b"BEGIN"
-COMMIT: Final = b"COMMIT"
+_COMMIT: Final = b"COMMIT"
 READ_ONLY: Final = b"BEGIN READ ONLY"
-COMMIT_NAME: Final = b"_shardkit_commit"
-OPENING_PREPARES: Final = 3
+_COMMIT_NAME: Final = b"_shardkit_commit"
+_XID: Final = b"SELECT pg_current_xact_id_if_assigned()"
+_XID_NAME: Final = b"_shardkit_xid"
+OPENING_PREPARES: Final = 4
 _BEGIN_NAME: Final = b"_shardkit_begin"
 _SETTINGS_NAME: Final = b"_shardkit_open"
 _SETTINGS: Final = (
@@ -55,7 +57,8 @@ class Opening:
             count += 1
         if prepared and not connection.opening_prepared:
             wire.send_prepare(_BEGIN_NAME, BEGIN)
-            wire.send_prepare(COMMIT_NAME, COMMIT)
+            wire.send_prepare(_COMMIT_NAME, _COMMIT)
+            wire.send_prepare(_XID_NAME, _XID)
             wire.send_prepare(_SETTINGS_NAME, _SETTINGS, param_types=[_TEXT_OID] * 3)
             count += OPENING_PREPARES
         if prepared:
@@ -71,6 +74,25 @@ class Opening:
             "SELECT set_config('search_path', {}, true), set_config('shardkit.tenant', {}, true), set_config('role', {}, true)"
         )
         return sql.SQL(settings).format(*values).as_bytes(None)
+
+
+def ask_xid(connection: Routed, *, commits: bool) -> None:
+    """Queue the question for the transaction's id (NULL while it has written nothing); whether COMMIT follows it."""
+    wire = connection.pgconn
+    if connection.opening_prepared:
+        wire.send_query_prepared(_XID_NAME, None)
+    else:
+        wire.send_query_params(_XID, None)
+    if commits:
+        wire.send_flush_request()  # its answer must not wait for COMMIT's
+
+
+def send_commit(connection: Routed) -> None:
+    """Queue COMMIT."""
+    if connection.opening_prepared:
+        connection.pgconn.send_query_prepared(_COMMIT_NAME, None)
+    else:
+        connection.pgconn.send_query_params(_COMMIT, None)
 
 
 class ReplicaBehindError(psycopg.OperationalError):

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import psycopg
 from shardkit.core.lag import Anchor, Position, Requirement, lsn_number, requirement
 from shardkit.core.shardmap import Server
 from shardkit.db.connect import connect
+from shardkit.db.forked import in_forked_child
 from shardkit.db.lineage import Lineage
 from shardkit.errors import ServerError
 from shardkit.settings import Settings
@@ -50,7 +49,7 @@ class ReplicaWatch:
         self._settings, self._cluster_id, self._lineage = settings, cluster_id, lineage
         self._turn = itertools.count()
         self._reset()
-        _alive.add(self)
+        in_forked_child(self._after_fork)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -103,8 +102,8 @@ class ReplicaWatch:
             if thread is not threading.current_thread():
                 thread.join(timeout=self._settings.connect_timeout_s + 1)
 
-    def after_fork(self) -> None:
-        """In a child: the threads are not here, and what they knew is the parent's."""
+    def _after_fork(self) -> None:
+        """The threads are not here, and what they knew is the parent's."""
         self._reset()
 
     def _want(self, server: Server, now: float) -> None:
@@ -169,14 +168,3 @@ class ReplicaWatch:
                 self.positions[server, dsn] = time.monotonic(), Position(row[0], lsn_number(row[1]))
 
         return look
-
-
-_alive: weakref.WeakSet[ReplicaWatch] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for watch in list(_alive):
-        watch.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg import _queries, errors, generators, pq, waiting
+from psycopg._cursor_base import BaseCursor
 from psycopg._preparing import Prepare, PrepareManager
 
 from shardkit.db.classify import changes_session
 from shardkit.db.deadline import bounded, drop, left
-from shardkit.db.opening import BEGIN, COMMIT, COMMIT_NAME, OPENING_PREPARES, READ_ONLY, Opening, ReplicaBehindError
+from shardkit.db.opening import BEGIN, OPENING_PREPARES, READ_ONLY, Opening, ReplicaBehindError, ask_xid, send_commit
 
 if TYPE_CHECKING:
     from shardkit.db.leg import Leg
@@ -31,7 +32,6 @@ FOREVER_S: Final = 86_400.0
 _INTERVAL_S: Final = 0.1
 IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
-_XID: Final = b"SELECT pg_current_xact_id_if_assigned()"
 _POSITION: Final = b"SELECT pg_current_wal_insert_lsn()"
 _UNKNOWN: Final = (None,) * 5
 
@@ -62,14 +62,8 @@ class Receipt:
     committed: bool = False
 
 
-class Routed:
+class Routed(psycopg.BaseConnection[Any]):
     """What a routed connection remembers, sync and async alike. The driver stays in autocommit: we send BEGIN ourselves."""
-
-    if TYPE_CHECKING:
-        pgconn: Any
-        prepare_threshold: int | None
-        _pipeline: Any
-        _prepared: PrepareManager
 
     leg: Leg | None = None
     """The routed unit of work that holds this connection."""
@@ -90,12 +84,15 @@ class Routed:
     """COMMIT goes with the next statement: it is the last of its transaction, and cannot be found wanting afterwards."""
     tracked: bool = False
     """Ask for the transaction's id with its first write, in the same flight, so that an unknown outcome can be settled."""
-    writes: bool = False
-    """The next statement may write."""
+    marked: bool = False
+    """Ask for it with the first write to a cached table: the markers have to name it before COMMIT."""
+    asks: bool = False
+    """Ask for it with the statement under way."""
     wrote: bool = False
     """A statement of this transaction may have written."""
     commit_xid: str | None = None
-    """The id of the transaction that was being committed."""
+    """The id of the open transaction, or of the one that was being committed; forgotten when something is sent that could end
+    it behind our back (SQL text, what does not come through the dialect)."""
     commit_lsn: str | None = None
     """A point of the server's log after the COMMIT, where the leg wants to know."""
     timeline: str | None = None
@@ -113,11 +110,11 @@ class Routed:
     unannounced: frozenset[str] = frozenset()
     """Cached tables that statements of this transaction wrote to without saying which rows."""
 
-    def embark(self, leg: Leg, *, every: bool, tracked: bool = False) -> None:
+    def embark(self, leg: Leg, *, every: bool, tracked: bool = False, marked: bool = False) -> None:
         """Carry *leg* from now on; its opening goes with the next statement, or with every one."""
-        self.tracked = tracked
+        self.tracked, self.marked = tracked, marked
         self.leg, self.every, self.pending, self.under_way = leg, every, True, False
-        self.wrote, self.commit_lsn = False, None
+        self.wrote, self.commit_lsn, self.commit_xid = False, None, None
 
     def disembark(self) -> None:
         """Forget everything about the last unit of work."""
@@ -126,11 +123,12 @@ class Routed:
         self.last = None
         self.vetted = False
         self.unannounced = frozenset()
-        self.tracked, self.commit_xid = False, None
+        self.tracked = self.marked = self.asks = False
+        self.commit_xid = None
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> Generator[Any, Any, Any]:
-        connecting = super()._connect_gen(conninfo)  # type: ignore[misc]
+        connecting = super()._connect_gen(conninfo)
         return bounded(connecting, seconds=left(FOREVER_S))
 
     def _limit(self, timeout: float | None) -> float:
@@ -142,7 +140,7 @@ class Routed:
             return exc
         drop(self.pgconn)
         late = psycopg.OperationalError("the deadline passed before the server answered")
-        late.timed_out = True  # type: ignore[attr-defined]
+        late.timed_out = True  # type: ignore[attr-defined]  # our mark on the driver's error
         return late
 
     @property
@@ -155,7 +153,7 @@ class Routed:
     @property
     def idle(self) -> bool:
         """Whether no transaction is open."""
-        return self.pgconn.transaction_status == IDLE  # type: ignore[no-any-return]
+        return self.pgconn.transaction_status == IDLE
 
     def _open_gen(self) -> Generator[Any, Any, None]:
         """Send the opening on its own, for what cannot travel with it (scripts, COPY, pipelines, server-side cursors)."""
@@ -163,12 +161,17 @@ class Routed:
         self.pending = self.every = False
         if self._pipeline is not None:
             for command in commands:
-                yield from self._exec_command(command)  # type: ignore[attr-defined]
+                yield from self._exec_command(command)
             return
         self.pgconn.send_query(b";".join(commands))
         for result in (yield from generators.execute(self.pgconn)):
             if result.status == _FATAL:
                 raise errors.error_from_result(result)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether COMMIT and ROLLBACK have nothing to do."""
+        return self.idle and self._pipeline is None and not self.outdated
 
     def _start_query(self) -> Generator[Any, Any, None]:
         if (self.pending or self.every) and self.idle:
@@ -178,13 +181,14 @@ class Routed:
         """COMMIT; with it, where they are wanted, a tracked transaction's id (before it) and the log's position (after it)."""
         asks = self.tracked and self.commit_xid is None
         if not (asks or self._marks) or self._pipeline is not None or self.idle:
-            yield from super()._commit_gen()  # type: ignore[misc]
+            yield from super()._commit_gen()
+            self.commit_xid = None
             return
         wire = self.pgconn
         wire.enter_pipeline_mode()
         try:
             if asks:
-                self._ask_xid()
+                ask_xid(self, commits=True)
             follow = self._send_commit()
             wire.pipeline_sync()
             yield from generators.send(wire)
@@ -195,11 +199,8 @@ class Routed:
         for (answer,) in answers[: asks + 1]:
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
+        self.commit_xid = None
         self._keep_position(answers[asks + 1 : -1])
-
-    def _ask_xid(self) -> None:
-        self.pgconn.send_query_params(_XID, None)
-        self.pgconn.send_flush_request()  # its answer must not wait for COMMIT's
 
     @property
     def _marks(self) -> bool:
@@ -207,10 +208,7 @@ class Routed:
 
     def _send_commit(self) -> int:
         """Queue COMMIT and, where replicas have to show what it wrote, the question how far the log is; how many answers."""
-        if self.opening_prepared:
-            self.pgconn.send_query_prepared(COMMIT_NAME, None)
-        else:
-            self.pgconn.send_query_params(COMMIT, None)
+        send_commit(self)
         if not self._marks:
             return 1
         self.pgconn.send_query_params(_POSITION, None)
@@ -233,39 +231,34 @@ class Routed:
 
     def _rollback_gen(self) -> Generator[Any, Any, None]:
         """ROLLBACK, keeping prepared statements: PostgreSQL keeps them too, and psycopg's DEALLOCATE ALL costs a round trip."""
+        self.commit_xid = None
         if self._pipeline is not None:
-            yield from super()._rollback_gen()  # type: ignore[misc]
+            yield from super()._rollback_gen()
             return
         if not self.idle:
-            yield from self._exec_command(b"ROLLBACK")  # type: ignore[attr-defined]
+            yield from self._exec_command(b"ROLLBACK")
         if self.outdated:
             self._prepared.clear()
-            yield from self._prepared.maintain_gen(self)  # type: ignore[arg-type]
+            yield from self._prepared.maintain_gen(self)
             self.outdated = False
 
     def _deallocate(self, name: bytes | None) -> Generator[Any, Any, None]:
         """Psycopg's upkeep after DROP, ALTER and ROLLBACK TO; without a name all prepared statements go, also ours."""
         self.opening_prepared &= name is not None
-        yield from super()._deallocate(name)  # type: ignore[misc]
+        yield from super()._deallocate(name)
 
 
-class _RoutedCursor:
+class _RoutedCursor(BaseCursor[Any, Any]):
     """A cursor whose first statement takes the opening along."""
-
-    if TYPE_CHECKING:
-        _conn: Any
-        _pgconn: Any
-        _last_query: Any
-        pgresult: Any
 
     _query_cls: Any = _Query
 
     @property
     def description(self) -> Any:
         """Name and type of each column, as DB-API says; psycopg makes a Column object of each, for every execution."""
-        result = self.pgresult
+        result: Any = self.pgresult
         if result is None or not result.nfields:
-            return super().description  # type: ignore[misc]
+            return super().description
         encoding = self._pgconn._encoding
         return [(result.fname(i).decode(encoding), result.ftype(i), *_UNKNOWN) for i in range(result.nfields)]
 
@@ -275,16 +268,17 @@ class _RoutedCursor:
         conn = self._conn
         if not conn.vetted:
             conn.dirty |= changes_session(query)
+            conn.asks, conn.commit_xid = False, None
         leg = conn.leg
         opens = (conn.pending or conn.every) and conn.idle
-        asks = conn.tracked and conn.commit_xid is None and conn.writes
+        asks = conn.asks and conn.commit_xid is None
         if leg is None or not (opens or conn.last or asks) or not (params or conn.single) or conn._pipeline:
-            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
+            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
             return
         every, conn.pending, conn.every = conn.every, False, False
-        yield from self._start_query(query)  # type: ignore[attr-defined]  # resets the cursor; nothing is pending now
+        yield from self._start_query(query)  # resets the cursor; nothing is pending now
         conn.every = every
-        pgq = self._convert_query(query, params)  # type: ignore[attr-defined]
+        pgq = self._convert_query(query, params)
         yield from self._fly_gen(leg.opening if opens else None, pgq, asks=asks, prepare=prepare, binary=binary)
         self._last_query = query
         yield from conn._prepared.maintain_gen(conn)
@@ -295,19 +289,19 @@ class _RoutedCursor:
         conn, wire = self._conn, self._pgconn
         last: Receipt | None = conn.last
         prepares = opening is not None and conn.prepare_threshold is not None and not conn.opening_prepared
-        prep, name = self._get_prepared(query, prepare)  # type: ignore[attr-defined]
+        prep, name = self._get_prepared(query, prepare)
         wire.enter_pipeline_mode()
         try:
             before = opened = opening.send(conn) if opening is not None else 0
             if prep is Prepare.NO:
-                self._execute_send(query, force_extended=True, binary=binary)  # type: ignore[attr-defined]
+                self._execute_send(query, force_extended=True, binary=binary)
             else:
                 if prep is Prepare.SHOULD:
-                    self._send_prepare(name, query)  # type: ignore[attr-defined]
+                    self._send_prepare(name, query)
                     before += 1
-                self._send_query_prepared(name, query, binary=binary)  # type: ignore[attr-defined]
+                self._send_query_prepared(name, query, binary=binary)
             if asks:
-                conn._ask_xid()
+                ask_xid(conn, commits=last is not None)
             follow = conn._send_commit() if last is not None else 0
             wire.pipeline_sync()
             yield from generators.send(wire)
@@ -327,16 +321,16 @@ class _RoutedCursor:
         results = answers[before]
         if key is not None:
             conn._prepared.validate(key, prep, name, results)
-        self._check_results(results)  # type: ignore[attr-defined]
+        self._check_results(results)
         if last is not None:
             (answer,) = answers[commit_at]
             if answer.status == _FATAL:
-                failed = errors.error_from_result(answer, encoding=wire._encoding)
-                failed.in_commit = True  # type: ignore[attr-defined]
+                failed: Any = errors.error_from_result(answer, encoding=wire._encoding)
+                failed.in_commit = True
                 raise failed
             last.committed = True
             conn._keep_position(answers[commit_at + 1 : -1])
-        self._set_results(results)  # type: ignore[attr-defined]
+        self._set_results(results)
 
 
 class RoutedCursor(_RoutedCursor, psycopg.Cursor[Any]):

@@ -9,6 +9,7 @@ from sqlalchemy import column, exists, literal, or_, select, table, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.util.concurrency import in_greenlet
 
+from shardkit.catalog.router import Router
 from shardkit.core.hashing import TenantKey
 from shardkit.core.ids import shard_of_id
 from shardkit.core.shardmap import Route
@@ -26,7 +27,7 @@ _KEYED = text("""
 class Births:
     """Looks ids up in the shards of a router's map. Ids are unique over all tables of a shard, so no table has to be named."""
 
-    def __init__(self, router: Any, *, asyncio: bool) -> None:
+    def __init__(self, router: Router, *, asyncio: bool) -> None:
         self.router, self._asyncio = router, asyncio
         self._keyed: dict[str, list[tuple[str, str]]] = {}
 
@@ -44,7 +45,7 @@ class Births:
 
     def route(self, key: int) -> Route:
         """Where the row of id *key* is."""
-        return self.router.map.route(self.shard_of(key))  # type: ignore[no-any-return]
+        return self.router.map.route(self.shard_of(key))
 
     def _has(self, shard: int, key: int) -> bool:
         with RoutedSession(guide=self.router, shard=shard) as session:

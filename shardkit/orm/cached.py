@@ -7,7 +7,6 @@ primary keys of the newest rows with that value). The key of a tenant's row carr
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -27,6 +26,7 @@ from shardkit.orm.rebuild import Build, builder
 from shardkit.orm.tenancy import TENANT_COLUMN, TenantScoped
 
 INFO: Final = "shardkit_cached"
+_REMEMBERED: Final = 4096
 Names = tuple[str, ...]
 
 
@@ -87,13 +87,13 @@ class Entity:
         self.mapper, self.declared = mapper, declared
         self.cls: type[Any] = mapper.class_
         self.name = self.cls.__name__
-        self.table: Table = mapper.local_table  # type: ignore[assignment]
+        self.table: Table = mapper.local_table  # type: ignore[assignment]  # checked next
         self._check_shape()
         self.attributes: Names = ()
         self.columns: tuple[Column[Any], ...] = ()
         self._choose_columns()
         self.tenant = self.table.c[TENANT_COLUMN] if issubclass(self.cls, TenantScoped) else None
-        self.primary = Key(tuple(mapper.primary_key), self._attributes_of(mapper.primary_key), "")  # type: ignore[arg-type]
+        self.primary = Key(tuple(mapper.primary_key), self._attributes_of(mapper.primary_key), "")  # type: ignore[arg-type]  # of this table
         self.keys: dict[Names, Key] = {self.primary.attributes: self.primary}
         self.lists: dict[Names, Key] = {}
         for names in declared.unique:
@@ -110,20 +110,14 @@ class Entity:
             key_columns[self.tenant] = None
         self.key_columns: tuple[Column[Any], ...] = tuple(key_columns)
         self._texts = {column: key_text(column, owner=self.name) for column in key_columns}
-        self.codec = Codec(self.columns, owner=self.name, version=declared.version)
+        self._prefixes: dict[Any, str] = {}
+        self.codec = Codec(self.columns, owner=self.name, version=declared.version, names=self.attributes)
         self.list_codec = KeyListCodec(self.primary.columns, owner=self.name, version=declared.version) if self.lists else None
 
     @cached_property
     def build(self) -> Build:
         """Makes an instance of a row."""
         return builder(self.mapper, self.attributes)
-
-    @cached_property
-    def row_type(self) -> Any:
-        """The named tuple of a row."""
-        make: Any = namedtuple  # noqa: PYI024  # its fields are data
-        made = make(self.name, self.attributes, rename=True)
-        return made._make
 
     @cached_property
     def key_attributes(self) -> dict[Column[Any], str]:
@@ -137,8 +131,16 @@ class Entity:
 
     def prefix(self, key: Key, tenant: Any) -> str:
         """What the names of all of *tenant*'s values of *key* begin with."""
-        owner = "" if self.tenant is None else self._texts[self.tenant](tenant)
-        return f"{self.table.name}:{key.mark}:{owner}"
+        usual = type(tenant) is str or type(tenant) is int  # True equals 1, and is no key
+        known = self._prefixes.get((key.mark, tenant)) if usual else None
+        if known is None:
+            owner = "" if self.tenant is None else self._texts[self.tenant](tenant)
+            known = f"{self.table.name}:{key.mark}:{owner}"
+            if usual:
+                if len(self._prefixes) >= _REMEMBERED:
+                    self._prefixes.clear()
+                self._prefixes[key.mark, tenant] = known
+        return known
 
     def name_of(self, key: Key, values: Sequence[Any], tenant: Any) -> str:
         """The name under which *values* of *key* are stored, below the shard's tag. CacheKeyError for what cannot be one."""
@@ -156,6 +158,8 @@ class Entity:
         if len(self.primary.columns) > 1:
             return [self.name_of(self.primary, key, tenant) for key in keys]
         before, text = self.prefix(self.primary, tenant) + ":", self._texts[self.primary.columns[0]]
+        if text is _whole_number and set(map(type, keys)) == {int}:
+            return [before + key for key in map(str, keys)]
         return [before + text(key) for key in keys]
 
     def names_of(self, row: Mapping[Column[Any], Any], keys: Iterable[Key] | None = None) -> Iterator[str]:

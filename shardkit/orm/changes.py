@@ -57,7 +57,7 @@ class Changes:
 def look_ahead(session: Session, changes: Changes) -> None:
     """Before a flush: keys that are about to go and were never loaded, and what PostgreSQL will change by itself."""
     for state in list(session._dirty_states):
-        entity: Entity | None = state.mapper.local_table.info.get(INFO)  # type: ignore[attr-defined]
+        entity: Entity | None = state.mapper.local_table.info.get(INFO)  # type: ignore[attr-defined]  # a Table's; others have none
         if entity is not None and _hides_old(state, entity, is_delete=state in session._deleted):
             changes.before[state] = _before(session, state, entity)
     for state in list(session._deleted):

@@ -8,6 +8,7 @@ another program's or another schema's, is a miss.
 from __future__ import annotations
 
 import struct
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,11 +29,12 @@ from shardkit.orm.keys import ShardKey
 _FORMAT: Final = 1
 _PREFIX: Final = struct.Struct(">cBHL")
 _HEADER: Final = struct.Struct(">8sQLH")
-_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
+_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's
 _UTC: Final = frozenset({"UTC", "Etc/UTC"})
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 Converter = Callable[[Any], Any]
+Row = tuple[Any, ...]
 
 
 class Header(NamedTuple):
@@ -148,23 +150,25 @@ def _array(kind: types.ARRAY[Any]) -> Field | None:
 
 
 class Codec:
-    """Of rows with these columns, in this order."""
+    """Of rows with these columns, in this order: named tuples, their fields called *names* (else as the columns are)."""
 
-    def __init__(self, columns: Sequence[Column[Any]], *, owner: str, version: int) -> None:
+    def __init__(self, columns: Sequence[Column[Any]], *, owner: str, version: int, names: Sequence[str] | None = None) -> None:
         fields = [field_of(column, owner=owner) for column in columns]
         self.read_as = [field.read_as for field in fields]
         self._out = [(n, f.to_wire) for n, f in enumerate(fields) if f.to_wire]
         self._in = [(n, f.from_wire, f.read_as is not None) for n, f in enumerate(fields) if f.from_wire]
         self._zoned = [n for n, f in enumerate(fields) if f.zoned]
         wanted = [f.annotation if f.annotation is Any else f.annotation | None for f in fields]
-        if self._zoned:
-            wanted.append(str | None)  # the zone in which PostgreSQL gave the times
-        self._decode = msgspec.msgpack.Decoder(tuple[*wanted]).decode  # type: ignore[valid-type]
-        self._plain, self._only_zoned = not (self._in or self._zoned), not self._in
+        make: Any = namedtuple  # noqa: PYI024  # its fields are data
+        row = make(owner, names or [column.key for column in columns], rename=True)
+        row.__annotations__ = dict(zip(row._fields, wanted, strict=True))
+        self.row: Callable[[Sequence[Any]], Row] = row._make
+        self._decode = msgspec.msgpack.Decoder(row).decode
+        self._decode_zoned = msgspec.msgpack.Decoder(tuple[*wanted, str]).decode  # type: ignore[valid-type]  # made from the mapper
         text = repr([(c.name, repr(c.type), str(f.annotation)) for c, f in zip(columns, fields, strict=True)])
-        mark = int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big")
         self.version = version
-        self.prefix = _PREFIX.pack(b"V", _FORMAT, version, mark)
+        self.prefix, self.zoned_prefix = _prefix(text, version), _prefix(f"{text} in a zone", version)
+        """What values begin with; the other one those whose last part is the zone in which PostgreSQL gave the times."""
 
     def encode(self, row: Sequence[Any], *, xmin: int, now_s: int, load_ms: int) -> bytes | None:
         """*row*, of values as they were selected. None if it would not come back the same (JSON beyond 64 bits, NaN)."""
@@ -172,59 +176,60 @@ class Codec:
         for n, convert in self._out:
             if wire[n] is not None:
                 wire[n] = convert(wire[n])
-        if self._zoned:
-            wire.append(_zone(wire[n] for n in self._zoned))
+        prefix, decode = self.prefix, self._decode
         try:
+            zone = _zone(wire[n] for n in self._zoned)
+            if zone is not None:
+                prefix, decode = self.zoned_prefix, self._decode_zoned
+                wire.append(zone)
             payload = _encode(wire)
-            if list(self._decode(payload)) != wire:
+            if list(decode(payload)) != wire:
                 return None
         except (msgspec.MsgspecError, ValueError, TypeError, OverflowError):
             return None
-        return _HEADER.pack(self.prefix, xmin, now_s, min(load_ms, 65_535)) + payload
+        return _HEADER.pack(prefix, xmin, now_s, min(load_ms, 65_535)) + payload
 
-    def decode(self, raw: bytes) -> tuple[Any, ...] | None:
+    def decode(self, raw: bytes) -> Row | None:
         """The row in *raw* as the ORM would have loaded it, or None where *raw* is not a row of ours."""
-        if raw[:8] != self.prefix:
-            return None
         try:
-            row: tuple[Any, ...] = self._decode(raw[22:])
-            if self._plain:
-                return row
-            return row[:-1] if self._only_zoned and row[-1] is None else self._finish(list(row))
+            if raw[:8] == self.prefix:
+                row: Row = self._decode(raw[22:])
+                return self._finish(list(row)) if self._in else row
+            if raw[:8] == self.zoned_prefix:
+                *values, zone = self._decode_zoned(raw[22:])
+                for n in self._zoned:
+                    if values[n] is not None:
+                        values[n] = values[n].astimezone(ZoneInfo(zone))
+                return self._finish(values)
         except Exception:  # noqa: BLE001  # a decorator or a zone may say no in any way; foreign bytes are a miss
             return None
+        return None
 
-    def decode_many(self, values: Sequence[bytes | None]) -> list[tuple[Any, ...] | None]:
+    def decode_many(self, values: Sequence[bytes | None]) -> list[Row | None]:
         """``decode`` of each; None for None."""
         prefix, read = self.prefix, self._decode
         if not self._in:
             with suppress(Exception):  # then one by one, to find out which
-                rows: Any = [None if raw is None or raw[:8] != prefix else read(raw[22:]) for raw in values]
-                if self._plain:
-                    return rows  # type: ignore[no-any-return]
-                if all(row is None or row[-1] is None for row in rows):
-                    return [row if row is None else row[:-1] for row in rows]
+                return [None if raw is None else read(raw[22:]) if raw[:8] == prefix else self.decode(raw) for raw in values]
         return [None if raw is None else self.decode(raw) for raw in values]
 
-    def loaded(self, row: Sequence[Any]) -> tuple[Any, ...]:
+    def loaded(self, row: Sequence[Any]) -> Row:
         """A selected *row* as the ORM would have loaded it."""
         values = list(row)
         for n, convert, decorated in self._in:
             if decorated:
                 values[n] = convert(values[n])
-        return tuple(values)
+        return self.row(values)
 
-    def _finish(self, row: list[Any]) -> tuple[Any, ...]:
-        if self._zoned:
-            zone = row.pop()
-            if zone is not None:
-                for n in self._zoned:
-                    if row[n] is not None:
-                        row[n] = row[n].astimezone(ZoneInfo(zone))
+    def _finish(self, values: list[Any]) -> Row:
         for n, convert, decorated in self._in:
-            if decorated or row[n] is not None:
-                row[n] = convert(row[n])
-        return tuple(row)
+            if decorated or values[n] is not None:
+                values[n] = convert(values[n])
+        return self.row(values)
+
+
+def _prefix(text: str, version: int) -> bytes:
+    return _PREFIX.pack(b"V", _FORMAT, version, int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big"))
 
 
 def _zone(values: Any) -> str | None:
@@ -243,11 +248,9 @@ class KeyListCodec:
 
     def __init__(self, columns: Sequence[Column[Any]], *, owner: str, version: int) -> None:
         annotations = [field_of(column, owner=owner).annotation for column in columns]
-        self._decode = msgspec.msgpack.Decoder(list[tuple[*annotations]]).decode  # type: ignore[valid-type]
+        self._decode = msgspec.msgpack.Decoder(list[tuple[*annotations]]).decode  # type: ignore[valid-type]  # made from the mapper
         text = repr([(c.name, repr(c.type)) for c in columns])
-        self.prefix = _PREFIX.pack(
-            b"V", _FORMAT, version, int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big")
-        )
+        self.prefix = _prefix(text, version)
         self.version = version
 
     def encode(self, keys: Sequence[tuple[Any, ...]], *, xmin: int, now_s: int, load_ms: int) -> bytes:

@@ -6,14 +6,14 @@ once at import, and where they do not give the same, the public recipe is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, Session, make_transient_to_detached, mapped_column
 
-Build = Callable[[Session, Sequence[tuple[Any, ...]]], list[Any]]
+Build = Callable[[Session, Collection[tuple[Any, ...]]], list[Any]]
 
 
 def builder(mapper: Mapper[Any], attributes: Sequence[str]) -> Build:
@@ -34,26 +34,30 @@ def _like_the_loader(mapper: Mapper[Any], attributes: Sequence[str]) -> Build:
     names = tuple(attributes)
     key_of = _key_getter(mapper, attributes)
     identity_class: Any = mapper._identity_class
-    manager = mapper.class_manager
-    new_instance = manager.new_instance
+    manager: Any = mapper.class_manager
+    cls = mapper.class_
+    new: Any = cls.__new__
+    new_state = manager._state_constructor
 
-    def build(session: Session, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def build(session: Session, rows: Collection[tuple[Any, ...]]) -> list[Any]:
         identity_map: Any = session.identity_map
-        known_as, add, session_id = identity_map.get, identity_map._add_unpresent, session.hash_key
+        known, reference, session_id = identity_map._dict, identity_map._wr, session.hash_key
         dispatch: Any = manager.dispatch
         on_load = dispatch.load or None
         on_attach = session.dispatch.loaded_as_persistent or None
         made = []
         for values in rows:
             key: Any = (identity_class, key_of(values), None)
-            instance = known_as(key)
+            state = known.get(key)
+            instance = None if state is None else state.obj()
             if instance is None:
-                instance = new_instance()
+                instance = new(cls)
                 loaded = instance.__dict__
-                state = loaded["_sa_instance_state"]
+                state = loaded["_sa_instance_state"] = new_state(instance, manager)
                 state.key = key
                 state.session_id = session_id
-                add(state, key)
+                state._instance_dict = reference
+                known[key] = state
                 loaded.update(zip(names, values))  # noqa: B905  # checking the lengths costs a tenth of this function
                 if on_load is not None:
                     on_load(state, None)

@@ -131,7 +131,8 @@ class RoutedSession(Session):
         """
         if self._tenant is not None and isinstance(statement, Select):
             if statement._propagate_attrs and not isinstance(params, Sequence):
-                statement = statement.options(CRITERIA)
+                statement = statement._generate()  # as options() does, which looks at what kind of option it is each time
+                statement._with_options += (CRITERIA,)
                 params = {TENANT_PARAMETER: self._tenant, **(params or {})}
         elif (
             self._tenant is not None
@@ -259,7 +260,8 @@ def _embark(session: RoutedSession, transaction: SessionTransaction, connection:
         session._leg = leg = leg.home
         dialect: Any = connection.dialect
         driver = dialect.change_road(connection, leg)
-    driver.embark(leg, every=session._read_only and driver.begin == b"BEGIN", tracked=session._tracked)
+    every, marked = session._read_only and driver.begin == b"BEGIN", session._cache is not None
+    driver.embark(leg, every=every, tracked=session._tracked, marked=marked)
     session._connection = connection
 
 

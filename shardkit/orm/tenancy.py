@@ -116,7 +116,7 @@ def own(instances: Iterable[Any], tenant: TenantKey | None) -> None:
 def _scope_once(_mapper: Mapper[Any], cls: type[Any]) -> None:
     if not issubclass(cls, TenantScoped):
         return
-    table = cls.__table__  # type: ignore[attr-defined]
+    table = cls.__table__  # type: ignore[attr-defined]  # a mapped class has one
     if TENANT_COLUMN not in table.c:
         raise SettingsError(
             f"table {table.name!r} of the scoped model {cls.__name__} has no {TENANT_COLUMN} of its own, so PostgreSQL could "
@@ -154,4 +154,4 @@ def scope(table: Table) -> None:
     key = list(table.primary_key.columns)
     if tenant not in key and key:
         table.append_constraint(UniqueConstraint(tenant, *key, name=f"{table.name}_tenant_key"))
-    event.listen(table, "after_create", DDL("SELECT shardkit.protect('%(fullname)s')"))  # type: ignore[no-untyped-call]
+    event.listen(table, "after_create", DDL("SELECT shardkit.protect('%(fullname)s')"))  # type: ignore[no-untyped-call]  # SQLAlchemy's

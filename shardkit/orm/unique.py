@@ -249,7 +249,7 @@ def _leave(session: RoutedSession, column: Column[Any], values: Any) -> None:
 def _confirm(session: Session) -> None:
     if session.in_nested_transaction():
         return
-    registry = Registry(session._guide)  # type: ignore[attr-defined]
+    registry = Registry(session._guide)  # type: ignore[attr-defined]  # a RoutedSession's
     for kind, key, tenant in session.info.pop(f"{_PENDING}_left", ()):
         _try(registry.release_own, kind, key, tenant)
     for key, tenant in session.info.pop(_PENDING, ()):
@@ -259,10 +259,10 @@ def _confirm(session: Session) -> None:
 @event.listens_for(RoutedSession, "after_transaction_end")
 def _release(session: Session, transaction: SessionTransaction) -> None:
     """Rolled back, closed, or of unknown outcome: the claims know."""
-    if transaction.parent is not None:
+    if transaction.parent is not None or "info" not in vars(session):  # it is made when first asked for
         return
     session.info.pop(f"{_PENDING}_left", None)
-    registry = Registry(session._guide) if _PENDING in session.info else None  # type: ignore[attr-defined]
+    registry = Registry(session._guide) if _PENDING in session.info else None  # type: ignore[attr-defined]  # a RoutedSession's
     for key, tenant in session.info.pop(_PENDING, ()):
         if registry is not None:
             _try(registry.settle, key, tenant)

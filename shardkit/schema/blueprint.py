@@ -6,7 +6,7 @@ import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import MetaData, create_mock_engine
 
@@ -36,8 +36,8 @@ def from_metadata(metadata: MetaData) -> Blueprint:
     check_kinds(metadata)
     statements: list[str] = []
 
-    def collect(statement: object, *_args: object, **_options: object) -> None:
-        compiled = statement.compile(dialect=engine.dialect)  # type: ignore[attr-defined]
+    def collect(statement: Any, *_args: object, **_options: object) -> None:
+        compiled = statement.compile(dialect=engine.dialect)
         statements.append(str(compiled).strip())
 
     engine = create_mock_engine("postgresql+psycopg://", collect, paramstyle="named")  # no %% for %: nothing is bound

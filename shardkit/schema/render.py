@@ -109,7 +109,7 @@ def render(tree: Tree, steps: Iterable[Step], direction: Direction = "up") -> di
     done: dict[str, Rendered] = {}
 
     def each(_version: Any, context: Any) -> list[Any]:
-        environment.is_offline_mode = _refuse_question  # type: ignore[method-assign]
+        environment.is_offline_mode = _refuse_question  # type: ignore[method-assign]  # meant so
         for step in steps:
             if step.revision not in done:
                 done[step.revision] = _one(tree, step.revision, direction, context)

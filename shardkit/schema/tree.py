@@ -76,11 +76,11 @@ class Tree:
             return None
         with _as_ours(f"the way from {', '.join(version) or 'base'} to {target or 'base'}"):
             if direction == "up":
-                found = self.script._upgrade_revs(target, version) if target else []  # type: ignore[arg-type]
+                found = self.script._upgrade_revs(target, version) if target else []  # type: ignore[arg-type]  # takes a tuple too
             elif target is not None and target not in self.applied(version):
                 found = []
             else:
-                found = self.script._downgrade_revs(target or "base", version)  # type: ignore[arg-type]
+                found = self.script._downgrade_revs(target or "base", version)  # type: ignore[arg-type]  # takes a tuple too
         steps, before = [], version
         for step in found:
             script: Script = step.revision
@@ -126,7 +126,7 @@ class Tree:
 def _has_code(function: Any) -> bool:
     if function is None:
         return False
-    body = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0].body  # type: ignore[attr-defined]
+    body = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0].body  # type: ignore[attr-defined]  # a function's
     return not all(
         isinstance(line, ast.Pass) or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)) for line in body
     )

@@ -290,6 +290,7 @@ def test_stopped_server_add_goes_on(databases, config):
         prepare_server(connection, cluster_id=cluster_id, server_id=joining.server.server_id)
     run("server", "add", "pg2", "--config", config, "--yes")  # its URL is in the settings
     run("status", "--config", config)
+    assert list(current_map(settings).servers) == ["pg1", "pg2"]
 
 
 def test_server_that_is_gone_for_good(databases, config, tmp_path):

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+from locallab import empty_place
 
 from shardkit import errors
-from shardkit.local.control import Control
 from shardkit.schema.blueprint import Blueprint
 from shardkit.schema.bootstrap import initialize
 from shardkit.settings import Settings
@@ -65,10 +63,8 @@ def shop() -> str:
 
 @pytest.fixture
 def place():
-    path = Path(tempfile.mkdtemp(prefix="sk-docs-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    yield path
-    Control(path / ".shardkit" / "local").down()
-    shutil.rmtree(path)
+    with empty_place() as path:
+        yield path
 
 
 def play(page: str, place: Path, **variables: str) -> subprocess.CompletedProcess[str]:

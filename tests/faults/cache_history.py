@@ -28,21 +28,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "integration")]
 
-import psycopg  # noqa: E402
-import redis  # noqa: E402
-from redislab import RedisServer, Relay  # noqa: E402
-from sqlalchemy.engine import make_url  # noqa: E402
-from sqlalchemy.exc import DBAPIError  # noqa: E402
-from sqlalchemy.orm import Mapped, mapped_column  # noqa: E402
-from standby import make_standby  # noqa: E402
+import psycopg
+import redis
+from redislab import RedisServer, Relay
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Mapped, mapped_column
+from standby import make_standby
 
-from shardkit import Cached, ListKey, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local  # noqa: E402
-from shardkit.catalog.changes import set_replicas  # noqa: E402
-from shardkit.core import cacheproto as proto  # noqa: E402
-from shardkit.errors import CacheUnavailableError, ShardKitError  # noqa: E402
-from shardkit.local.databases import fresh_databases  # noqa: E402
-from shardkit.schema.blueprint import from_metadata  # noqa: E402
-from shardkit.schema.bootstrap import initialize  # noqa: E402
+from shardkit import Cached, ListKey, Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, run_local
+from shardkit.catalog.changes import set_replicas
+from shardkit.core import cacheproto as proto
+from shardkit.errors import CacheUnavailableError, ShardKitError
+from shardkit.local.databases import fresh_databases
+from shardkit.schema.blueprint import from_metadata
+from shardkit.schema.bootstrap import initialize
 
 KEYS, THREADS, TENANT = 8, 4, "acme"
 READS, STALE, NAIVE_READS, NAIVE_STALE, WRITES, HITS, DEATHS, BEHIND = range(KEYS, KEYS + 8)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 
 import psycopg
@@ -29,11 +26,11 @@ from shardkit.errors import (
     ShardKitError,
     ShardMovedError,
 )
-from shardkit.local.databases import fresh_databases
 from shardkit.move import run
 from shardkit.move.isolate import begin_isolate, forecast
-from tests.faults.isolatelab import ACCOUNTS, BALANCE, NEIGHBOUR, TENANT, Lab, Load, unit
-from tests.faults.test_moves import FAULTS, Hit, Killed, after, catch
+from tests.faults.illtreat import FAULTS, Hit, ill_treat, just_before, kill_mover
+from tests.faults.isolatelab import NEIGHBOUR, TABLES, Lab
+from tests.faults.lab import ACCOUNTS, BALANCE, TENANT, Load
 
 EFFECTS, EFFECTS_OF_END, EFFECTS_BACK = 25, 4, 17  # of an isolate until it soaks, of its end, and of its rollback
 CASES = list(itertools.product(range(EFFECTS + EFFECTS_OF_END), FAULTS))
@@ -49,47 +46,17 @@ ENTRY = Table("entries", META, Column("id", BigInteger, primary_key=True), Colum
 
 @pytest.fixture(scope="module")
 def lab(local_cluster):
-    with fresh_databases(local_cluster.servers, 2) as databases:
-        made = Lab(databases)
-        yield made
-        made.close()
+    with Lab.on_cluster(local_cluster) as lab:
+        yield lab
 
 
 @pytest.fixture(autouse=True)
 def _tidy(lab):
     """Each test leaves the tenant in the shard of its hash, and the servers as tidy as it found them."""
     yield
-    for move in lab.open_moves():
-        for action in ("abort", "resume", "finish"):
-            try:
-                lab.go_on(move, action, take_over=True)
-            except ShardKitError:
-                continue
+    lab.end_moves()
     go_home(lab)
     assert lab.complaints() == []
-
-
-def ill_treat(lab, move, at, fault, *, then, action="resume"):
-    """*move* is hit, and then gone on with, or aborted where that is possible."""
-    hit = Hit(at, fault)
-    if fault == "hang":
-        outcome = []
-        first = threading.Thread(target=lambda: outcome.append(catch(lambda: lab.go_on(move, action, around=hit))), daemon=True)
-        first.start()
-        while not hit.hanging.wait(0.01) and first.is_alive():
-            pass
-        if hit.hanging.is_set():
-            with pytest.raises(MoveBusyError, match="take-over"):
-                lab.go_on(move)
-            after(lab, move, then, take_over=True)
-            hit.woken.set()
-            first.join(60)
-            assert isinstance(outcome[0], ShardKitError | m.LostContact | psycopg.Error), f"not stopped: {outcome[0]!r}"
-        first.join(60)
-    else:
-        catch(lambda: lab.go_on(move, action, around=hit))
-    after(lab, move, then)
-    assert lab.find(move).step.ended, f"{lab.find(move).step} after {fault} at {hit.hit}"
 
 
 def go_home(lab):
@@ -97,7 +64,7 @@ def go_home(lab):
     if (route := lab.route()).shard != lab.home.shard:
         with lab.on(route.server) as there, lab.on(lab.home.server) as home:
             old = lab.route(NEIGHBOUR).schema
-            for table in ("accounts", "entries", "tokens"):
+            for table in TABLES:
                 for (row,) in there.execute(
                     f"SELECT to_jsonb(t) FROM {route.schema}.{table} t WHERE tenant_id = %s", (TENANT,)
                 ):
@@ -131,7 +98,7 @@ def hit_back(lab, at, fault):
     assert move.step is m.Step.SOAK
     with Load(lab) as load, Load(lab, NEIGHBOUR) as neighbour:
         load.wait_for(3)
-        ill_treat(lab, run.begin_rollback(lab.settings, move.id), at, fault, then="resume")
+        ill_treat(lab, lab.begin_rollback(move), at, fault, then="resume")
         load.wait_for(3)
         neighbour.wait_for(3)
     assert lab.route().shard == lab.home.shard
@@ -157,10 +124,10 @@ def test_the_way_back_lets_the_id_sequence_of_an_open_shard_alone(lab):
             schema = lab.route(NEIGHBOUR).schema
             return connection.execute(f"SELECT pg_sequence_last_value('{schema}.{ID_SEQUENCE}')").fetchone()[0]
 
-    lab.kit.run(NEIGHBOUR, unit, 0, 10_001)
+    lab.kit.run(NEIGHBOUR, lab.unit, 0, 10_001)
     move = lab.go_on(lab.begin(lab.other))
     before = drawn()
-    lab.kit.run(TENANT, unit, 0, 10_001)  # a later number than any of the shard it left
+    lab.kit.run(TENANT, lab.unit, 0, 10_001)  # a later number than any of the shard it left
     lab.go_back(move)
     assert drawn() == before
 
@@ -292,39 +259,16 @@ def test_a_killed_process(lab):
     for at in (9, 20):
         with Load(lab) as load, Load(lab, NEIGHBOUR) as neighbour:
             move = lab.begin(soak=False)
-            command = [sys.executable, "-c", MOVER, lab.settings.catalog_url, str(move.id), str(at)]
-            done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
-            assert done.returncode == -signal.SIGKILL, done.stderr
+            kill_mover(lab, move, at)
             assert lab.go_on(move).step is m.Step.FINISHED
             load.wait_for(5)
         assert lab.complaints(load, neighbour) == []
         go_home(lab)
 
 
-MOVER = """
-import os, signal, sys
-from shardkit import Settings
-from shardkit.move import run
-left = int(sys.argv[3])
-def around(effect, do):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return do(effect)
-run.go_on(Settings(catalog_url=sys.argv[1]), int(sys.argv[2]), around=around)
-"""
-
-
 def test_a_transaction_in_the_middle_is_told_that_it_is_not_done(lab):
     with lab.kit.session(NEIGHBOUR) as session:
-
-        def around(effect, do):
-            if isinstance(effect, m.Lock):
-                session.execute(text("SELECT 1 FROM accounts"))
-            return do(effect)
-
-        move = lab.go_on(lab.begin(), around=around)
+        move = lab.go_on(lab.begin(), around=just_before(m.Lock, lambda: session.execute(text("SELECT 1 FROM accounts"))))
         with pytest.raises(ShardMovedError) as caught:
             session.execute(text("UPDATE accounts SET balance = balance WHERE id = 1"))
         assert caught.value.retryable
@@ -385,29 +329,30 @@ def test_what_somebody_else_does_to_the_copy_is_made_good(lab, change):
 def test_the_copy_refuses_writes_of_its_own(lab):
     move = lab.begin()
 
-    def around(effect, do):
-        if isinstance(effect, m.Verify):
-            with lab.on(move.target) as connection, pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="is the copy"):
-                connection.execute(
-                    f"INSERT INTO {schema_name(move.into_shard, 1)}.tokens (tenant_id, what) VALUES ('acme', 'x')"
-                )
-        return do(effect)
+    refused = []
 
-    lab.go_on(move, around=around)
+    def write():
+        with (
+            lab.on(move.target) as connection,
+            pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="is the copy") as said,
+        ):
+            connection.execute(f"INSERT INTO {schema_name(move.into_shard, 1)}.tokens (tenant_id, what) VALUES ('acme', 'x')")
+        refused.append(said.value)
+
+    lab.go_on(move, around=just_before(m.Verify, write))
+    assert len(refused) == 1
     lab.go_back(move)
 
 
 def test_ddl_in_between_is_found_before_the_flip(lab):
     move = lab.begin()
 
-    def around(effect, do):
-        if isinstance(effect, m.Lock):
-            with lab.on(move.source) as connection:
-                connection.execute(f"ALTER TABLE {schema_name(0, move.epoch)}.tokens ALTER COLUMN what SET DEFAULT 'y'")
-        return do(effect)
+    def alter():
+        with lab.on(move.source) as connection:
+            connection.execute(f"ALTER TABLE {schema_name(0, move.epoch)}.tokens ALTER COLUMN what SET DEFAULT 'y'")
 
     with pytest.raises(NotEqualError, match="structure"):
-        lab.go_on(move, around=around)
+        lab.go_on(move, around=just_before(m.Lock, alter))
     assert lab.go_on(move, "abort").step is m.Step.ABORTED
     with lab.on(move.source) as connection:
         connection.execute(f"ALTER TABLE {schema_name(0, move.epoch)}.tokens ALTER COLUMN what DROP DEFAULT")
@@ -424,7 +369,7 @@ def test_rows_that_nobody_can_tell_the_owner_of_are_refused_or_copied_wholly(lab
         move = lab.go_on(lab.begin(whole=("loose",)))
         assert lab.rows("SELECT id FROM loose WHERE %s <> '' ORDER BY id") == [(1,), (2,)]
         with pytest.raises(MoveRefusedError, match="copied whole tables"):
-            run.begin_rollback(lab.settings, move.id)
+            lab.begin_rollback(move)
         lab.go_on(move, "finish")
         schema = lab.route(NEIGHBOUR).schema
         assert connection.execute(f"DELETE FROM {schema}.loose").rowcount == 2
@@ -434,15 +379,10 @@ def test_rows_that_nobody_can_tell_the_owner_of_are_refused_or_copied_wholly(lab
 def test_rows_that_come_into_such_a_table_meanwhile_stop_it(lab):
     move = lab.begin()
     schema = schema_name(0, move.epoch)
+    insert = f"INSERT INTO {schema}.loose VALUES (1) ON CONFLICT DO NOTHING"
     with lab.on(lab.home.server) as connection:
-
-        def around(effect, do):
-            if isinstance(effect, m.Lock):
-                connection.execute(f"INSERT INTO {schema}.loose VALUES (1) ON CONFLICT DO NOTHING")
-            return do(effect)
-
         with pytest.raises(MoveError, match="got rows meanwhile"):
-            lab.go_on(move, around=around)
+            lab.go_on(move, around=just_before(m.Lock, lambda: connection.execute(insert)))
         lab.go_on(move, "abort")
         connection.execute(f"DELETE FROM {schema}.loose")
 
@@ -472,14 +412,8 @@ def test_other_moves_of_either_shard_wait(lab):
 def test_a_pin_that_was_set_meanwhile_is_not_overwritten(lab):
     move = lab.begin()
     with connect_admin(lab.settings.catalog_url, lab.settings) as catalog:
-
-        def around(effect, do):
-            if isinstance(effect, m.Flip):
-                pin(catalog, TENANT, 0)
-            return do(effect)
-
         with pytest.raises(ShardKitError, match="was not changed"):
-            lab.go_on(move, around=around)
+            lab.go_on(move, around=just_before(m.Flip, lambda: pin(catalog, TENANT, 0)))
         with pytest.raises(PastNoReturnError):
             lab.go_on(move, "abort")
         pin(catalog, TENANT, None)
@@ -504,6 +438,3 @@ def test_the_checkers_see_what_is_planted(lab):
     assert any("left behind" in complaint for complaint in lab.complaints())
     lab.go_on(move, "finish")
     go_home(lab)
-
-
-assert Killed  # what Hit raises

@@ -9,16 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import psycopg
 import pytest
+from locallab import empty_place, exists, one
 
 import shardkit
 from shardkit.errors import DiskFullError, LocalClusterError
 from shardkit.local import binaries, run_local
-from shardkit.local.control import Control
+from shardkit.local.keeper import children
 
 ROOT = Path(shardkit.__file__).parents[1]
 IS_ROOT = os.geteuid() == 0
@@ -33,13 +33,6 @@ def main():
 """
 
 
-def exists(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def keeper_of(home):
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -51,26 +44,13 @@ def keeper_of(home):
 
 def family(pid):
     """*pid* and its descendants."""
-    kids = []
-    for process in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if process.name.isdigit() and (process / "stat").read_text().rpartition(")")[2].split()[1] == str(pid):
-                kids.append(int(process.name))
-    return [pid, *(each for kid in kids for each in family(kid))]
+    return [pid, *(each for kid in children(pid) for each in family(kid))]
 
 
 @pytest.fixture
 def home():
-    parent = Path(tempfile.mkdtemp(prefix="sk-test-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    yield parent / "local"
-    Control(parent / "local").down()
-    shutil.rmtree(parent)
-
-
-def answer(url, query="SELECT 1"):
-    with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
-        cursor = connection.execute(query)
-        return cursor.fetchone()[0] if cursor.description else None
+    with empty_place("local") as parent:
+        yield parent / "local"
 
 
 @contextlib.contextmanager
@@ -96,7 +76,7 @@ def program(ending, **how):
 )
 def test_a_killed_parent_leaves_no_orphan(eventually, ending):
     with program(ending) as (process, cluster):
-        assert answer(cluster["url"]) == 1  # also after the thread that started it has ended
+        assert one(cluster["url"]) == 1  # also after the thread that started it has ended
         process.kill()
         process.wait()
         eventually(lambda: not any(exists(pid) for pid in cluster["pids"].values()))
@@ -118,7 +98,7 @@ def test_a_forked_child_does_not_take_the_servers_down():
         cluster,
     ):
         assert process.stdout.readline() == "child gone\n"
-        assert answer(cluster["url"]) == 1
+        assert one(cluster["url"]) == 1
 
 
 def test_a_killed_keeper_leaves_no_orphan_and_the_next_up_recovers(home, eventually):
@@ -129,12 +109,12 @@ def test_a_killed_keeper_leaves_no_orphan_and_the_next_up_recovers(home, eventua
     assert cluster.running() == {}
     again = run_local(servers=2, data_dir=home, fast=True)
     assert again.servers == cluster.servers
-    assert [answer(server.url) for server in again.servers] == [1, 1]
+    assert [one(server.url) for server in again.servers] == [1, 1]
 
 
 def test_recovery_after_everything_was_killed(home):
     cluster = run_local(servers=2, data_dir=home, fast=True)
-    answer(cluster.servers[1].url, "CREATE TABLE kept AS SELECT 42 AS answer")
+    one(cluster.servers[1].url, "CREATE TABLE kept AS SELECT 42 AS answer")
     for pid in family(keeper_of(home)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -143,7 +123,7 @@ def test_recovery_after_everything_was_killed(home):
     lock.write_text(lock.read_text().replace(lock.read_text().split()[0], str(os.getpid()), 1))
     again = run_local(servers=2, data_dir=home, fast=True)
     assert list(again.running()) == ["pg1", "pg2", "redis"]
-    assert answer(again.servers[1].url, "SELECT answer FROM kept") == 42
+    assert one(again.servers[1].url, "SELECT answer FROM kept") == 42
 
 
 def test_up_after_one_server_was_killed_starts_it(home):
@@ -152,13 +132,13 @@ def test_up_after_one_server_was_killed_starts_it(home):
     cluster.kill_server("pg2")
     again = run_local(servers=2, data_dir=home, fast=True)
     assert again.pid("pg1") == pid
-    assert answer(again.servers[1].url) == 1
+    assert one(again.servers[1].url) == 1
 
 
 def test_a_killed_server_takes_its_children_and_loses_no_committed_row(home):
     cluster = run_local(servers=1, data_dir=home, fast=True, redis=False)
     url = cluster.servers[0].url
-    answer(url, "CREATE TABLE item AS SELECT generate_series(1, 1000) AS id")
+    one(url, "CREATE TABLE item AS SELECT generate_series(1, 1000) AS id")
     with contextlib.closing(psycopg.connect(url)) as busy:
         busy.execute("INSERT INTO item VALUES (1001)")
         pids = family(cluster.pid("pg1"))
@@ -166,7 +146,7 @@ def test_a_killed_server_takes_its_children_and_loses_no_committed_row(home):
         cluster.kill_server("pg1")
         assert not any(exists(pid) for pid in pids)
     cluster.start_server("pg1")
-    assert answer(url, "SELECT count(*) FROM item") == 1000  # without the row that was not committed
+    assert one(url, "SELECT count(*) FROM item") == 1000  # without the row that was not committed
 
 
 def test_a_frozen_server_does_not_stop_down(home):
@@ -183,7 +163,7 @@ def test_an_interrupted_making_is_made_anew(home):
         pass
     (home / "servers" / "pg2").rename(home / "building")  # as if killed before the last rename
     with run_local(servers=2, data_dir=home, fast=True, redis=False) as again:
-        assert answer(again.servers[1].url) == 1
+        assert one(again.servers[1].url) == 1
         assert again.servers == cluster.servers
     assert not (home / "building").exists()
 
@@ -212,7 +192,7 @@ def test_root_has_two_ways_to_run_servers(mode, monkeypatch, eventually):
         pytest.skip("user namespaces are refused here")
     environment = os.environ | {"SHARDKIT_LOCAL_ROOT_MODE": mode}
     with program("main(); sys.stdin.read()", env=environment) as (process, cluster):
-        assert answer(cluster["url"]) == 1
+        assert one(cluster["url"]) == 1
         home = Path(cluster["home"])
         owner = (home / "servers" / "pg1").stat().st_uid
         assert owner == (0 if mode == "userns" else 65534)
@@ -254,7 +234,7 @@ def test_a_normal_user_needs_nothing_special(eventually):
         pytest.skip("no PostgreSQL here that another user could run")
     how = {"args": [python, "-c", PROGRAM + "main(); sys.stdin.read()"], "env": environment, "cwd": "/"}
     with program("", user="nobody", group="nogroup", extra_groups=[], **how) as (process, cluster):
-        assert answer(cluster["url"]) == 1
+        assert one(cluster["url"]) == 1
         assert Path(cluster["home"]).stat().st_uid == 65534
         process.kill()
         process.wait()

@@ -11,15 +11,11 @@ import pytest
 
 from shardkit.core import moving as m
 from shardkit.errors import ShardKitError
-from shardkit.local.databases import fresh_databases
-from shardkit.move import run
-from tests.faults.movelab import Lab, Load
+from tests.faults.illtreat import Killed
+from tests.faults.lab import Load
+from tests.faults.movelab import Lab
 
 SEED = int(os.environ.get("SHARDKIT_SEED", "1"))
-
-
-class Killed(BaseException):
-    """As if the process had ended here."""
 
 
 class Storm:
@@ -71,7 +67,7 @@ def weather(lab, rng, servers, *, lives, writers):
                         break
                     if step is m.Step.SOAK:
                         if move.of_move is None and rng.random() < 0.4:
-                            move = run.begin_rollback(lab.settings, move.id)
+                            move = lab.begin_rollback(move)
                             continue
                         action = "finish"
                     elif step is m.Step.FINISH:
@@ -80,7 +76,7 @@ def weather(lab, rng, servers, *, lives, writers):
                 except (Killed, ShardKitError, m.LostContact, psycopg.Error):
                     continue
                 if move.of_move is not None and lab.find(move).step is m.Step.ABORTED:
-                    move = next(one for one in [lab.find(type("Id", (), {"id": move.of_move}))])
+                    move = lab.find_id(move.of_move)
             assert lab.find(move).step.ended, storm.log
         load.wait_for(3 * writers)
     if servers is not None:
@@ -90,10 +86,8 @@ def weather(lab, rng, servers, *, lives, writers):
 
 @pytest.fixture
 def lab(local_cluster):
-    with fresh_databases(local_cluster.servers, 2) as databases:
-        made = Lab(databases)
-        yield made
-        made.close()
+    with Lab.on_cluster(local_cluster) as lab:
+        yield lab
 
 
 def test_a_storm_under_load(lab):

@@ -13,13 +13,13 @@ import pytest
 
 from shardkit.core import moving as m
 from shardkit.core.easing import Limits
-from shardkit.core.names import schema_name
-from shardkit.errors import MoveRefusedError, NotEqualError
+from shardkit.errors import MoveRefusedError
 from shardkit.local import run_local
 from shardkit.local.binaries import _postgres_directories, _usable
-from shardkit.local.databases import fresh_databases
 from shardkit.move import run
-from tests.faults.movelab import Lab, Load
+from tests.faults.illtreat import forged_row_is_found
+from tests.faults.lab import Load
+from tests.faults.movelab import Lab
 
 OLDER = (15, 16, 17)
 
@@ -38,13 +38,10 @@ def lab(request):
         pytest.skip(f"no PostgreSQL {request.param} here (found: {', '.join(map(str, sorted(here)))})")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHARDKIT_PG_BIN", str(here[request.param]))
-        with run_local(servers=2, redis=False, trust=True, fast=True) as cluster:
-            with fresh_databases(cluster.servers, 2) as databases:
-                made = Lab(databases)
-                with made.on("pg1") as connection:
-                    assert connection.info.server_version // 10_000 == request.param
-                yield made
-                made.close()
+        with run_local(servers=2, redis=False, trust=True, fast=True) as cluster, Lab.on_cluster(cluster) as lab:
+            with lab.on("pg1") as connection:
+                assert connection.info.server_version // 10_000 == request.param
+            yield lab
 
 
 def test_a_move_under_load_a_rollback_and_a_move_that_is_finished(lab):
@@ -60,19 +57,8 @@ def test_a_move_under_load_a_rollback_and_a_move_that_is_finished(lab):
     assert lab.complaints(load) == []
 
 
-def test_a_move_that_is_aborted_and_one_that_finds_a_forged_row(lab):
-    move = lab.begin()
-
-    def around(effect, do):
-        if isinstance(effect, m.Verify):
-            with lab.on(move.target) as connection:
-                connection.execute("SET session_replication_role = replica")
-                connection.execute(f"UPDATE {schema_name(0, move.epoch)}.tokens SET what = 'forged' WHERE id = 7")
-        return do(effect)
-
-    with pytest.raises(NotEqualError, match="tokens: the row with key 7"):
-        lab.go_on(move, around=around)
-    assert lab.go_on(move, "abort").step is m.Step.ABORTED
+def test_a_move_that_finds_a_forged_row_and_is_aborted(lab):
+    forged_row_is_found(lab)
     assert lab.complaints() == []
 
 

@@ -13,7 +13,6 @@ import threading
 import psycopg
 import pytest
 
-from shardkit.catalog import journal
 from shardkit.catalog.ledger import hold_shards
 from shardkit.core import moving as m
 from shardkit.core.names import schema_name
@@ -29,12 +28,14 @@ from shardkit.errors import (
     ShardKitError,
     UnknownMoveError,
 )
-from shardkit.local.databases import fresh_databases
 from shardkit.move import run
-from tests.faults.movelab import Lab, Load
+from shardkit.move.ends import End
+from shardkit.move.fence import Fence
+from tests.faults.illtreat import FAULTS, Killed, forged_row_is_found, ill_treat, just_before, kill_mover
+from tests.faults.lab import Load
+from tests.faults.movelab import Lab
 
 EFFECTS = 27  # of a whole move, with its clean-up
-FAULTS = ("kill before", "kill after", "error", "hang")
 CASES = list(itertools.product(range(EFFECTS), FAULTS))
 SHORT = random.Random(int(os.environ.get("SHARDKIT_SEED", "7"))).sample(CASES, 10) + [
     (n, "kill after") for n in (15, 20, 21, 22)
@@ -43,111 +44,29 @@ SHORT = random.Random(int(os.environ.get("SHARDKIT_SEED", "7"))).sample(CASES, 1
 
 @pytest.fixture(scope="module")
 def lab(local_cluster):
-    with fresh_databases(local_cluster.servers, 2) as databases:
-        made = Lab(databases)
-        yield made
-        made.close()
+    with Lab.on_cluster(local_cluster) as lab:
+        yield lab
 
 
 @pytest.fixture(autouse=True)
 def _tidy(lab):
     """Each test leaves the shard as whole and the servers as tidy as it found them."""
     yield
-    for move in run_moves(lab):
-        for action in ("abort", "resume", "finish"):
-            try:
-                lab.go_on(move, action, take_over=True)
-            except ShardKitError:
-                continue
+    lab.end_moves()
     assert lab.complaints() == []
 
 
-def run_moves(lab):
-    with connect_admin(lab.settings.catalog_url, lab.settings) as catalog:
-        return journal.moves(catalog)
-
-
-class Killed(BaseException):
-    """As if the process had ended here."""
-
-
-class Hit:
-    """Does effects, and ill-treats the one with number *at*."""
-
-    def __init__(self, at, fault):
-        self.at, self.fault, self.count, self.hit = at, fault, 0, None
-        self.hanging, self.woken = threading.Event(), threading.Event()
-
-    def __call__(self, effect, do):
-        self.count += 1
-        if self.count != self.at + 1:
-            return do(effect)
-        self.hit = effect
-        if self.fault == "kill before":
-            raise Killed
-        if self.fault == "error":
-            raise m.LostContact("planted")
-        if self.fault == "hang":
-            self.hanging.set()
-            assert self.woken.wait(60)
-            return do(effect)
-        do(effect)
-        raise Killed
-
-
-def ill_treat(lab, at, fault, *, then):
-    """One move that is hit, and then gone on with, or aborted where that is possible."""
-    move, hit = lab.begin(soak=True), Hit(at, fault)
-    before = lab.place
-    if fault == "hang":
-        outcome = []
-        first = threading.Thread(target=lambda: outcome.append(catch(lambda: lab.go_on(move, around=hit))), daemon=True)
-        first.start()
-        while not hit.hanging.wait(0.01) and first.is_alive():
-            pass
-        if hit.hanging.is_set():
-            with pytest.raises(MoveBusyError, match="take-over"):
-                lab.go_on(move)
-            after(lab, move, then, take_over=True)
-            hit.woken.set()
-            first.join(60)
-            assert isinstance(outcome[0], ShardKitError | m.LostContact | psycopg.Error), (
-                f"the first operator was not stopped: {outcome[0]!r}"
-            )
-        first.join(60)
-    else:
-        catch(lambda: lab.go_on(move, around=hit))
-    after(lab, move, then)
-    ended = lab.find(move)
-    assert ended.step.ended, f"{ended.step} after {fault} at {hit.hit}"
+def hit_one(lab, at, fault, then):
+    before, ended = lab.place, ill_treat(lab, lab.begin(soak=True), at, fault, then=then)
     if ended.step is m.Step.ABORTED:
         assert lab.place == before
-    return ended
-
-
-def after(lab, move, then, **more):
-    try:
-        lab.go_on(move, then, **more)
-    except PastNoReturnError:
-        lab.go_on(move, **more)
-    except (MoveInterruptedError, UnknownMoveError):
-        lab.go_on(move, **more)
-    if lab.find(move).step in (m.Step.SOAK, m.Step.FINISH):
-        lab.go_on(move, "finish")
-
-
-def catch(call):
-    try:
-        return call()
-    except (Exception, Killed) as exc:
-        return exc
 
 
 @pytest.mark.parametrize(("at", "fault"), SHORT)
 def test_a_move_that_is_hit_can_be_gone_on_with_or_aborted(lab, at, fault):
     with Load(lab) as load:
         load.wait_for(5)
-        ill_treat(lab, at, fault, then=("resume", "abort")[at % 2])
+        hit_one(lab, at, fault, ("resume", "abort")[at % 2])
         load.wait_for(5)
     assert lab.complaints(load) == []
 
@@ -158,7 +77,7 @@ def test_a_move_that_is_hit_can_be_gone_on_with_or_aborted(lab, at, fault):
 @pytest.mark.parametrize(("at", "fault"), CASES)
 def test_every_effect_is_hit_in_every_way(lab, at, fault, then):
     with Load(lab) as load:
-        ill_treat(lab, at, fault, then=then)
+        hit_one(lab, at, fault, then)
         load.wait_for(2)
     assert lab.complaints(load) == []
 
@@ -170,7 +89,7 @@ def test_a_move_back_and_forth_with_rollback(lab):
         move = lab.go_on(lab.begin())
         assert move.step is m.Step.SOAK
         load.wait_for(20)
-        back = lab.go_on(run.begin_rollback(lab.settings, move.id))
+        back = lab.go_back(move)
         assert back.step is m.Step.FINISHED
         load.wait_for(20)
     assert lab.place == (first.server, first.epoch + 2, None)
@@ -178,24 +97,59 @@ def test_a_move_back_and_forth_with_rollback(lab):
     assert lab.complaints(load) == []
 
 
+def test_a_look_at_the_structure_that_is_under_way_when_the_work_ends_leaves_no_session(lab, monkeypatch):
+    """It asked for the fence's connection after all were closed, and so opened one that nobody closed."""
+    closed, looked, ends = threading.Event(), threading.Event(), []
+    look, close = Fence.same_structure, End.close
+
+    def look_late(fence):
+        try:
+            closed.wait(3.0)
+            look(fence)
+        finally:
+            looked.set()
+
+    def close_all(end, purpose=None):
+        close(end, purpose)
+        if purpose is None:
+            ends.append(end)
+            closed.set()
+
+    monkeypatch.setattr(Fence, "same_structure", look_late)
+    monkeypatch.setattr(End, "close", close_all)
+    move = lab.begin(soak=False)
+
+    def around(effect, do):
+        if not isinstance(effect, m.Lock):
+            return do(effect)
+        closed.clear()
+        ends.clear()
+        do(effect)
+        raise Killed
+
+    with pytest.raises(Killed):
+        lab.go_on(move, around=around)
+    assert looked.wait(10)
+    assert len(ends) == 2
+    assert all(not end._connections for end in ends)
+
+
 def test_a_rollback_that_is_aborted_leaves_the_follower_for_the_next_one(lab):
     """It took the follower away with it, and the next rollback left a mark behind that nobody had registered."""
     with Load(lab) as load:
         first = lab.place
         move = lab.go_on(lab.begin())
-        back = run.begin_rollback(lab.settings, move.id)
+        back = lab.begin_rollback(move)
 
-        def around(effect, do):
-            if isinstance(effect, m.Lock):
-                raise m.LostContact("planted")
-            return do(effect)
+        def lose_contact():
+            raise m.LostContact("planted")
 
         with pytest.raises(MoveInterruptedError):
-            lab.go_on(back, around=around)
+            lab.go_on(back, around=just_before(m.Lock, lose_contact))
         assert lab.go_on(back, "abort").step is m.Step.ABORTED
         assert lab.find(move).step is m.Step.SOAK
         load.wait_for(10)
-        assert lab.go_on(run.begin_rollback(lab.settings, move.id)).step is m.Step.FINISHED
+        assert lab.go_back(move).step is m.Step.FINISHED
         load.wait_for(5)
     assert lab.place.server == first.server
     assert lab.complaints(load) == []
@@ -206,27 +160,11 @@ def test_a_killed_mover_process(lab):
     with Load(lab) as load:
         for at in (10, 22):
             move = lab.begin(soak=False)
-            command = [sys.executable, "-c", MOVER, lab.settings.catalog_url, str(move.id), str(at)]
-            done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
-            assert done.returncode == -signal.SIGKILL, done.stderr
+            kill_mover(lab, move, at)
             assert lab.go_on(move).step is m.Step.FINISHED
             load.wait_for(5)
     assert lab.complaints(load) == []
 
-
-MOVER = """
-import os, signal, sys
-from shardkit import Settings
-from shardkit.move import run
-left = int(sys.argv[3])
-def around(effect, do):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return do(effect)
-run.go_on(Settings(catalog_url=sys.argv[1]), int(sys.argv[2]), around=around)
-"""
 
 STOPPED = """
 import sys, psycopg
@@ -235,7 +173,7 @@ connection.execute("SET search_path TO " + sys.argv[2])
 for _ in range(2):
     connection.execute("SELECT count(*) FROM tokens WHERE what = %s", ("x",), prepare=True)
 connection.execute("BEGIN ISOLATION LEVEL " + sys.argv[3])
-connection.execute("SELECT pg_current_xact_id(), pg_current_snapshot()")
+connection.execute("SELECT pg_current_snapshot()")
 print("ready", flush=True)
 sys.stdin.readline()
 try:
@@ -251,8 +189,7 @@ except psycopg.Error as exc:
 def test_a_stopped_client_that_wakes_after_the_drop_never_commits(lab, isolation):
     """It had its snapshot before the fence, but no lock (and no xid: a slot would wait for it)."""
     place = lab.place
-    script = STOPPED.replace("pg_current_xact_id(), ", "")
-    command = [sys.executable, "-c", script, lab.servers[place.server], schema_name(0, place.epoch), isolation]
+    command = [sys.executable, "-c", STOPPED, lab.servers[place.server], schema_name(0, place.epoch), isolation]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout.readline() == "ready\n"
         os.kill(client.pid, signal.SIGSTOP)
@@ -304,18 +241,7 @@ def test_a_blocker_that_stays_is_named_and_the_move_can_be_resumed(lab):
 
 
 def test_a_row_changed_behind_the_movers_back_is_found(lab):
-    move = lab.begin()
-
-    def around(effect, do):
-        if isinstance(effect, m.Verify):
-            with lab.on(move.target) as connection:
-                connection.execute("SET session_replication_role = replica")
-                connection.execute(f"UPDATE {schema_name(0, move.epoch)}.tokens SET what = 'forged' WHERE id = 7")
-        return do(effect)
-
-    with pytest.raises(NotEqualError, match="tokens: the row with key 7"):
-        lab.go_on(move, around=around)
-    assert lab.go_on(move, "abort").step is m.Step.ABORTED
+    forged_row_is_found(lab)
 
 
 @pytest.mark.parametrize(
@@ -324,28 +250,31 @@ def test_a_row_changed_behind_the_movers_back_is_found(lab):
 def test_a_foreign_writer_under_the_fence_is_found(lab, change):
     move = lab.begin()
 
-    def around(effect, do):
-        if isinstance(effect, m.Mark):
-            with lab.on(move.target) as connection:
-                connection.execute(f"SET session_replication_role = replica; SET search_path TO {schema_name(0, move.epoch)}")
-                connection.execute(change)
-        return do(effect)
+    def write():
+        with lab.on(move.target) as connection:
+            connection.execute(f"SET session_replication_role = replica; SET search_path TO {schema_name(0, move.epoch)}")
+            connection.execute(change)
 
     with pytest.raises(NotEqualError, match="somebody wrote to table tokens"):
-        lab.go_on(move, around=around)
+        lab.go_on(move, around=just_before(m.Mark, write))
     assert lab.go_on(move, "abort").step is m.Step.ABORTED
 
 
 def test_the_copy_refuses_writes_of_its_own(lab):
     move = lab.begin()
 
-    def around(effect, do):
-        if isinstance(effect, m.Verify):
-            with lab.on(move.target) as connection, pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="is the copy"):
-                connection.execute(f"INSERT INTO {schema_name(0, move.epoch)}.tokens (what) VALUES ('x')")
-        return do(effect)
+    refused = []
 
-    assert lab.go_on(move, around=around).step is m.Step.SOAK
+    def write():
+        with (
+            lab.on(move.target) as connection,
+            pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="is the copy") as said,
+        ):
+            connection.execute(f"INSERT INTO {schema_name(0, move.epoch)}.tokens (what) VALUES ('x')")
+        refused.append(said.value)
+
+    assert lab.go_on(move, around=just_before(m.Verify, write)).step is m.Step.SOAK
+    assert len(refused) == 1
     with lab.on(move.source) as connection, pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         connection.execute(f"DELETE FROM {schema_name(0, move.epoch + 1)}.tokens")
     lab.go_on(move, "finish")
@@ -430,7 +359,7 @@ def test_a_second_move_of_the_same_shard_is_refused(lab):
     with pytest.raises(MoveBusyError):
         lab.begin()
     with pytest.raises(UnknownMoveError):
-        run.begin_rollback(lab.settings, move.id)
+        lab.begin_rollback(move)
     lab.go_on(move, "abort")
 
 
@@ -467,16 +396,14 @@ def test_a_catalog_that_lost_the_move_is_not_overwritten(lab):
     move = lab.begin()
     with psycopg.connect(lab.settings.catalog_url, autocommit=True) as catalog:
 
-        def around(effect, do):
-            if isinstance(effect, m.Flip):
-                catalog.execute("UPDATE shardkit_catalog.placements SET epoch = epoch + 40")
-            return do(effect)
+        def raise_epochs(by):
+            catalog.execute("UPDATE shardkit_catalog.placements SET epoch = epoch + %s", (by,))
 
         with pytest.raises(ShardKitError, match="older backup"):
-            lab.go_on(move, around=around)
+            lab.go_on(move, around=just_before(m.Flip, lambda: raise_epochs(40)))
         with pytest.raises(PastNoReturnError):
             lab.go_on(move, "abort")
-        catalog.execute("UPDATE shardkit_catalog.placements SET epoch = epoch - 40")
+        raise_epochs(-40)
     assert lab.go_on(move).step is m.Step.SOAK
     lab.go_on(move, "finish")
 
@@ -491,14 +418,8 @@ def test_a_target_that_dies_in_the_middle_of_the_copy(lab, local_cluster):
         lab.move()  # so that the catalog's server is not the one to die
         victim = local_cluster.servers[1].name
     move = lab.begin(soak=False)
-
-    def around(effect, do):
-        if isinstance(effect, m.Complete):
-            local_cluster.kill_server(victim)
-        return do(effect)
-
     with pytest.raises((MoveInterruptedError, MoveError, ShardKitError)):
-        lab.go_on(move, around=around)
+        lab.go_on(move, around=just_before(m.Complete, lambda: local_cluster.kill_server(victim)))
     assert lab.rows("SELECT count(*) FROM accounts") == [(8,)]
     local_cluster.start_server(victim)
     assert lab.go_on(move).step is m.Step.FINISHED

@@ -6,15 +6,15 @@ import pytest
 
 celery = pytest.importorskip("celery", reason="Celery is not installed (extra: test)")
 
-from celery import chain, group  # noqa: E402
-from celery.contrib.testing.worker import start_worker  # noqa: E402
-from celery.signals import before_task_publish  # noqa: E402
-from fleet import Order  # noqa: E402
-from sqlalchemy import select, text  # noqa: E402
+from celery import chain, group
+from celery.contrib.testing.worker import start_worker
+from celery.signals import before_task_publish
+from fleet import Order
+from sqlalchemy import select, text
 
-from shardkit import ShardKit  # noqa: E402
-from shardkit.contrib.celery import HEADER, tenant_task  # noqa: E402
-from shardkit.errors import NoTenantError, TenantKeyError, TenantLockedError  # noqa: E402
+from shardkit import ShardKit
+from shardkit.contrib.celery import HEADER, tenant_task
+from shardkit.errors import NoTenantError, TenantKeyError, TenantLockedError
 
 WAIT_S = 60
 

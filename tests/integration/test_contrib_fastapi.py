@@ -11,12 +11,12 @@ fastapi = pytest.importorskip("fastapi", reason="FastAPI is not installed (extra
 httpx = pytest.importorskip("httpx", reason="httpx is not installed (extra: test)")
 uvloop = pytest.importorskip("uvloop", reason="uvloop is not installed (extra: test)")
 
-from fleet import Order, fleet_on  # noqa: E402
-from sqlalchemy import select, text  # noqa: E402
+from fleet import Order, fleet_on
+from sqlalchemy import select, text
 
-from shardkit import AsyncRoutedSession, AsyncShardKit, ShardKit  # noqa: E402
-from shardkit.contrib.fastapi import Tenants, from_header, from_host, from_path  # noqa: E402
-from shardkit.errors import (  # noqa: E402
+from shardkit import AsyncRoutedSession, AsyncShardKit, ShardKit
+from shardkit.contrib.fastapi import Tenants, from_header, from_host, from_path
+from shardkit.errors import (
     CommitUnknownError,
     DeadlineError,
     PoolTimeoutError,

@@ -10,14 +10,14 @@ import pytest
 
 flask = pytest.importorskip("flask", reason="Flask is not installed (extra: test)")
 
-from fleet import Order  # noqa: E402
-from sqlalchemy import select, text  # noqa: E402
+from fleet import Order
+from sqlalchemy import select, text
 
-from shardkit import ShardKit as Kit  # noqa: E402
-from shardkit.contrib.flask import ShardKit, from_header, from_host, from_login, from_path  # noqa: E402
-from shardkit.core.lag import Position  # noqa: E402
-from shardkit.core.token import Token, seal, token_key  # noqa: E402
-from shardkit.errors import (  # noqa: E402
+from shardkit import ShardKit as Kit
+from shardkit.contrib.flask import ShardKit, from_header, from_host, from_login, from_path
+from shardkit.core.lag import Position
+from shardkit.core.token import Token, seal, token_key
+from shardkit.errors import (
     CommitUnknownError,
     DeadlineError,
     PoolTimeoutError,

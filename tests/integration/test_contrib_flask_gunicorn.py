@@ -14,9 +14,9 @@ import pytest
 pytest.importorskip("gunicorn", reason="Gunicorn is not installed (extra: test)")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed (extra: test)")
 
-from cachelab import cached_fleet_on  # noqa: E402
+from cachelab import cached_fleet_on
 
-from shardkit import ShardKit  # noqa: E402
+from shardkit import ShardKit
 
 HERE = Path(__file__).parent
 

@@ -6,15 +6,15 @@ import pytest
 
 flask = pytest.importorskip("flask", reason="Flask is not installed (extra: test)")
 
-from fleet import Order, fleet_on  # noqa: E402
-from sqlalchemy import select  # noqa: E402
-from sqlalchemy.engine import make_url  # noqa: E402
-from standby import make_standby  # noqa: E402
+from fleet import Order, fleet_on
+from sqlalchemy import select
+from sqlalchemy.engine import make_url
+from standby import make_standby
 
-from shardkit import ShardKit as Kit  # noqa: E402
-from shardkit import run_local  # noqa: E402
-from shardkit.catalog.changes import set_replicas  # noqa: E402
-from shardkit.contrib.flask import ShardKit, from_header  # noqa: E402
+from shardkit import ShardKit as Kit
+from shardkit import run_local
+from shardkit.catalog.changes import set_replicas
+from shardkit.contrib.flask import ShardKit, from_header
 
 HOUR_S = 3600.0
 

@@ -221,8 +221,9 @@ def test_without_order_the_rows_are_the_same(lab, where) -> None:
 
 def test_the_comparison_finds_a_wrong_merge(lab, monkeypatch) -> None:
     """Planted: a merge that puts NULLs at the other end."""
-    swapped = lambda column, descending, nulls_first: OrderKey(column, descending, not nulls_first)  # noqa: E731
-    monkeypatch.setattr("shardkit.orm.fanexpr.OrderKey", swapped)
+    monkeypatch.setattr(
+        "shardkit.orm.fanexpr.OrderKey", lambda column, descending, first: OrderKey(column, descending, not first)
+    )
     statement = select(Item.i.label("planted")).where(Item.world == 4).order_by(Item.i, Item.id).limit(500)
     with pytest.raises(AssertionError):
         check(lab, statement)

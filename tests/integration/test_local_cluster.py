@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
-import tempfile
 from pathlib import Path
 
 import psycopg
 import pytest
 import redis
+from locallab import empty_place, exists, one
 
 from shardkit.errors import LocalClusterError, PortTakenError, SettingsError
 from shardkit.local import run_local, up
 from shardkit.local.control import Control
-
-
-def exists(pid):
-    """Whether *pid* is a process; one that ended and was not collected yet is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def at_work_in(home):
@@ -38,17 +29,9 @@ def at_work_in(home):
 
 @pytest.fixture
 def home():
-    """A place for a cluster that is not there yet; memory is much quicker than the disk."""
-    parent = Path(tempfile.mkdtemp(prefix="sk-test-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    yield parent / "local"
-    Control(parent / "local").down()
-    shutil.rmtree(parent)
-
-
-def one(url, query, *arguments):
-    with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
-        cursor = connection.execute(query, arguments)
-        return cursor.fetchone()[0] if cursor.description else None
+    """A place for a cluster that is not there yet."""
+    with empty_place("local") as parent:
+        yield parent / "local"
 
 
 def test_a_temporary_cluster_serves_and_leaves_nothing():

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from benchmarks import capacity, workloads
-from benchmarks.capacity import CapacityUnavailableError, fixed_capacity, used_s
+from benchmarks import workloads
 from benchmarks.crowd import Order, crowd
 from benchmarks.local import family
-from benchmarks.shards import Layout, by_load, touched_mb
+from benchmarks.shards import Layout, by_load, fixed, gated, touched_mb
 from benchmarks.workloads import LOADS, name
 from shardkit import Settings, ShardKit
 from shardkit.core.hashing import shard_of
 from shardkit.schema.blueprint import from_metadata
-from shardkit.schema.bootstrap import initialize
+from shardkit.schema.bootstrap import carry_out, initialize, plan_init
 
-SPIN = """
-import time
-input()
-ends = time.monotonic() + 0.6
-while time.monotonic() < ends: pass
-print(flush=True)
-input()
-"""
+PER_S = 50.0
 
 
 @pytest.fixture
@@ -117,45 +110,49 @@ def test_load_is_spread_evenly_though_tenants_are_not():
     assert max(held.values()) / (sum(weights) / 4) < 1.02
 
 
-def test_a_server_gets_no_more_than_its_capacity():
-    command = [sys.executable, "-c", SPIN]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin
-        assert process.stdout
-        try:
-            with fixed_capacity({"spinner": process.pid}, cores=0.1):
-                group = Path(f"/proc/{process.pid}/cgroup").read_text("ascii")
-                before = used_s([process.pid])
-                process.stdin.write("\n")
-                process.stdin.flush()
-                process.stdout.readline()
-                spent = used_s([process.pid]) - before
-        except CapacityUnavailableError as exc:
-            pytest.skip(str(exc))
-        finally:
-            process.kill()
-    assert "-spinner" in group
-    assert 0 < spent < 0.3, "a tenth of a core for 0.6 s, where a free one takes all of it"
-    assert not list(capacity.ROOT.rglob("shardkit-bench-*-spinner"))
+def loaded(databases, shards, *, servers, crowded, lasting_s=1.0):
+    """A run of photos against servers of fixed capacity: what came of it, and the statements that passed at each server."""
+    layout = Layout("photos", shards, servers, databases.catalog_url, databases.servers)
+    with ExitStack() as stack:
+        gates = gated(stack, layout, per_s=PER_S)
+        with crowd() as clients:
+            run = fixed(clients, layout, gates, lasting_s=lasting_s, seed=1, crowded=crowded, per_s=PER_S)
+        ends = run.tally.began + lasting_s
+        return run, {name: gate.passed(run.tally.began, ends) for name, (gate, _) in gates.items()}
 
 
-def test_it_is_said_where_capacity_cannot_be_fixed(tmp_path, monkeypatch):
-    monkeypatch.setattr(capacity, "ROOT", tmp_path)
-    with pytest.raises(CapacityUnavailableError, match=r"no CPU"), fixed_capacity({"pg1": 1}, cores=0.1):
-        pass
-    assert not list(tmp_path.iterdir())
+def test_servers_of_fixed_capacity_do_no_more_than_it_and_none_lends_its_own(shardkit_databases):
+    databases = shardkit_databases(2)
+    made(databases, 4, "photos")
+    run, passed = loaded(databases, 4, servers=2, crowded=8)
+    assert 0 < run.used <= 1 + 2 / (2 * PER_S)
+    assert all(0 < count <= PER_S + 1 for count in passed.values())
+    assert sum(passed.values()) == run.used * 2 * PER_S
 
 
-def test_groups_of_both_versions_of_the_kernel_interface(tmp_path, monkeypatch):
-    monkeypatch.setattr(capacity, "ROOT", tmp_path)
-    folder, limits = capacity.place("3:cpuset:/x\n1:cpu,cpuacct:/a\n0::/\n", quota_us=1000)
-    assert (folder, limits["cpu.cfs_quota_us"]) == (tmp_path / "cpu" / "a", "1000")
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "cgroup.subtree_control").write_text("cpu memory")
-    assert capacity.place("0::/b\n", quota_us=1000) == (tmp_path / "b", {"cpu.max": "1000 20000"})
-    (tmp_path / "b" / "cgroup.subtree_control").write_text("memory")
-    with pytest.raises(CapacityUnavailableError, match="delegated"):
-        capacity.place("0::/b\n", quota_us=1000)
+def test_a_planted_imbalance_cannot_reach_what_the_servers_could_do(shardkit_databases):
+    databases = shardkit_databases(2)
+    settings = Settings(catalog_url=databases.catalog_url)
+    begun = replace(plan_init(settings, servers=databases.servers, shard_count=4), placements=dict.fromkeys(range(4), "pg1"))
+    carry_out(settings, begun, blueprint=from_metadata(LOADS["photos"].metadata))
+    with ShardKit(settings=settings) as kit:
+        LOADS["photos"].furnish(kit, databases.servers)
+    run, passed = loaded(databases, 4, servers=2, crowded=8)
+    assert passed["pg2"] == 0
+    assert run.used <= 0.5 + 1 / (2 * PER_S), "as much as the one server that has all shards"
+
+
+def test_a_planted_bottleneck_before_the_servers_leaves_them_unused(shardkit_databases):
+    databases = shardkit_databases(3)
+    made(databases, 8, "photos")
+    layout = Layout("photos", 8, 3, databases.catalog_url, databases.servers)
+    with ExitStack() as stack:
+        gates = gated(stack, layout, per_s=PER_S)
+        with crowd() as clients:
+            order = Order(layout.catalog_url, "photos", 1, 1, 1.0, 1, tuple((name, url) for name, (_, url) in gates.items()))
+            tally = clients.run(order)  # one client, as behind a lock: one statement at a time in the whole cluster
+        passed = [gate.passed(tally.began, tally.began + 1.0) for gate, _ in gates.values()]
+    assert sum(passed) <= PER_S + 1, "three servers are worth no more than one"
 
 
 def test_a_family_has_its_children():

@@ -6,49 +6,62 @@ names what changed, and the row is copied as it is then; what is left in a shard
 
 from __future__ import annotations
 
-import random
+from functools import partial
 
-from shardkit.core import moving as m
-from shardkit.core.moving import Busy, PastNoReturn, Step
-from tests.sim.moveworld import Dead, Violation, turns
+from shardkit.core.moving import Step
+from tests.sim import lives
+from tests.sim.lives import Violation
 
 WRITES = 4
-MAX_TURNS = 6000
 
 
-class Place:
+class Place(lives.Place):
     """A shard at one epoch. ``rows``: key → (tenant, value)."""
 
-    __slots__ = ("guard", "hidden", "locked", "open", "rows", "seq")
+    __slots__ = ("hidden",)
 
     def __init__(self):
-        self.rows, self.seq, self.guard, self.locked, self.open, self.hidden = {}, 0, False, None, 0, False
+        super().__init__()
+        self.hidden = False
 
     def seen(self):
         """What an operator sees."""
         return {key: value for key, (tenant, value) in self.rows.items() if not (self.hidden and tenant == "x")}
 
 
-class World:
-    def __init__(self, rng):
-        self.rng = rng
-        self.places = {("S", 1): Place()}
+class World(lives.World):
+    movers_share = 0.45
+    returns_share = 0.5
+    max_turns = 6000
+
+    def __init__(self, rng, bug):
+        super().__init__(rng, bug)
+        self.places[("S", 1)] = Place()
         self.epochs, self.pin = {"S": 1}, "S"  # the catalog
         self.version = 0  # of the pins
         self.age, self.ages, self.latest = 1, {("S", 1): 1}, {"x": 0, "y": 0}
         self.acked = {}
         self.streams = []
-        self.lease, self.fence, self.objects, self.step = 0, None, set(), Step.PLANNED
+        self.ends = ("S", 1), ("N", 1)
+
+    def actors(self):
+        counter = self.counter(torn=self.bug == "a fan-out keeps its old answers")
+        return [self.client("x"), self.client("x"), self.client("y"), counter]
+
+    def mover(self):
+        return Run(self, *self.ends)
+
+    def turn_back(self):
+        self.ends = tuple((shard, self.epochs[shard]) for shard in "NS")
 
     def at(self, tenant):
         shard = self.pin if tenant == "x" else "S"
         return shard, self.epochs[shard]
 
     def rename(self, old, new):
-        place = self.places[new] = self.places.pop(old)
         self.age += 1
         self.ages[new] = self.age
-        return place
+        return super().rename(old, new)
 
     def commit(self, at, place, tenant, key, value):
         if place.hidden and tenant == "x":
@@ -126,59 +139,41 @@ class World:
                 stream.dirty.add(stream.queue.pop(0))
                 stream.heard += 1
 
+    def judge(self):
+        """The invariants at the end of a life."""
+        live = set(self.epochs.items())
+        if set(self.places) != live:
+            raise Violation(f"places {sorted(self.places)}, but the catalog says {sorted(live)}")
+        if any(place.guard or place.locked or place.hidden for place in self.places.values()):
+            raise Violation("a place is closed, or hides something")
+        for (shard, _), place in self.places.items():
+            if any((self.pin if tenant == "x" else "S") != shard for tenant, _ in place.rows.values()):
+                raise Violation(f"rows are left in shard {shard}")
+        rows = {key: value for place in self.places.values() for key, (_, value) in place.rows.items()}
+        if lost := [key for key, value in self.acked.items() if rows.get(key, 0) < value]:
+            raise Violation(f"acknowledged writes {lost} are lost")
+        if self.objects:
+            raise Violation(f"left behind: {self.objects}")
+        return self.step, self.pin, self.epochs["S"]
 
-class Run:
-    """One mover process: does the effects of a script on the world."""
 
-    def __init__(self, world, *, returning=False, bug=""):
-        self.w, self.returning, self.bug = world, returning, bug
-        source, target = ("N", "S") if returning else ("S", "N")
-        self.source_at = (source, world.epochs[source])
-        self.target_at = (target, world.epochs["S"]) if returning else ("N", world.new_epoch)
-        world.lease += 1
-        self.lease = world.lease
-        self.queue, self.dirty, self.heard, self.mark, self.verified = [], set(), 0, 0, 0
+class Run(lives.Mover):
+    """Carries tenant x out of its shard, or back."""
 
-    def resume_at(self, source_at, target_at):
-        self.source_at, self.target_at = source_at, target_at
-        return self
-
-    def do(self, effect):
-        """The effect's result; NotImplemented: wait, ask again."""
-        if type(effect) is not m.Expel and self.lease != self.w.lease:
-            raise Dead
-        return HANDLERS[type(effect)](self, effect)
-
-    def release(self):
-        if self.w.fence is not None:
-            self.w.fence[1].locked = None
-            self.w.fence = None
+    def __init__(self, world, source_at, target_at):
+        super().__init__(world, source_at, target_at)
+        self.returning = source_at[0] == "N"
+        self.queue, self.dirty, self.heard, self.verified = [], set(), 0, 0
 
     def detach(self):
         if self in self.w.streams:
             self.w.streams.remove(self)
         self.queue, self.dirty, self.heard, self.verified = [], set(), 0, 0
 
-    @property
-    def after(self):
-        return self.source_at[0], self.source_at[1] + 1
-
-    @property
-    def opened(self):
-        return self.target_at[0], self.target_at[1] + 1
-
-    def expel(self, _):
-        if self.lease < self.w.lease:
-            raise Dead
+    def expel(self, effect):
+        super().expel(effect)
         for stream in list(self.w.streams):
             stream.detach()
-        self.release()
-
-    def enter(self, effect):
-        self.w.step = effect.step
-
-    def nothing(self, _):
-        return None
 
     def clean(self, _):
         w = self.w
@@ -239,44 +234,22 @@ class Run:
             if source.get(key, ("y",))[0] == "x":
                 target[key] = source[key]
 
-    def ask_fence(self, _):
-        return self.after in self.w.places
-
-    def lock(self, _):
+    def lock(self, effect):
         if self.verified < 2:  # contact was lost meanwhile
             self.verify(None)
             return NotImplemented
-        place = self.w.places[self.source_at]
-        if place.open:
-            if self.w.rng.random() < 0.3:
-                raise Busy
-            return NotImplemented
-        place.locked = self.lease
-        self.w.fence = (self.lease, place)
-        return None
+        return super().lock(effect)
 
-    def write_mark(self, _):
-        self.mark = self.heard + len(self.queue)
-
-    def await_mark(self, _):
-        if self.heard >= self.mark:
-            return None
-        if self.w.rng.random() < 0.03:
-            raise Busy
-        return NotImplemented
+    def mark(self, _):
+        self.marked = self.heard + len(self.queue)
 
     def verify_changed(self, _):
         self.mend(self.dirty)
         self.dirty = set()
 
-    def commit_fence(self, _):
-        w = self.w
-        if w.fence is None and self.bug != "no lock":
-            raise Busy  # the server had ended the transaction
-        place = w.rename(self.source_at, self.after)
+    def close(self, place):
         place.hidden = self.bug != "the curtain is not drawn"
         place.guard = False
-        self.release()
 
     def open(self, _):
         w = self.w
@@ -295,98 +268,5 @@ class Run:
             raise Violation("compare-and-set failed")
         w.step = Step.FOLLOW
 
-    def unlock(self, _):
-        self.release()
 
-
-HANDLERS = {
-    m.Enter: Run.enter, m.Expel: Run.expel, m.Check: Run.nothing, m.Clean: Run.clean, m.Publish: Run.nothing,
-    m.Copy: Run.copy, m.Complete: Run.nothing, m.Arm: Run.arm, m.Subscribe: Run.nothing, m.CatchUp: Run.catch_up,
-    m.Verify: Run.verify, m.AskFence: Run.ask_fence, m.Lock: Run.lock, m.Mark: Run.write_mark,
-    m.AwaitMark: Run.await_mark, m.VerifyChanged: Run.verify_changed, m.CarrySequences: Run.nothing,
-    m.CommitFence: Run.commit_fence, m.Unlock: Run.unlock, m.LetThrough: Run.nothing, m.Open: Run.open,
-    m.Flip: Run.flip, m.Follow: Run.nothing,
-}  # fmt: skip
-
-
-def simulate(seed, *, plant=lambda script, _run: script, bug="", fault=0.04):
-    """One whole life: carried out, hit, gone on with, aborted or rolled back, and cleaned up. Raises Violation."""
-    rng = random.Random(seed)
-    w = World(rng)
-    w.new_epoch = 1
-    kind, returning, ends, runs = "carry", False, None, 0
-
-    def begin():
-        nonlocal runs, ends
-        runs += 1
-        run = Run(w, returning=returning, bug=bug)
-        ends = ends or (run.source_at, run.target_at)
-        run.resume_at(*ends)
-        if kind == "finish":
-            script = m.finish(w.step)
-        elif kind == "abort" and w.step is not Step.FINISH:
-            script = m.abort(w.step)
-        else:
-            script = m.resume(w.step, fence=m.FencePolicy(), copied=returning, soak=not returning)
-        return turns(run, plant(script, run), rng, fault=fault if runs < 6 else 0)
-
-    actors = [w.client("x"), w.client("x"), w.client("y"), w.counter(torn=bug == "a fan-out keeps its old answers")]
-    movers = [begin()]
-    for _ in range(MAX_TURNS):
-        pick = rng.random()
-        if movers and pick < 0.45:
-            mover = movers[0] if len(movers) == 1 else rng.choice(movers)
-            try:
-                next(mover)
-                if len(movers) == 1 and runs < 5 and rng.random() < 0.002:
-                    movers.append(begin())  # a second operator takes over while the first only seemed dead
-                continue
-            except PastNoReturn:
-                ended, kind = None, "carry"
-            except StopIteration as end:
-                ended = end.value
-            movers.remove(mover)
-            if ended is not None and ended is w.step:
-                if w.step is Step.SOAK:
-                    if rng.random() < 0.5:
-                        kind, returning, ends, w.step = "carry", True, None, Step.PLANNED
-                    else:
-                        kind = "finish"
-                elif w.step.ended:
-                    movers.clear()
-                    continue
-            elif kind == "carry" and rng.random() < 0.25 and not returning:
-                kind = "abort"
-            elif kind == "abort" and rng.random() < 0.5 and w.step is not Step.ABORT:
-                kind = "carry"
-            if not movers:
-                movers.append(begin())
-        elif pick < 0.8 and actors:
-            actor = rng.choice(actors)
-            try:
-                next(actor)
-            except StopIteration:
-                actors.remove(actor)
-        else:
-            w.flow()
-        if not movers and not actors:
-            return judge(w)
-    raise Violation(f"no end in sight at step {w.step.word}, {len(actors)} actors waiting")
-
-
-def judge(w):
-    """The invariants at the end of a life."""
-    live = set(w.epochs.items())
-    if set(w.places) != live:
-        raise Violation(f"places {sorted(w.places)}, but the catalog says {sorted(live)}")
-    if any(place.guard or place.locked or place.hidden for place in w.places.values()):
-        raise Violation("a place is closed, or hides something")
-    for (shard, _), place in w.places.items():
-        if any((w.pin if tenant == "x" else "S") != shard for tenant, _ in place.rows.values()):
-            raise Violation(f"rows are left in shard {shard}")
-    rows = {key: value for place in w.places.values() for key, (_, value) in place.rows.items()}
-    if lost := [key for key, value in w.acked.items() if rows.get(key, 0) < value]:
-        raise Violation(f"acknowledged writes {lost} are lost")
-    if w.objects:
-        raise Violation(f"left behind: {w.objects}")
-    return w.step, w.pin, w.epochs["S"]
+simulate = partial(lives.live, World)

@@ -119,7 +119,7 @@ def errors(error: ShardKitError) -> None:
 
 
 def settings() -> Settings:
-    Settings(catalog_url="postgresql:///x", pool_size="3")  # type: ignore[arg-type]
+    Settings(catalog_url="postgresql:///x", pool_size="3")  # type: ignore[arg-type]  # a str
     return Settings(catalog_url="postgresql:///x", servers={"pg1": "postgresql:///y"})
 
 

@@ -6,8 +6,12 @@ import re
 from pathlib import Path
 from uuid import UUID
 
+import pytest
+
 from shardkit.core.health import CHECKS, judge
-from shardkit.core.health.facts import Facts, Limits, MoveFacts, ProgramFacts
+from shardkit.core.health.facts import Facts, Limits, MoveFacts, ProgramFacts, ServerFacts, SlotFacts
+from shardkit.core.moving import Step
+from shardkit.core.names import relay_slot_name
 from shardkit.core.shardmap import Placement, Server, ServerState, ShardMap
 
 TESTS = Path(__file__).parents[1] / "integration"
@@ -38,7 +42,7 @@ def test_every_check_says_what_it_is_for():
 
 def test_problems_come_before_risks_and_each_has_a_remedy():
     program = ProgramFacts("web", "127.0.0.1:1", 3, 30)
-    stopped = MoveFacts(4, 1, "pg1", "pg2", "copy", 1, held=False, idle_s=5.0, problem="no room\nmore")
+    stopped = MoveFacts(4, 1, "pg1", "pg2", Step.COPY, held=False, idle_s=5.0, problem="no room\nmore")
     found = judge(facts(programs=(program,), moves=(stopped,)))
     assert [(one.severity, one.check) for one in found] == [("problem", "servers"), ("risk", "moves"), ("risk", "programs")]
     assert all(one.what and one.remedy for one in found)
@@ -47,7 +51,7 @@ def test_problems_come_before_risks_and_each_has_a_remedy():
 
 
 def test_a_move_past_the_point_of_no_return_is_not_to_be_aborted():
-    stopped = MoveFacts(4, 1, "pg1", "pg2", "follow", 6, held=False, idle_s=5.0, problem="lost contact")
+    stopped = MoveFacts(4, 1, "pg1", "pg2", Step.FOLLOW, held=False, idle_s=5.0, problem="lost contact")
     assert "abort" not in judge(facts(moves=(stopped,)), checks=["moves"])[0].remedy
 
 
@@ -61,3 +65,23 @@ def test_of_a_server_that_is_silent_nothing_is_claimed():
 
 def test_checks_that_were_not_asked_for_are_silent():
     assert judge(facts(), checks=["clocks"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("server", "relays", "mb", "found"),
+    [
+        ("pg1", 0, 10, None),  # between two runs of `relay --once`
+        ("pg1", 0, 70, ("risk", "no cache relay")),
+        ("pg1", 1, 70, None),
+        ("pg1", 1, 2000, ("risk", "far behind")),
+        ("pg0", 1, 0, ("problem", "nothing to follow")),
+    ],
+)
+def test_slot_of_a_cache_relay(server, relays, mb, found):
+    slot = SlotFacts(relay_slot_name(ID, server), active=False, status="reserved", retained_bytes=mb << 20)
+    servers = {"pg1": ServerFacts(version=180000, slots=(slot,), relays=relays)}
+    findings = [(one.severity, one.what) for one in judge(facts(servers=servers), checks=["slots"])]
+    assert len(findings) == (found is not None)
+    for severity, what in findings:
+        assert severity == found[0]
+        assert found[1] in what

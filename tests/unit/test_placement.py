@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardkit.core import levelling
-from shardkit.core.levelling import NOISE, fair_shares, over_share
+from shardkit.core.levelling import NOISE, fair_shares
 from shardkit.core.placement import Plan, PlannedMove, place, plan, quotas
 from shardkit.errors import PlacementError
 
@@ -24,6 +24,12 @@ FLEETS = st.one_of(
     st.dictionaries(st.sampled_from(NAMES), WEIGHTS, min_size=1),
 )
 SHARDS = st.sampled_from([0, 1, 2, 7, 64, 250, 256])
+
+
+def over_share(held, servers):
+    """Load of each server over its fair share: 1.0 is even, 0.0 is empty."""
+    shares = fair_shares(servers, math.fsum(held.values()))
+    return {name: held.get(name, 0.0) / share if share else 0.0 for name, share in shares.items()}
 
 
 def least_moves(held: Counter[str], servers: dict[str, float], total: int) -> int:
@@ -366,9 +372,9 @@ def level_trying_everything(current, servers, *, loads, tolerance):
     for pile in piles.values():
         pile.movable.sort()
     placement, stuck, limit = dict(current), set(), (1 + tolerance) * (1 + NOISE)
-    while over := [pile for pile in piles.values() if pile.fullness() > limit and pile.name not in stuck]:
-        fullest = max(over, key=levelling._Pile.fullness)
-        others = {name: pile for name, pile in piles.items() if pile is not fullest}
+    while over := [pile for pile in piles.values() if pile.full > limit and pile.name not in stuck]:
+        fullest = max(over, key=lambda pile: pile.full)
+        others = [pile for pile in piles.values() if pile is not fullest]
         step = levelling._fitting(fullest, others, limit) or levelling._easing(fullest, others, max(tolerance, NOISE))
         if step is None:
             stuck.add(fullest.name)

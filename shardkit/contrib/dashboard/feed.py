@@ -55,7 +55,7 @@ class Feed:
             seen = 0
             while not self._closed:
                 with self._news:
-                    fresh = self._news.wait_for(lambda seen=seen: self._closed or self._number > seen, timeout=KEEP_ALIVE_S)  # type: ignore[misc]
+                    fresh = self._news.wait_for(lambda seen=seen: self._closed or self._number > seen, timeout=KEEP_ALIVE_S)  # type: ignore[misc]  # a lambda with a default
                     seen, text = self._number, self._text
                 if not self._closed:
                     yield f"id: {seen}\ndata: {text}\n\n" if fresh else ": still here\n\n"

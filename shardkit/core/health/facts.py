@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shardkit.core.moving import Step
 from shardkit.core.shardmap import ShardMap
 
 Severity = Literal["problem", "risk"]
@@ -129,6 +130,8 @@ class ServerFacts:
     schemas: tuple[SchemaFacts, ...] = ()
     functions_missing: tuple[str, ...] = ()
     slots: tuple[SlotFacts, ...] = ()
+    relays: int = 0
+    """Relays of the cache that are connected."""
     subscriptions: tuple[str, ...] = ()
     publications: tuple[str, ...] = ()
     prepared: tuple[PreparedFacts, ...] = ()
@@ -147,9 +150,7 @@ class MoveFacts:
     shard: int
     source: str
     target: str
-    step: str
-    order: int
-    """Of the step: 0 planned, 3 the structure stands, 5 the fence, 7 soaks."""
+    step: Step
     held: bool
     idle_s: float
     problem: str | None = None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shardkit.core.health.facts import Facts, Finding, MoveFacts, ServerFacts
+from shardkit.core.moving import Step
 from shardkit.core.names import APP_ROLE, OPERATOR_ROLE, parse_schema, schema_name
 
-GUARDED_FROM = 3  # a move's target refuses writes once its structure stands, its source once it follows
-SOAKS = 7
+TARGET_GUARDED_FROM = Step.STREAM  # once its structure stands
+SOURCE_GUARDED_FROM = Step.SOAK  # once it follows
 
 
 def roles(facts: Facts) -> Iterator[Finding]:
@@ -128,7 +129,7 @@ def _unguarded_by_right(move: MoveFacts | None, server: str) -> bool:
     """Whether the copy on *server* is one that a move makes or has just closed, and does not guard at this step."""
     if move is None:
         return False
-    return move.order < (GUARDED_FROM if server == move.target else SOAKS)
+    return move.step < (TARGET_GUARDED_FROM if server == move.target else SOURCE_GUARDED_FROM)
 
 
 def rows(facts: Facts) -> Iterator[Finding]:

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 from cachelab import Album, Note, Photo, cached_fleet_on
-from sqlalchemy import delete, insert, inspect, select, text, update
+from sqlalchemy import DDL, Text, delete, func, insert, inspect, literal_column, select, text, update
 
+from shardkit._async import colour
 from shardkit.core.cacheproto import tag
 from shardkit.errors import CacheDeclarationError, CacheKeyError, ReadOnlyError, TenantLockedError, UnknownKeysError
 from shardkit.orm.cached import entity_of
@@ -173,6 +174,82 @@ async def test_bulk_insert_is_seen_by_lists(kit, tenant):
     found = await kit.cache.list(Photo, 1, by="user_id", tenant=tenant)
     assert len(found) == 3  # its limit, the newest first
     assert [photo.id for photo in found] == sorted((photo.id for photo in found), reverse=True)
+
+
+async def current_xid(s):
+    return (await s.execute(select(func.pg_current_xact_id().cast(Text)))).scalar_one()
+
+
+async def known_xid(s):
+    return (await colour.driver_of(s)).commit_xid
+
+
+@pytest.mark.parametrize("write", [flush_attribute, orm_update, in_a_savepoint, upsert], ids=lambda f: f.__name__)
+async def test_the_transactions_id_comes_with_the_write(kit, tenant, write):
+    key = await add(kit, tenant)
+    async with kit.session(tenant) as s:
+        for again in (write, orm_update):  # the second transaction of a session is another one
+            await again(s, key)
+            await s.flush()
+            known = await known_xid(s)
+            assert known is not None
+            assert known == await current_xid(s)
+            await s.commit()
+
+
+async def end_by_text(s):
+    await s.execute(text("ROLLBACK"))
+    await s.execute(text("BEGIN"))
+
+
+async def end_by_ddl(s):
+    await s.execute(DDL("ROLLBACK"))
+    await s.execute(DDL("BEGIN"))
+
+
+async def end_on_the_driver(s):
+    driver = await colour.driver_of(s)
+    await driver.execute("ROLLBACK")
+    await driver.execute("BEGIN")
+
+
+async def end_by_the_drivers_rollback(s):
+    driver = await colour.driver_of(s)
+    await driver.rollback()
+    await s.execute(text("BEGIN"))
+
+
+async def end_within_a_select(s):
+    await s.execute(select(literal_column("1; ROLLBACK; BEGIN; SELECT 1")))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [end_by_text, end_by_ddl, end_on_the_driver, end_by_the_drivers_rollback, end_within_a_select],
+    ids=lambda f: f.__name__,
+)
+async def test_an_id_that_may_be_of_an_ended_transaction_is_forgotten(kit, tenant, end):
+    key = await add(kit, tenant)
+    assert await title_of(kit, tenant, key) == "first"
+    async with kit.session(tenant) as s:
+        await s.execute(update(Photo).where(Photo.id == key).values(title="second"))
+        ended = await known_xid(s)
+        await end(s)
+        assert await known_xid(s) is None
+        schema = s.route.schema
+        await s.execute(text(f"SET LOCAL search_path TO {schema}"))
+        await s.execute(text("SELECT set_config('shardkit.tenant', :tenant, true)"), {"tenant": str(tenant)})
+        await s.execute(update(Photo).where(Photo.id == key).values(title="third"))
+        assert await current_xid(s) != ended
+        await s.commit()
+    assert await title_of(kit, tenant, key) == "third"
+
+
+async def test_an_update_of_no_row_has_no_id(kit, tenant):
+    async with kit.session(tenant) as s:
+        await s.execute(update(Photo).where(Photo.id == 1).values(title="second"))
+        assert await known_xid(s) is None
+        await s.commit()
 
 
 async def test_rolled_back_write_leaves_the_truth(kit, tenant):

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 import pytest
 from cachelab import Album, Note, Photo, cached_fleet_on
-from sqlalchemy import delete, insert, inspect, select, text, update
+from sqlalchemy import DDL, Text, delete, func, insert, inspect, literal_column, select, text, update
 
+from shardkit._sync import colour
 from shardkit.core.cacheproto import tag
 from shardkit.errors import CacheDeclarationError, CacheKeyError, ReadOnlyError, TenantLockedError, UnknownKeysError
 from shardkit.orm.cached import entity_of
@@ -174,6 +175,82 @@ def test_bulk_insert_is_seen_by_lists(kit, tenant):
     found = kit.cache.list(Photo, 1, by="user_id", tenant=tenant)
     assert len(found) == 3  # its limit, the newest first
     assert [photo.id for photo in found] == sorted((photo.id for photo in found), reverse=True)
+
+
+def current_xid(s):
+    return (s.execute(select(func.pg_current_xact_id().cast(Text)))).scalar_one()
+
+
+def known_xid(s):
+    return (colour.driver_of(s)).commit_xid
+
+
+@pytest.mark.parametrize("write", [flush_attribute, orm_update, in_a_savepoint, upsert], ids=lambda f: f.__name__)
+def test_the_transactions_id_comes_with_the_write(kit, tenant, write):
+    key = add(kit, tenant)
+    with kit.session(tenant) as s:
+        for again in (write, orm_update):  # the second transaction of a session is another one
+            again(s, key)
+            s.flush()
+            known = known_xid(s)
+            assert known is not None
+            assert known == current_xid(s)
+            s.commit()
+
+
+def end_by_text(s):
+    s.execute(text("ROLLBACK"))
+    s.execute(text("BEGIN"))
+
+
+def end_by_ddl(s):
+    s.execute(DDL("ROLLBACK"))
+    s.execute(DDL("BEGIN"))
+
+
+def end_on_the_driver(s):
+    driver = colour.driver_of(s)
+    driver.execute("ROLLBACK")
+    driver.execute("BEGIN")
+
+
+def end_by_the_drivers_rollback(s):
+    driver = colour.driver_of(s)
+    driver.rollback()
+    s.execute(text("BEGIN"))
+
+
+def end_within_a_select(s):
+    s.execute(select(literal_column("1; ROLLBACK; BEGIN; SELECT 1")))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [end_by_text, end_by_ddl, end_on_the_driver, end_by_the_drivers_rollback, end_within_a_select],
+    ids=lambda f: f.__name__,
+)
+def test_an_id_that_may_be_of_an_ended_transaction_is_forgotten(kit, tenant, end):
+    key = add(kit, tenant)
+    assert title_of(kit, tenant, key) == "first"
+    with kit.session(tenant) as s:
+        s.execute(update(Photo).where(Photo.id == key).values(title="second"))
+        ended = known_xid(s)
+        end(s)
+        assert known_xid(s) is None
+        schema = s.route.schema
+        s.execute(text(f"SET LOCAL search_path TO {schema}"))
+        s.execute(text("SELECT set_config('shardkit.tenant', :tenant, true)"), {"tenant": str(tenant)})
+        s.execute(update(Photo).where(Photo.id == key).values(title="third"))
+        assert current_xid(s) != ended
+        s.commit()
+    assert title_of(kit, tenant, key) == "third"
+
+
+def test_an_update_of_no_row_has_no_id(kit, tenant):
+    with kit.session(tenant) as s:
+        s.execute(update(Photo).where(Photo.id == 1).values(title="second"))
+        assert known_xid(s) is None
+        s.commit()
 
 
 def test_rolled_back_write_leaves_the_truth(kit, tenant):
