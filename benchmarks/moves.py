@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import text
 
 from benchmarks.harness import Bench
-from benchmarks.statistics import quantile
+from benchmarks.writers import PACE_S, TENANT, WRITERS, Span, Write, counting, p99, wait, worst, writing
 from shardkit import Settings, ShardKit, run_local
 from shardkit.core.names import schema_name
 from shardkit.local.binaries import find_postgres
@@ -28,10 +26,8 @@ from shardkit.schema.blueprint import Blueprint
 from shardkit.schema.bootstrap import initialize
 
 QUESTION = "What do writers notice while their shard goes to another server, and how long does it take?"
-WRITERS = 4
-PACE_S = 0.02  # four writers, 200 transactions a second
 BUDGET_MS = 250
-TENANT = "acme"
+CORES_OF_A_COPY = 2  # one process reads, one writes
 TABLES = """
 CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL UNIQUE, about text NOT NULL);
 CREATE TABLE photos (id bigint DEFAULT next_id() PRIMARY KEY, owner bigint NOT NULL, title text NOT NULL, likes int NOT NULL,
@@ -61,17 +57,6 @@ FILL = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One write as its client saw it."""
-
-    writer: int
-    n: int
-    began: float
-    seconds: float
-    error: str | None
-
-
 def run(bench: Bench) -> None:
     """All keys."""
     size_mb, rounds = bench.pick(100, 10), bench.pick(20, 5)
@@ -86,6 +71,25 @@ def run(bench: Bench) -> None:
     bench.skip("citus", "no Citus among the servers this can start")
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A move that soaks: when it ran, when each of its effects (the last time), and its figures."""
+
+    id: int
+    whole: Span
+    effects: dict[str, Span]
+    facts: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        return self.whole[1] - self.whole[0]
+
+    @property
+    def fence(self) -> Span:
+        """From when writers were held off until the map had changed."""
+        return self.effects["Lock"][0], self.effects["Flip"][1]
+
+
 class Stage:
     """A cluster of one shard on two servers."""
 
@@ -98,6 +102,8 @@ class Stage:
         with ShardKit(settings=self.settings) as kit, kit.begin(TENANT) as session:
             for rows in FILL:
                 session.execute(text(rows), {"mb": size_mb})
+        with psycopg.connect(self.urls[self.place()[0]], autocommit=True) as connection:
+            connection.execute("VACUUM ANALYZE")  # as autovacuum has done where a shard is in use
 
     def place(self) -> tuple[str, str, str]:
         """Server, schema, and the other server."""
@@ -106,13 +112,21 @@ class Stage:
         assert row is not None
         return row[0], schema_name(0, row[1]), next(name for name in self.urls if name != row[0])
 
-    def move(self) -> tuple[int, float, dict[str, Any]]:
-        """Move the shard to the other server: the move, seconds until it soaks, its figures."""
-        options = MoveOptions(budget_ms=BUDGET_MS)
+    def move(self) -> Moved:
+        """Move the shard to the other server."""
+        options, spans = MoveOptions(budget_ms=BUDGET_MS), dict[str, Span]()
+
+        def around(effect: Any, do: Callable[[Any], Any]) -> Any:
+            began = time.perf_counter()
+            try:
+                return do(effect)
+            finally:
+                spans[type(effect).__name__] = began, time.perf_counter()
+
         began = time.perf_counter()
         begun = moving.begin(self.settings, 0, self.place()[2], options=options)
-        ended = moving.go_on(self.settings, begun.id, options=options)
-        return begun.id, time.perf_counter() - began, dict(ended.facts)
+        ended = moving.go_on(self.settings, begun.id, options=options, around=around)
+        return Moved(begun.id, (began, time.perf_counter()), spans, dict(ended.facts))
 
     def finish(self, move_id: int) -> None:
         moving.go_on(self.settings, move_id, "finish")
@@ -121,41 +135,49 @@ class Stage:
 def _empty(bench: Bench, stage: Stage, *, rounds: int) -> None:
     taken = []
     for _ in range(rounds):
-        move_id, seconds, _facts = stage.move()
-        stage.finish(move_id)
-        taken.append(seconds)
+        moved = stage.move()
+        stage.finish(moved.id)
+        taken.append(moved.seconds)
     bench.record("empty_shard_s", taken, unit="s", goal=0.5)
 
 
 def _loaded(bench: Bench, stage: Stage, spare: FreshDatabases, *, rounds: int) -> None:
-    worst, worst_idle, calm, during, ratio_dump, ratio_subscription, held = [], [], [], [], [], [], []
+    """The moves, and beside them what the same writers see when nothing moves at all, and when two processes merely count."""
+    before, moves, worst_idle, ratio_dump, ratio_subscription = [], list[Moved](), [], [], []
+    quiet, crowded = list[Span](), list[Span]()
     with writing(stage.settings) as log:
         for number in range(rounds):
-            began = time.perf_counter()
-            time.sleep(1.0)
-            copied = time.perf_counter()
-            move_id, seconds, facts = stage.move()
-            ended = time.perf_counter()
+            before.append(wait(1.0))
+            moved = stage.move()
+            moves.append(moved)
             time.sleep(0.2)
-            stage.finish(move_id)
-            writes = log()
-            calm.append(_p99(writes, began, copied))
-            during.append(_p99(writes, copied, copied + facts["copy_s"]))
-            worst.append(max(w.seconds * 1000 for w in writes if copied <= w.began + w.seconds and w.began <= ended))
-            held.append(facts["held_ms"])
+            stage.finish(moved.id)
             if number < bench.pick(5, 2):
-                ratio_dump.append((seconds, _dump(stage, spare)))
-                ratio_subscription.append((seconds, _subscription(stage, spare)))
+                ratio_dump.append(moved.seconds / _dump(stage, spare))
+                ratio_subscription.append(_subscription(stage, spare) / moved.seconds)
+                quiet.append(wait(moved.seconds))
+                with counting(CORES_OF_A_COPY):
+                    crowded.append(wait(moved.seconds))
         for _ in range(bench.pick(5, 1)):
             worst_idle.append(_with_idle_transaction(stage, log, idle_s=bench.pick(6.0, 3.0)))
         writes = log()
-    bench.record("worst_write_ms", worst, unit="ms", goal=15, goal_max=50)
-    bench.record("held_ms", held, unit="ms")
+    calm = [p99(writes, span) for span in before]
+    bench.record("worst_write_ms", [worst(writes, moved.whole) for moved in moves], unit="ms", goal=15, goal_max=50)
+    bench.record("worst_write_fence_ms", [worst(writes, moved.fence) for moved in moves], unit="ms")
+    bench.record("worst_write_no_move_ms", [worst(writes, span) for span in quiet], unit="ms")
+    bench.record("worst_write_two_busy_ms", [worst(writes, span) for span in crowded], unit="ms")
+    bench.record("held_ms", [moved.facts["held_ms"] for moved in moves], unit="ms")
     bench.record("worst_write_idle_tx_ms", worst_idle, unit="ms", goal=BUDGET_MS * 1.2, goal_max=BUDGET_MS * 1.2)
-    bench.record("source_p99_ratio", [b / a for a, b in zip(calm, during, strict=True)], unit="ratio", goal=1.5)
-    bench.record("move_vs_offline_dump", [ours / other for ours, other in ratio_dump], unit="ratio", goal=1.5)
-    faster = [other / ours for ours, other in ratio_subscription]
-    bench.record("move_vs_create_subscription_faster", faster, unit="faster", goal=1.5, better="higher")
+    copying = [p99(writes, moved.effects["Copy"]) / was for moved, was in zip(moves, calm, strict=True)]
+    bench.record("source_p99_ratio", copying, unit="ratio", goal=1.5)
+    for key, effect in (("p99_indexes_ratio", "Complete"), ("p99_compare_ratio", "Verify")):
+        found = [p99(writes, moved.effects[effect]) / was for moved, was in zip(moves, calm, strict=True)]
+        bench.record(key, found, unit="ratio")
+    bench.record(
+        "p99_two_busy_ratio", [p99(writes, span) / was for span, was in zip(crowded, calm, strict=False)], unit="ratio"
+    )
+    bench.record("move_vs_offline_dump", ratio_dump, unit="ratio", goal=1.5)
+    bench.record("move_vs_create_subscription_faster", ratio_subscription, unit="faster", goal=1.5, better="higher")
     _judge(bench, stage, writes)
 
 
@@ -168,11 +190,6 @@ def _judge(bench: Bench, stage: Stage, writes: list[Write]) -> None:
     bench.count("errors", [sum(w.error is not None for w in writes)])
     bench.count("lost", [len(acked - set(rows))])
     bench.count("doubled", [len(rows) - len(set(rows))])
-
-
-def _p99(writes: list[Write], since: float, until: float) -> float:
-    found = [w.seconds for w in writes if since <= w.began <= until] or [w.seconds for w in writes[-50:]]
-    return quantile(found, 0.99)
 
 
 def _with_idle_transaction(stage: Stage, log: Callable[[], list[Write]], *, idle_s: float) -> float:
@@ -192,9 +209,9 @@ def _with_idle_transaction(stage: Stage, log: Callable[[], list[Write]], *, idle
         begun = moving.begin(stage.settings, 0, stage.place()[2], options=options)
         moving.go_on(stage.settings, begun.id, options=options, around=around)
         timer.join()
-    ended = time.perf_counter()
+    span = began, time.perf_counter()
     stage.finish(begun.id)
-    return max(w.seconds * 1000 for w in log() if began <= w.began + w.seconds and w.began <= ended)
+    return worst(log(), span)
 
 
 def _dump(stage: Stage, spare: FreshDatabases) -> float:
@@ -255,74 +272,3 @@ def _pipe(source: str, target: str, schema: str, *options: str) -> None:
     )
     if dump.wait():
         raise RuntimeError("pg_dump failed")
-
-
-@contextmanager
-def writing(settings: Settings) -> Iterator[Callable[[], list[Write]]]:
-    """Writers in processes of their own while the block lasts; gives what they have logged so far."""
-    spawn = multiprocessing.get_context("spawn")
-    stop, ready = spawn.Event(), spawn.Semaphore(0)
-    pipes, processes, log = [], [], []
-    for writer in range(WRITERS):
-        ours, theirs = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=_write, args=(str(settings.catalog_url), writer, stop, ready, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        pipes.append(ours)
-        processes.append(process)
-    for _ in processes:
-        ready.acquire()
-
-    def so_far() -> list[Write]:
-        for pipe in pipes:
-            while pipe.poll():
-                log.extend(pipe.recv())
-        return log
-
-    def keep_reading() -> None:
-        while not stop.wait(0.05):
-            with lock:
-                so_far()
-
-    lock = threading.Lock()
-    reader = threading.Thread(target=keep_reading, daemon=True)
-    reader.start()
-
-    def read() -> list[Write]:
-        time.sleep(0.15)
-        with lock:
-            return list(so_far())
-
-    try:
-        yield read
-    finally:
-        stop.set()
-        reader.join()
-        for process in processes:
-            process.join(timeout=10)
-
-
-def _write(catalog_url: str, writer: int, stop: Any, ready: Any, pipe: Any) -> None:
-    done: list[Write] = []
-    with ShardKit(catalog_url=catalog_url) as kit:
-
-        def unit(session: Any, n: int) -> None:
-            session.execute(text("INSERT INTO writes VALUES (:writer, :n)"), {"writer": writer, "n": n})
-
-        n, since = 0, time.perf_counter()
-        while not stop.is_set():
-            n += 1
-            began, error = time.perf_counter(), None
-            try:
-                kit.run(TENANT, unit, n)
-            except Exception as exc:
-                error = repr(exc)
-            done.append(Write(writer, n, began, time.perf_counter() - began, error))
-            if n == 20:
-                ready.release()
-            if time.perf_counter() - since > 0.05:
-                pipe.send(done)
-                done, since = [], time.perf_counter()
-            time.sleep(PACE_S)
-        pipe.send(done)
-        pipe.close()

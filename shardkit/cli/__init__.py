@@ -26,9 +26,9 @@ COMMANDS = {
     "move": ("moves", "move", "Carry a shard to another server while it is written to."),
     "isolate": ("isolate", "isolate", "Carry one tenant into a shard of its own while it is written to."),
     "moves": ("moves", "moves_", "Moves: list, show, resume, abort, rollback, finish."),
-    "plan": ("moves", "plan", "Which shards would move where, and why."),
-    "rebalance": ("moves", "rebalance", "Make the servers even."),
-    "drain": ("moves", "drain", "Move every shard off a server."),
+    "plan": ("rebalance", "plan", "Which shards would move where, and why."),
+    "rebalance": ("rebalance", "rebalance", "Make the servers even."),
+    "drain": ("rebalance", "drain", "Move every shard off a server."),
     "export": ("export", "export", "One query over every shard, into a file."),
     "pin": ("routing", "pin", "Send one tenant to a shard of your choice."),
     "cache": ("cache", "cache", "The read-through cache: does it keep its promise, what does Redis say."),
@@ -64,7 +64,7 @@ class LazyGroup(click.Group):
             ctx.exit(1)
 
 
-def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001  click's signature
+def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
         try:
             click.echo(f"shardkit {version('shardkit')}")

@@ -1,4 +1,4 @@
-"""``shardkit move``, ``moves``, ``plan``, ``rebalance``, ``drain``: shards go to other servers while they are written to."""
+"""``shardkit move`` and ``moves``: a shard goes to another server while it is written to."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import click
 
 from shardkit import ShardKit
 from shardkit.catalog import journal
-from shardkit.catalog.loads import HotTenant, lately
-from shardkit.catalog.overview import current_map, opened
+from shardkit.catalog.overview import opened
 from shardkit.cli.common import (
     config_option,
     dry_run_option,
@@ -30,15 +29,13 @@ from shardkit.cli.common import (
 from shardkit.cli.progress import shown
 from shardkit.core.easing import Limits
 from shardkit.core.moving import Step
-from shardkit.core.placement import Plan
+from shardkit.errors import ShardKitError
 from shardkit.move import rebalance as planning
 from shardkit.move import run
 from shardkit.move.checks import Finding
 from shardkit.move.forecast import Forecast, forecast
 from shardkit.move.options import MoveOptions
 from shardkit.settings import Settings
-
-UNITS = {"count": "shards", "bytes": "bytes", "load": "units of work in the last hour"}
 
 
 def _duration(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
@@ -111,7 +108,7 @@ def options_of(given: dict[str, Any], *, soak: bool) -> MoveOptions:
 @click.option("--no-soak", is_flag=True, help="Drop the old place at once instead of keeping it as a follower for a rollback.")
 @move_options
 @click.pass_context
-def move(ctx: click.Context, /, shard: int, target: str, no_soak: bool, config: Path | None, **given: Any) -> None:  # noqa: FBT001  click's signature
+def move(ctx: click.Context, /, shard: int, target: str, no_soak: bool, config: Path | None, **given: Any) -> None:
     """Carry a shard to another server while it is read and written."""
     settings, options = settings_from(config), options_of(given, soak=not no_soak)
     expected = forecast(settings, shard, target, options=options)
@@ -132,7 +129,7 @@ def moves_() -> None:
 @click.option("--all", "ended", is_flag=True, help="Those that have ended too.")
 @config_option
 @json_option
-def list_(ended: bool, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def list_(ended: bool, config: Path | None, as_json: bool) -> None:
     """Show moves that have not ended."""
     with opened(settings_from(config)) as catalog:
         found = journal.moves(catalog, ended=ended)
@@ -149,7 +146,7 @@ def list_(ended: bool, config: Path | None, as_json: bool) -> None:  # noqa: FBT
 @click.argument("move_id", type=int)
 @config_option
 @json_option
-def show(move_id: int, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def show(move_id: int, config: Path | None, as_json: bool) -> None:
     """Show one move: its steps, its figures, and what it has made that is still there."""
     with opened(settings_from(config)) as catalog:
         found = journal.find(catalog, move_id)
@@ -168,85 +165,75 @@ def show(move_id: int, config: Path | None, as_json: bool) -> None:  # noqa: FBT
         click.echo(f"  problem: {found.problem}")
 
 
+take_over_option = click.option("--take-over", is_flag=True, help="End the session of another operator that works on it.")
+
+
 def _action(name: str, about: str, question: str) -> None:
     @moves_.command(name, help=about)
     @click.argument("move_id", type=int)
-    @click.option("--take-over", is_flag=True, help="End the session of another operator that works on it.")
+    @take_over_option
     @move_options
-    def command(move_id: int, take_over: bool, config: Path | None, **given: Any) -> None:  # noqa: FBT001  click's signature
-        settings, options = settings_from(config), options_of(given, soak=True)
-        with opened(settings) as catalog:
-            found = journal.find(catalog, move_id)
-        click.echo(f"move {move_id}: {_what(found)} from {found.source} to {found.target}, at step {found.step.word}", err=True)
-        go_on(question, yes=given["yes"] or name == "resume", dry_run=given["dry_run"])
-        if name == "rollback":
-            move_id = run.begin_rollback(settings, move_id).id
-        action: run.Action = "abort" if name == "abort" else "finish" if name == "finish" else "resume"
-        carry(settings, move_id, action, options, as_json=given["as_json"], take_over=take_over)
+    def command(move_id: int, take_over: bool, config: Path | None, **given: Any) -> None:
+        _go_on(move_id, name, question, take_over=take_over, config=config, given=given)
+
+
+def _go_on(move_id: int, name: str, question: str, *, take_over: bool, config: Path | None, given: dict[str, Any]) -> None:
+    settings, options = settings_from(config), options_of(given, soak=True)
+    with opened(settings) as catalog:
+        found = journal.find(catalog, move_id)
+    click.echo(f"move {move_id}: {_what(found)} from {found.source} to {found.target}, at step {found.step.word}", err=True)
+    go_on(question, yes=given["yes"] or name == "resume", dry_run=given["dry_run"])
+    if name == "rollback":
+        move_id = run.begin_rollback(settings, move_id).id
+    action: run.Action = "abort" if name == "abort" else "finish" if name == "finish" else "resume"
+    carry(settings, move_id, action, options, as_json=given["as_json"], take_over=take_over)
 
 
 _action("resume", "Go on with a move where it was stopped; nothing is copied twice once the copy is complete.", "")
 _action("abort", "Undo a move whose fence is not committed; the source never stopped serving.", "Abort it?")
 _action("rollback", "Send a shard that soaks back to where it came from, without a copy.", "Go back?")
-_action("finish", "Drop the old place of a shard that soaks, with everything the move made.", "Drop the follower?")
 
 
-@click.command()
-@click.option(
-    "--by", type=click.Choice(["count", "bytes", "load"]), default="count", show_default=True, help="What is to be even."
-)
-@click.option("--without", help="As if this server got no shards.")
-@config_option
-@json_option
-def plan(by: planning.By, without: str | None, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
-    """Show which shards would move where, and why."""
-    settings = settings_from(config)
-    _show_plan(settings, planning.make_plan(settings, by=by, without=without), by=by, as_json=as_json)
-
-
-@click.command()
-@click.option(
-    "--by", type=click.Choice(["count", "bytes", "load"]), default="count", show_default=True, help="What is to be even."
-)
-@click.option("--parallel", type=click.IntRange(1, 16), default=1, show_default=True, help="Moves at a time.")
+@moves_.command()
+@click.argument("move_id", type=int, required=False)
+@click.option("--all", "every", is_flag=True, help="Every move that soaks, one after another, instead of one MOVE_ID.")
+@take_over_option
 @move_options
 @click.pass_context
-def rebalance(ctx: click.Context, /, by: planning.By, parallel: int, config: Path | None, **given: Any) -> None:
-    """Make the servers even, moving as few shards as possible."""
-    settings = settings_from(config)
-    _carry_plan(ctx, settings, planning.make_plan(settings, by=by), by, parallel, given)
-
-
-@click.command()
-@click.argument("server")
-@click.option("--parallel", type=click.IntRange(1, 16), default=1, show_default=True, help="Moves at a time.")
-@move_options
-@click.pass_context
-def drain(ctx: click.Context, /, server: str, parallel: int, config: Path | None, **given: Any) -> None:
-    """Move every shard off SERVER; it gets no new ones from then on."""
-    settings = settings_from(config)
-    found = planning.make_plan(settings, without=server)
-    _carry_plan(ctx, settings, found, "count", parallel, given, first=lambda: planning.drain(settings, server))
-
-
-def _carry_plan(
-    ctx: click.Context, settings: Settings, found: Plan, by: planning.By, parallel: int, given: dict[str, Any],
-    first: Callable[[], None] = lambda: None,
+def finish(
+    ctx: click.Context, /, move_id: int | None, every: bool, take_over: bool, config: Path | None, **given: Any
 ) -> None:  # fmt: skip
-    _show_plan(settings, found, by=by, as_json=given["as_json"] and given["dry_run"])
-    if found.moves or given["dry_run"]:
-        go_on(f"Move {len(found.moves)} shards?", yes=given["yes"], dry_run=given["dry_run"])
-    first()
-    with shown(as_json=given["as_json"], shards=len(found.moves)) as display:
-        count, failed = planning.carry_out(
-            settings,
-            found.moves,
-            parallel=parallel,
-            options=options_of(given, soak=False),
-            report=display.report,
-            done=display.done,
+    """Drop the old place of a shard that soaks, with everything the move made."""
+    if every == (move_id is not None):
+        raise click.UsageError("give the number of one move, or --all")
+    if every and take_over:
+        raise click.UsageError("--take-over is for one move: `shardkit moves finish MOVE_ID --take-over`")
+    if move_id is not None:
+        _go_on(move_id, "finish", "Drop the follower?", take_over=take_over, config=config, given=given)
+        return
+    settings = settings_from(config)
+    soaking = planning.to_finish(settings)
+    _show_soaking(soaking, as_json=given["as_json"] and given["dry_run"])
+    if soaking or given["dry_run"]:
+        go_on(f"Drop the followers of {len(soaking)} moves?", yes=given["yes"], dry_run=given["dry_run"])
+    with shown(as_json=given["as_json"], shards=len(soaking)) as display:
+        count, failed = planning.finish_all(
+            settings, soaking, options=options_of(given, soak=True), report=display.report, done=display.done
         )
-    click.echo(f"moved {count} of {len(found.moves)} shards", err=True)
+    sum_up(ctx, f"finished {count} of {len(soaking)} moves", failed)
+
+
+def _show_soaking(soaking: Sequence[journal.Move], *, as_json: bool) -> None:
+    if as_json:
+        print_json([_as_dict(one) for one in soaking])
+        return
+    rows = [(m.id, _what(m), m.source, m.target, f"{m.updated_at:%Y-%m-%d %H:%M:%S}") for m in soaking]
+    print_table(("ID", "SHARD", "FOLLOWER ON", "LIVES ON", "SINCE"), rows, err=True)
+
+
+def sum_up(ctx: click.Context, what: str, failed: Sequence[ShardKitError]) -> None:
+    """Say how many of many moves were done; those that failed end the command with 1."""
+    click.echo(what, err=True)
     if failed:
         click.echo(f"{len(failed)} failed; the first: {failed[0]}\n`shardkit moves list` shows them", err=True)
         ctx.exit(1)
@@ -311,36 +298,6 @@ def show_findings(findings: Sequence[Finding]) -> None:
     """What the checks before a move found."""
     for finding in findings:
         click.echo(f"  {'REFUSED' if finding.refuses else 'note'}: {finding.what}: {finding.remedy}", err=True)
-
-
-def _show_plan(settings: Settings, found: Plan, *, by: str, as_json: bool) -> None:
-    shardmap = current_map(settings)
-    weighed = planning.sizes(settings, shardmap)
-    with opened(settings) as catalog:
-        hot = lately(catalog, tenant_type=shardmap.tenant_type).tenants
-    size = sum(weighed.get(one.shard, 0) for one in found.moves)
-    if as_json:
-        moves = [{**asdict(one), "bytes": weighed.get(one.shard)} for one in found.moves]
-        print_json(
-            {"by": by, "moves": moves, "before": dict(found.before), "after": dict(found.after), "oversized": found.oversized}
-        )
-        return
-    rows = [(one.shard, one.source or "", one.target, readable_size(weighed.get(one.shard, 0))) for one in found.moves]
-    print_table(("SHARD", "FROM", "TO", "SIZE"), rows)
-    for name in found.after:
-        click.echo(f"{name}: {found.before[name]:g} to {found.after[name]:g} {UNITS[by]}", err=True)
-    click.echo(
-        f"{len(found.moves)} moves, {readable_size(size)}, about {len(found.moves) + size / 40e6:.0f} s one after another",
-        err=True,
-    )
-    for shard in found.oversized:
-        click.echo(
-            f"shard {shard} alone is more than a server's share: isolate its largest tenant{_hottest(hot, shard)}", err=True
-        )
-
-
-def _hottest(hot: Sequence[HotTenant], shard: int) -> str:
-    return next((f", which by units of work is {one.tenant}" for one in hot if one.shard == shard), "")
 
 
 def _what(found: journal.Move) -> str:

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from shardkit.catalog.journal import Move
 from shardkit.cli.common import readable_size
 from shardkit.core.placement import PlannedMove
 from shardkit.move import options
@@ -43,7 +44,7 @@ class Display:
             info=self._info(news),
         )
 
-    def done(self, planned: PlannedMove, outcome: Any) -> None:
+    def done(self, planned: PlannedMove | Move, outcome: Any) -> None:
         """One of many moves ended."""
         failed = isinstance(outcome, Exception)
         if self._bar is None:

@@ -16,6 +16,7 @@ from shardkit.move import checks, objects
 from shardkit.move.copy import copy_tables, slot_with_snapshot
 from shardkit.move.ends import SQL, End, contact
 from shardkit.move.fence import guard
+from shardkit.move.statistics import carry_statistics
 from shardkit.move.structure import AFTER_ROWS, Part, create_schema, make, make_indexes, structure_of, tables_of
 from shardkit.move.work import Work
 
@@ -92,6 +93,7 @@ class Building:
     def _complete(self, _: m.Complete) -> None:
         builders = [self.w.target.on(f"build {number}") for number in range(BUILDERS)]
         make(self.w.target.on(), make_indexes(builders, self._missing()))
+        carry_statistics(self.w.source, self.w.target, self.w.schema)
         tables = tables_of(self.w.target.on(), self.w.schema)
         if tables:
             self.w.target.on().execute(sql.SQL("; ").join(guard(self.w.schema, table) for table in tables))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Literal
 
 from shardkit.catalog.changes import set_server_state
-from shardkit.catalog.journal import Move, busy_shards
+from shardkit.catalog.journal import Move, busy_shards, moves
 from shardkit.catalog.loads import lately
 from shardkit.catalog.rows import load_map
+from shardkit.core.moving import Step
 from shardkit.core.names import schema_name
 from shardkit.core.placement import Plan, PlannedMove, plan
 from shardkit.core.shardmap import ServerState, ShardMap
@@ -22,7 +23,7 @@ from shardkit.settings import Settings
 from shardkit.sql import statements
 
 By = Literal["count", "bytes", "load"]
-Done = Callable[[PlannedMove, "Move | ShardKitError"], None]
+Done = Callable[["PlannedMove | Move", "Move | ShardKitError"], None]
 
 
 def make_plan(settings: Settings, *, by: By = "count", without: str | None = None) -> Plan:
@@ -83,7 +84,7 @@ def drain(settings: Settings, server: str) -> None:
 
 def carry_out(
     settings: Settings,
-    moves: tuple[PlannedMove, ...],
+    planned_moves: tuple[PlannedMove, ...],
     *,
     parallel: int = 1,
     options: MoveOptions | None = None,
@@ -95,7 +96,7 @@ def carry_out(
     A move that fails does not stop the others. Gives how many were done, and the errors.
     """
     options = options or MoveOptions(soak=False)
-    left, failed, finished = list(moves), [], 0
+    left, failed, finished = list(planned_moves), [], 0
     busy: Counter[str] = Counter()
     with ThreadPoolExecutor(parallel) as pool:
         running: dict[Future[Move], PlannedMove] = {}
@@ -119,6 +120,37 @@ def carry_out(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return finished, failed
+
+
+def to_finish(settings: Settings) -> list[Move]:
+    """Moves that soak, or were stopped while they were finished, the oldest first; none with a rollback under way."""
+    with connect_admin(settings.catalog_url, settings) as catalog:
+        found = moves(catalog)
+    going_back = {move.of_move for move in found}
+    ended = [move for move in found if move.step is Step.FINISH or (move.step is Step.SOAK and move.id not in going_back)]
+    return sorted(ended, key=lambda move: move.id)
+
+
+def finish_all(
+    settings: Settings,
+    soaking: Sequence[Move],
+    *,
+    options: MoveOptions | None = None,
+    report: Report = silent,
+    done: Done = lambda _planned, _outcome: None,
+) -> tuple[int, list[ShardKitError]]:
+    """Finish the moves *soaking*, one after another. One that fails does not stop the others, and can be finished again.
+
+    Gives how many were done, and the errors.
+    """
+    failed: list[ShardKitError] = []
+    for move in soaking:
+        try:
+            done(move, go_on(settings, move.id, "finish", options=options, report=report))
+        except ShardKitError as exc:
+            failed.append(exc)
+            done(move, exc)
+    return len(soaking) - len(failed), failed
 
 
 def _one(settings: Settings, planned: PlannedMove, options: MoveOptions, report: Report) -> Move:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final
 
 import psycopg
-from psycopg import errors, sql
+from psycopg import errors
 
 from shardkit.catalog.journal import Journal
 from shardkit.core import moving as m
@@ -20,6 +20,7 @@ from shardkit.move import objects
 from shardkit.move.ends import SQL
 from shardkit.move.fence import Blocker, Closed, Fence, NextValue, StructureChanged, guard
 from shardkit.move.probe import Probe
+from shardkit.move.statistics import analyze_unknown
 from shardkit.move.stream import ChangeStream
 from shardkit.move.structure import Table, stamp, tables_of
 from shardkit.move.verify import Verifier
@@ -82,9 +83,8 @@ class Switching:
         if self._verifier is not None:
             self._verifier.close()
         changes, watch = self._follow_changes(tables)
-        if tables and self.w.journal.move.of_move is None:  # not before: those streams would have to wait for it
-            names = sql.SQL(", ").join(table.within(self.w.into) for table in tables)
-            self.w.meanwhile(lambda: self.w.target.on("analyze").execute(sql.SQL("ANALYZE {}").format(names)))
+        if self.w.journal.move.of_move is None:  # not before: those streams would have to wait for it
+            self.w.meanwhile(lambda: analyze_unknown(self.w.target, self.w.into))
         self._verifier = self._comparison(tables, changes, watch)
         began, total = time.monotonic(), sum(table.rows for table in tables)
         verifier = self._verifier

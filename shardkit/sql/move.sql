@@ -24,6 +24,11 @@ DELETE FROM shardkit.move_marks WHERE lane = %(lane)s
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE application_name = %(session)s AND datname = current_database() AND pid <> pg_backend_pid()
 
+-- file --
+-- How many blocks a table has, and which file it is in.
+SELECT (pg_relation_size(t) + current_setting('block_size')::int - 1) / current_setting('block_size')::int, pg_relation_filenode(t)::bigint
+FROM CAST(%(table)s AS regclass) AS t
+
 -- schema_exists --
 -- Whether there is such a schema.
 SELECT to_regnamespace(%(schema)s) IS NOT NULL
@@ -86,7 +91,8 @@ SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint, (
     AND pid <> pg_backend_pid() AND application_name <> %(session)s)
 
 -- standbys --
--- What the physical standbys of a server have replayed; logical streams are not standbys.
+-- What the physical standbys of a server have replayed; logical streams are not standbys, nor is a session that only could stream
+-- (such as the one that holds the copy's snapshot: it never replays anything).
 SELECT coalesce(nullif(r.application_name, ''), 'pid ' || r.pid), pg_wal_lsn_diff(coalesce(r.replay_lsn, r.sent_lsn, '0/0'), '0/0')::bigint
-FROM pg_stat_replication r WHERE r.state <> 'backup'
+FROM pg_stat_replication r WHERE r.state NOT IN ('backup', 'startup')
 AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')

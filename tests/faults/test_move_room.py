@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 
 from shardkit.core import moving as m
 from shardkit.core.easing import Limits
@@ -19,6 +20,8 @@ from shardkit.core.lag import lsn_number
 from shardkit.core.names import schema_name
 from shardkit.errors import MoveError, WalLimitError
 from shardkit.move import easing, work
+from shardkit.move.copy import slot_with_snapshot
+from shardkit.move.ends import SQL, End
 from shardkit.move.options import MoveOptions
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
@@ -117,13 +120,13 @@ class Receiver:
 
 
 def heard_pauses(lab, move, limits, release):
-    """Reasons for which *move* paused; after the third, *release* is called."""
+    """Reasons for which *move* paused; from the third on, *release* is called."""
     heard = []
 
     def report(news):
         if news.note.startswith("paused"):
             heard.append(news.note)
-            if len(heard) == 3:
+            if len(heard) >= 3:
                 release()
 
     ended = lab.go_on(move, options=MoveOptions(limits=limits), report=report)
@@ -147,11 +150,23 @@ def test_the_copy_waits_for_a_standby_that_is_behind(lab, monkeypatch):
     assert all("standby far away is" in note for note in heard)
 
 
-def test_the_copy_waits_while_the_source_has_much_to_do(lab, monkeypatch):
+def test_the_session_that_holds_the_copys_snapshot_is_no_standby(lab):
+    """It has replayed nothing and never will: a copy that waited for it would wait for ever."""
+    name = lab.place.server
+    standby, source = Receiver(lab.servers[name]), End(name, lab.servers[name], lab.settings, session="a move")
+    with lab.on(name) as connection:
+        with slot_with_snapshot(source, "held_for_a_test", timeout_s=30):
+            assert [who for who, _ in connection.execute(SQL["standbys"])] == ["far away"]
+        connection.execute(SQL["drop_slot"], {"name": "held_for_a_test"})
+    standby.connection.close()
+
+
+def test_the_copy_waits_while_the_source_has_much_to_do(lab, monkeypatch, eventually):
     monkeypatch.setattr(easing, "LOOK_EVERY_S", 0.01)
     with lab.on(lab.place.server) as busy:
         sleeper = threading.Thread(target=sleeps, args=(busy,), daemon=True)
         sleeper.start()
+        eventually(lambda: busy.info.transaction_status is TransactionStatus.ACTIVE)  # or there would be nothing to cancel yet
         heard = heard_pauses(lab, lab.begin(soak=False), Limits(active=0), busy.cancel_safe)
         sleeper.join(30)
     assert "1 other sessions are at work on the source (limit 0)" in heard[0]

@@ -10,7 +10,10 @@ from click.testing import CliRunner
 from shardkit import Settings
 from shardkit.catalog.overview import current_map
 from shardkit.cli import main
+from shardkit.core import moving as m
+from shardkit.errors import MoveInterruptedError
 from shardkit.local.databases import fresh_databases
+from shardkit.move import rebalance, run
 from shardkit.schema.blueprint import Blueprint
 from shardkit.schema.bootstrap import initialize
 
@@ -93,3 +96,60 @@ def test_drain_and_rebalance(settings, shardkit):
     assert shardmap.shards_on("pg2") == []
     assert shardmap.servers["pg2"].state.value == "draining"
     assert "is draining" in shardkit("move", 0, "--to", "pg2", "--yes", code=1).output
+
+
+def followers(shardkit):
+    """Numbers of the moves that have not ended, the oldest first."""
+    return sorted(one["id"] for one in json.loads(shardkit("moves", "list", "--json").stdout))
+
+
+def test_shards_that_were_drained_soak_and_are_finished_together(settings, shardkit, monkeypatch):
+    many = current_map(settings).shards_on("pg2")
+    shardkit("drain", "pg2", "--yes", "--soak")
+    assert current_map(settings).shards_on("pg2") == []
+    soaking = followers(shardkit)
+    assert len(soaking) == len(many) == 2
+    shardkit("server", "remove", "pg2", "--yes", code=1)  # the followers are there
+    planned = json.loads(shardkit("moves", "finish", "--all", "--dry-run", "--json").stdout)
+    assert [(one["id"], one["step"]) for one in planned] == [(number, "soak") for number in soaking]
+    shardkit("moves", "finish", "--all", code=2)  # nobody to ask
+    shardkit("moves", "finish", "--all", soaking[0], "--yes", code=2)
+    shardkit("moves", "finish", "--all", "--take-over", "--yes", code=2)
+    shardkit("moves", "finish", "--yes", code=2)
+    assert followers(shardkit) == soaking
+
+    def stumbles(given, number, *rest, **more):
+        """The first one cannot be cleaned up just now."""
+
+        def around(effect, do):
+            if number == soaking[0] and isinstance(effect, m.Clean):
+                raise MoveInterruptedError("not everything could be dropped; run it again")
+            return do(effect)
+
+        return run.go_on(given, number, *rest, around=around, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rebalance, "go_on", stumbles)
+        said = shardkit("moves", "finish", "--all", "--yes", code=1).output
+    assert "finished 1 of 2 moves" in said
+    assert "not everything could be dropped" in said
+    (left,) = json.loads(shardkit("moves", "list", "--json").stdout)
+    assert (left["id"], left["step"]) == (soaking[0], "finish")
+    lines = [json.loads(line) for line in shardkit("moves", "finish", "--all", "--yes", "--json").stdout.splitlines()]
+    assert lines[-1] == {"shard": left["shard"], "to": "pg1", "error": None}
+    assert followers(shardkit) == []
+    assert "finished 0 of 0 moves" in shardkit("moves", "finish", "--all").output
+    shardkit("server", "remove", "pg2", "--yes")
+
+
+def test_a_shard_on_its_way_back_is_not_finished_with_the_others(settings, shardkit):
+    shardkit("rebalance", "--soak", "--dry-run")
+    shardkit("move", 0, "--to", other(settings, 0), "--yes")
+    shardkit("move", 1, "--to", other(settings, 1), "--yes")
+    first, second = followers(shardkit)
+    back = run.begin_rollback(settings, first)
+    assert [move.id for move in rebalance.to_finish(settings)] == [second]
+    shardkit("moves", "finish", "--all", "--yes")
+    assert followers(shardkit) == [first, back.id]
+    shardkit("moves", "resume", back.id)
+    assert followers(shardkit) == []

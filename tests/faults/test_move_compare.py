@@ -1,0 +1,62 @@
+"""The comparison reads a table in pieces, and sees all of it, whatever is done to the table in between."""
+
+from __future__ import annotations
+
+import pytest
+
+from shardkit.core import moving as m
+from shardkit.core.names import schema_name
+from shardkit.local.databases import fresh_databases
+from shardkit.move import verify
+from tests.faults.lab import Load
+from tests.faults.movelab import Lab
+
+ROWS = 4000
+
+
+@pytest.fixture(scope="module")
+def lab(local_cluster):
+    with fresh_databases(local_cluster.servers, 2) as databases:
+        made = Lab(databases)
+        with made.on(made.place.server) as source:
+            schema = schema_name(0, made.place.epoch)
+            source.execute(f"CREATE TABLE {schema}.bulk (id int PRIMARY KEY, filler text)")
+            source.execute(f"INSERT INTO {schema}.bulk SELECT n, repeat('x', 100) FROM generate_series(1, {ROWS}) n")
+        yield made
+        made.close()
+
+
+def compared(lab, monkeypatch, *, once):
+    """How many rows were read in a move, where *once* is called after the first piece of the table."""
+    monkeypatch.setattr(verify, "PIECE_BLOCKS", 8)
+    seen = []
+
+    def report(news):
+        if news.step == "verify" and news.done:
+            seen.append(news.done)
+            if sum(count >= 300 for count in seen) == 1:
+                once()
+
+    move = lab.begin(soak=False)
+    with Load(lab) as load:
+        assert lab.go_on(move, report=report).step is m.Step.FINISHED
+        load.wait_for(3)
+    assert lab.complaints(load) == []
+    return seen
+
+
+def test_a_table_is_read_in_pieces(lab, monkeypatch):
+    seen = compared(lab, monkeypatch, once=lambda: None)
+    assert len(seen) >= 5
+    assert ROWS <= seen[-1] < 2 * ROWS
+
+
+def test_a_table_that_is_written_anew_in_between_is_read_again(lab, monkeypatch):
+    schema = schema_name(0, lab.place.epoch)
+
+    def rewrite():
+        with lab.on(lab.place.server) as source:
+            source.execute(f"VACUUM FULL {schema}.bulk")
+
+    seen = compared(lab, monkeypatch, once=rewrite)
+    assert seen[-1] > ROWS * 1.05
