@@ -106,9 +106,9 @@ def _serve(pipe: Connection) -> None:
 
 
 def _kit(order: Order) -> ShardKit:
-    budget, servers = order.pool_size + 10, dict(order.servers) or None
+    budget, size = order.pool_size + 10, order.pool_size
     return ShardKit(
-        order.catalog_url, servers=servers, pool_size=order.pool_size, connection_budget=budget, pool_timeout_s=60.0
+        order.catalog_url, servers=dict(order.servers), pool_size=size, connection_budget=budget, pool_timeout_s=60.0
     )
 
 

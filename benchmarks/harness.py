@@ -138,7 +138,7 @@ class Bench:
         self.progress.console.print(f"skipped [bold]{name}[/]: {why}", highlight=False)
 
     def report(self) -> report.Report:
-        """The run so far, in the form of BENCH.md."""
+        """The run so far, in the form of ``schema.json``."""
         return report.Report(
             benchmark=self.name, schema=1, commit=report.commit(), when=self._when,
             machine=structs.replace(self._machine, load_end=report.load()),

@@ -20,15 +20,15 @@ class Panel:
 
 PANELS: Final = {
     "shards": (
-        ("operations a second, photo service", "shards", r"ops_(?P<x>\d+)_on_(?P<line>\d+)", "{} servers"),
-        ("p99, ms", "shards", r"p99_ms_(?P<x>\d+)_on_(?P<line>\d+)", "{} servers"),
+        ("operations a second, photo service", "shards", r"ops_(?P<x>\d+)_on_(?P<line>\d+)", "servers: {}"),
+        ("p99, ms", "shards", r"p99_ms_(?P<x>\d+)_on_(?P<line>\d+)", "servers: {}"),
         ("memory of a backend that has read every shard, MB", "shards", r"(?P<line>touched)_mb_(?P<x>\d+)_on_1", "{}"),
-        ("operations a second, bank", "shards", r"bank_ops_(?P<x>\d+)_on_(?P<line>\d+)", "{} servers"),
+        ("operations a second, bank", "shards", r"bank_ops_(?P<x>\d+)_on_(?P<line>\d+)", "servers: {}"),
         (
             "operations a second, each server of fixed capacity",
             "servers",
             r"fixed_ops_(?P<line>\d+)_on_(?P<x>\d+)",
-            "{} shards",
+            "shards: {}",
         ),
     ),
     "year": (
@@ -45,6 +45,9 @@ PANELS: Final = {
 }
 
 
+WORDS: Final = {"drifted": "before", "fullest": "after"}
+
+
 def panels(report: Report) -> list[Panel]:
     """The drawings of *report*: none for a benchmark whose figures stand each for itself."""
     found = []
@@ -52,7 +55,7 @@ def panels(report: Report) -> list[Panel]:
         lines: dict[str, dict[float, tuple[float, float, float]]] = {}
         for key, result in report.results.items():
             if match := re.fullmatch(pattern, key):
-                line = lines.setdefault(label.format(match["line"]), {})
+                line = lines.setdefault(label.format(WORDS.get(match["line"], match["line"])), {})
                 line[float(match["x"])] = result.p25, result.median, result.p75
         if lines:
             found.append(Panel(title, across, lines))

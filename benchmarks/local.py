@@ -20,6 +20,7 @@ from benchmarks.harness import Bench
 from shardkit import Settings, ShardedBase, ShardKey, TenantScoped
 from shardkit.local import LocalCluster, run_local
 from shardkit.local.databases import fresh_databases
+from shardkit.local.keeper import processes
 from shardkit.schema.blueprint import from_metadata
 from shardkit.schema.bootstrap import initialize
 
@@ -129,18 +130,11 @@ def pss_mb(roots: Iterable[int]) -> float:
 
 def family(roots: Iterable[int]) -> set[int]:
     """The processes *roots* and all below them."""
-    parents = {int(stat.parent.name): parent for stat in Path("/proc").glob("[0-9]*/stat") if (parent := _parent(stat))}
+    parents = dict(processes())
     found = set(roots)
     while grown := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= grown
     return found
-
-
-def _parent(stat: Path) -> int | None:
-    try:
-        return int(stat.read_text("utf-8", "replace").rpartition(")")[2].split()[1])
-    except OSError:
-        return None  # it ended just now
 
 
 def pss_kb(pid: int, kind: Literal["Pss", "Pss_Anon"] = "Pss") -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from sqlalchemy.engine import make_url
 
 from benchmarks.harness import Bench
 from shardkit import Settings, run_local
-from shardkit.core.fleet import MOST_IN_ONE_TRANSACTION, Options
+from shardkit.core.fleet import CONNECTIONS_WHEN_QUICK, MOST_IN_ONE_TRANSACTION
 from shardkit.core.names import schema_name
 from shardkit.local.databases import fresh_databases
 from shardkit.schema.blueprint import Blueprint, script_at
@@ -35,7 +36,7 @@ from shardkit.settings import Secret
 QUESTION = "How long does one revision take over all shards, against Alembic in a loop and against the bare DDL?"
 REVISIONS = 32
 ROWS = 100
-CONNECTIONS = Options().parallel
+CONNECTIONS = CONNECTIONS_WHEN_QUICK  # as many as ours takes for a revision like this one
 FIRST = "op.create_table('orders', sa.Column('id', sa.BigInteger, primary_key=True), sa.Column('note', sa.Text))"
 LAST = "op.add_column('orders', sa.Column('extra', sa.Text))\n    op.create_index('orders_extra', 'orders', ['extra'])"
 DDL = "ALTER TABLE orders ADD COLUMN extra TEXT; CREATE INDEX orders_extra ON orders (extra)"
@@ -244,6 +245,8 @@ def _tree(directory: Path, env: str) -> Path:
         up = FIRST if number == 1 else LAST if number == REVISIONS else "pass"
         down = _name(number - 1) if number > 1 else None
         (versions / f"{_name(number)}.py").write_text(REVISION.format(name=_name(number), down=down, up=up))
+    # As after a tree's first use: where PYTHONDONTWRITEBYTECODE is set, Alembic would compile 32 files for each schema.
+    compileall.compile_dir(directory, quiet=1)
     return directory
 
 

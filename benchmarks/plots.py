@@ -73,13 +73,12 @@ def _bars(axes: Axes, unit: str, group: Mapping[str, Result]) -> None:
         axes.barh(place, result.median, height=0.5, color=COLOURS[result.met], alpha=0.6, xerr=whiskers, ecolor=INK, capsize=3)
         if result.goal is not None:
             axes.plot([result.goal] * 2, [place - 0.42, place + 0.42], color=INK, linewidth=2, linestyle=(0, (2, 1)))
-        axes.annotate(
-            f"{result.median:.3g}{WORDS[result.met]}", (max(result.p75, result.goal or 0), place), xytext=(6, 0),
-            textcoords="offset points", va="center", color=INK, fontsize=8,
-        )  # fmt: skip
+        # At the right edge, where neither a whisker nor the line at 1 runs through it.
+        words, across = f"{result.median:.3g}{WORDS[result.met]}", axes.get_yaxis_transform()
+        axes.text(1.0, place, words, transform=across, ha="right", va="center", color=INK, fontsize=8)
     axes.set_yticks(range(len(group)), list(group))
     axes.invert_yaxis()
-    axes.margins(x=0.18)
+    axes.margins(x=0.3 if any(result.met is False for result in group.values()) else 0.15)
     axes.set_xlim(left=0)
     if unit == "ratio":
         axes.axvline(1, color=INK, linewidth=0.8)
@@ -87,17 +86,21 @@ def _bars(axes: Axes, unit: str, group: Mapping[str, Result]) -> None:
 
 
 def _lines(axes: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import LogLocator
+
     for (label, points), colour in zip(panel.lines.items(), LINES, strict=False):
         across = sorted(points)
         low, middle, high = zip(*(points[x] for x in across), strict=True)
         axes.plot(across, middle, color=colour, marker="o", markersize=4, label=label)
         axes.fill_between(across, low, high, color=colour, alpha=0.2, linewidth=0)
     values = sorted({x for points in panel.lines.values() for x in points})
-    axes.set_xscale("log", base=2)
+    if values[-1] / values[0] > FAR:
+        axes.set_xscale("log", base=2)
     axes.set_xticks(values, [f"{value:,.0f}" for value in values])
     medians = [middle for points in panel.lines.values() for _, middle, _ in points.values()]
     if min(medians) > 0 and max(medians) / min(medians) > FAR:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     else:
         axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter("{x:,g}")

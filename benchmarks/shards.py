@@ -36,8 +36,8 @@ FIXED = 64
 CLIENTS = 8
 CLIENTS_PER_FIXED_SERVER = 32
 """Few clients leave one of four servers idle now and then, whatever the software: n clients keep 4 servers n/(n+3) busy."""
-FIXED_PER_S = 100.0
-"""Statements a second of a server of fixed capacity: four of them are less than a third of what two cores can do."""
+FIXED_PER_S = 150.0
+"""Statements a second of a server of fixed capacity: four of them are a third of what two cores can do."""
 CAPACITY_BOUND = 0.95
 GOALS = {"shards_64_vs_1": 0.70, "servers_2_vs_1": 1.9, "servers_4_vs_1": 3.8}
 
@@ -141,7 +141,7 @@ def _free(bench: Bench, clients: Crowd, layouts: list[Layout], *, prefix: str = 
 
 def _fixed(bench: Bench, clients: Crowd, layouts: list[Layout]) -> None:
     """The same where each server serves a fixed number of statements a second, and four of them less than this machine can."""
-    rounds, lasting_s = bench.pick(7, 5), bench.pick(4.0, 2.0)
+    rounds, lasting_s = bench.pick(7, 5), bench.pick(4.0, 1.0)
     by_label = {layout.label: layout for layout in layouts}
     found: dict[str, list[Fixed]] = {label: [] for label in by_label}
     with ExitStack() as stack:

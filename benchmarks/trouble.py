@@ -9,7 +9,6 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any, Final
 
@@ -23,6 +22,7 @@ from shardkit import Settings, ShardedBase, ShardKey, ShardKit, TenantScoped, ru
 from shardkit.errors import CommitUnknownError, ShardKitError
 from shardkit.local import LocalCluster
 from shardkit.local.databases import fresh_databases
+from shardkit.local.keeper import children
 from shardkit.schema.blueprint import from_metadata
 from shardkit.schema.bootstrap import initialize
 
@@ -135,7 +135,7 @@ def _stopped(cluster: LocalCluster, name: str) -> Iterator[None]:
     """SIGSTOP for the server and all its backends."""
     root = cluster.pid(name)
     assert root is not None
-    pids = [root, *_children(root)]
+    pids = [root, *children(root)]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -143,15 +143,6 @@ def _stopped(cluster: LocalCluster, name: str) -> Iterator[None]:
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-
-
-def _children(root: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            if int(stat.read_text("utf-8", "replace").rpartition(")")[2].split()[1]) == root:
-                found.append(int(stat.parent.name))
-    return found
 
 
 def _writes_back(bench: Bench, *, rounds: int) -> None:

@@ -13,6 +13,7 @@ from uuid import UUID
 import numpy as np
 
 from shardkit.core.hashing import MAX_SHARDS
+from shardkit.core.levelling import NOISE
 from shardkit.core.placement import Plan, place, plan
 from shardkit.core.shardmap import Placement, Server, ShardMap
 
@@ -161,16 +162,28 @@ def _note(
     year.fullest.append(found.after[fullest] / share)
     year.over_best.append(found.after[fullest] / max(share, *loads.values()))
     year.moved.append(found.moved)
-    stays = dict.fromkeys(fleet, (1 + TOLERANCE) * share)  # a shard above that is left alone, and what is beside it goes
-    for shard, name in current.items():
-        if name in stays:
-            stays[name] = max(stays[name], loads[shard])
-    # Nor must anything leave a server that ends above that, because nowhere is room for what it has.
-    must = (load - max(stays.get(name, 0.0), found.after[name]) for name, load in found.before.items())
-    year.least.append(sum(max(0.0, load) for load in must))
+    year.least.append(_least(found, fleet, current=current, loads=loads, share=share))
     year.moves.append(len(found.moves))
     year.oversized.append(len(found.oversized))
     year.drain_s.append(found.after[fullest] / COPY_BYTES_PER_S)
+
+
+def _least(
+    found: Plan, fleet: Mapping[str, float], *, current: Mapping[int, str], loads: Mapping[int, float], share: float
+) -> float:
+    """Bytes that no plan could leave where they are and come out as even as *found*: a bound from below, not always reached."""
+    stays = dict.fromkeys(fleet, (1 + TOLERANCE) * share)  # a shard above that is left alone, and what is beside it goes
+    lightest: dict[str, float] = {}
+    for shard, name in current.items():
+        if name in fleet:
+            stays[name] = max(stays[name], loads[shard])
+        lightest[name] = min(lightest.get(name, loads[shard]), loads[shard])
+    least = 0.0
+    for name, load in found.before.items():
+        # Nothing need leave a server that ends above its share because nowhere is room; and what leaves are whole shards.
+        over = load - max(stays.get(name, 0.0), found.after[name])
+        least += max(over, lightest[name]) if over > NOISE * load else 0.0
+    return least
 
 
 def _sums(placement: Mapping[int, str], loads: Floats, names: Sequence[str]) -> Floats:

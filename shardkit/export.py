@@ -91,10 +91,15 @@ def _one(
         except DriverError as exc:
             if attempt == 1 and exc.sqlstate in FENCE and _moved(router, shard, route.epoch):
                 continue
-            raise FanOutError(f"shard {shard} said: {str(exc).strip()}", failures={shard: exc}) from exc
+            raise _failed(shard, exc, str(exc).strip()) from exc
         except ShardKitError as exc:
-            raise FanOutError(f"shard {shard} said: {exc.args[0]}", failures={shard: exc}) from exc
-    raise FanOutError(f"shard {shard} moved again and again", failures={shard: ShardMovedError()})
+            raise _failed(shard, exc, exc.args[0]) from exc
+    raise _failed(shard, ShardMovedError(), "it moved again and again")
+
+
+def _failed(shard: int, error: Exception, why: str) -> FanOutError:
+    what = f"shard {shard} was not exported; what was written of others stays, and the same export goes on from there"
+    return FanOutError(f"{what}: {why}", failures={shard: error})
 
 
 def _moved(router: Router, shard: int, epoch: int) -> bool:
@@ -137,7 +142,10 @@ class _Notes:
 
     def check(self, shard: int, columns: list[str]) -> None:
         if self.columns and columns != self.columns:
-            raise FanOutError(f"shard {shard} has the columns {', '.join(columns)}, others have {', '.join(self.columns)}")
+            raise FanOutError(
+                f"shard {shard} has the columns {', '.join(columns)}, others have {', '.join(self.columns)}: name the columns "
+                "in the query, or migrate the shard"
+            )
         self.columns = columns
 
 

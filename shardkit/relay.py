@@ -15,9 +15,10 @@ from uuid import UUID
 from sqlalchemy import Column, types
 
 from shardkit._sync.kit import ShardKit
-from shardkit.core.names import parse_schema, relay_slot_name
+from shardkit.core.names import RELAY_SESSION, parse_schema
 from shardkit.core.shardmap import Route
 from shardkit.db.connect import server_url
+from shardkit.errors import ShardKitError
 from shardkit.move.ends import End
 from shardkit.move.feed import Feed, Row, Truncated
 from shardkit.orm.cached import Entity, entity_of
@@ -32,20 +33,20 @@ class Relay:
         self._kit, self._warn = kit, warn
         self._entities = {entity.table.name: entity for entity in map(entity_of, entities)}
         self._warned: set[str] = set()
-        self._feeds = {
-            name: Feed(
-                End(name, server_url(server, kit.settings), kit.settings, session="shardkit cache relay"),
-                slot=relay_slot_name(kit.map.cluster_id, name),
-            )
-            for name, server in kit.map.servers.items()
-        }
+        self._feeds: dict[str, Feed] = {}
+        self._follow_servers()
 
     def prepare(self) -> None:
-        """Publications and slots where there are none; a slot begins now, so forget what was stored before it."""
+        """Publications and slots where there are none; a slot begins now, so forget what was stored before it.
+
+        A server without shards has nothing to be followed, and its slot would hold the log back for nobody: it is dropped.
+        """
+        self._follow_servers()
         for server, feed in self._feeds.items():
             here = self._routes(server)
             about = {"schemas": list(here), "tables": list(self._entities)}
             if not here:
+                self._let_go(server, feed)
                 continue
             made = feed.prepare(**about)
             for table in feed.half_told(**about):
@@ -84,6 +85,22 @@ class Relay:
         """Close the connections; the slots stay, and keep the log for the next relay."""
         for feed in self._feeds.values():
             feed.close()
+
+    def _follow_servers(self) -> None:
+        kit = self._kit
+        for name, server in kit.map.servers.items():
+            if name not in self._feeds:
+                end = End(name, server_url(server, kit.settings), kit.settings, session=RELAY_SESSION)
+                self._feeds[name] = Feed(end, cluster_id=kit.map.cluster_id)
+        for name in self._feeds.keys() - kit.map.servers.keys():  # its slot went when it left
+            self._feeds.pop(name).close()
+
+    def _let_go(self, server: str, feed: Feed) -> None:
+        try:
+            feed.remove()
+        except ShardKitError as exc:  # it may be down, which is no reason not to follow the others
+            self._warn_once(f"server {server} has no shard to be followed, and what the relay made there stays: {exc}")
+        feed.close()
 
     def _routes(self, server: str) -> Mapping[str, Route]:
         here = (self._kit.map.route(shard) for shard in self._kit.map.placements)

@@ -137,7 +137,7 @@ class Settings:
 
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> Settings:
-        """Settings from a TOML file: top-level keys as above, and ``[servers.NAME]`` tables with a ``url``."""
+        """Settings from a TOML file: keys as above, and ``[servers.NAME]`` tables with a ``url``. Raises SettingsError."""
         try:
             data = tomllib.loads(Path(path).read_text("utf-8"))
         except OSError as exc:
@@ -174,7 +174,7 @@ def _flat_servers(data: dict[str, Any], source: str) -> dict[str, Any]:
             raise KeyError
         return {**data, "servers": {name: table["url"] for name, table in tables.items()}}
     except (KeyError, AttributeError):
-        raise SettingsError(f"each [servers.NAME] table in {source} has one key, url") from None
+        raise SettingsError(f"each [servers.NAME] table in {source} has one key, url; nothing was started") from None
 
 
 def _parsed(name: str, text: str) -> Any:

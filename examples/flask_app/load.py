@@ -166,7 +166,7 @@ def play(given) -> int:
             "PHOTOS_THINK_S": str(given.think_s),
         }
         locust = [sys.executable, "-m", "locust", "-f", str(HERE / "load_users.py"), "--headless", "--only-summary"]
-        locust += ["-u", str(given.users), "-r", str(max(10, given.users // 10)), "-t", f"{given.seconds:.0f}s", "-s", "60"]
+        locust += ["-u", str(given.users), "-r", str(max(10, given.users // 40)), "-t", f"{given.seconds:.0f}s", "-s", "60"]
         with ended(subprocess.Popen([*locust, "-H", f"http://127.0.0.1:{port}"], env=environment)) as users:
             moved = rebalance(stage, environment, users) if given.rebalance else ""
             code = users.wait()

@@ -63,10 +63,12 @@ class Link:
         return await connection.read_response()
 
     async def check(self) -> None:
-        """Ask the server who it is; only a master will do."""
-        server, replication = await self.call(lambda _: ("INFO", "server")), await self.call(lambda _: ("INFO", "replication"))
-        lines = b"\n".join((bytes(server), bytes(replication))).decode().splitlines()
-        found = dict(line.split(":", 1) for line in lines if ":" in line)
+        """Ask the server who it is, both questions in one flight; only a master will do. After an error it is to be closed."""
+        connection = self.connection
+        questions = [*connection.pack_command("INFO", "server"), *connection.pack_command("INFO", "replication")]
+        await connection.send_packed_command([b"".join(questions)], check_health=False)
+        server, replication = bytes(await connection.read_response()), bytes(await connection.read_response())
+        found = dict(line.split(":", 1) for line in (server + b"\n" + replication).decode().splitlines() if ":" in line)
         if found.get("role") != "master":
             raise _NoMasterError("the server behind this connection is no master")
         self.term, self.checked = cacheproto.term(found), time.monotonic()

@@ -226,7 +226,8 @@ class Filler:
             if new is None:
                 changes.append((want.name, marker, proto.give_back(marker), 0))
             else:
-                ttl_s = want.negative_ttl_s if new == proto.ABSENT else want.ttl_s
+                declared = want.entity.declared
+                ttl_s = declared.negative_ttl_s if new == proto.ABSENT else declared.ttl_s
                 changes.append((want.name, marker, new + grounds.term, max(1, round(ttl_s * 1000 * uniform(0.9, 1.1)))))  # noqa: S311  # jitter
         try:
             done = self._store.swap(tag, changes)

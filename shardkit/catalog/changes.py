@@ -124,7 +124,10 @@ def set_server_state(connection: Any, name: str, state: ServerState) -> None:
 
 
 def set_replicas(connection: Any, name: str, replicas: Sequence[str], *, expected: int | None = None) -> None:
-    """Say where the replicas of a server are: DSNs without a password (credentials are those of the server itself)."""
+    """Say where the replicas of a server are: DSNs without a password (credentials are those of the server itself).
+
+    Raises UnknownServerError, MapConflictError; nothing is changed then.
+    """
     with change(connection, expected=expected) as version:
         values = {"name": name, "replicas": [public_dsn(url) for url in replicas], "version": version}
         if connection.execute(SQL["set_replicas"], values).rowcount != 1:

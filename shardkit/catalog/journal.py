@@ -102,7 +102,7 @@ def moves(connection: Any, *, ended: bool = False) -> list[Move]:
 
 
 def find(connection: Any, move_id: int) -> Move:
-    """The move called *move_id*."""
+    """The move called *move_id*. Raises UnknownMoveError."""
     rows = connection.execute(SQL["moves"], {"id": move_id, "all": True}).fetchall()
     if not rows:
         raise UnknownMoveError(f"there is no move {move_id}; `shardkit moves list --all` shows them")
@@ -186,7 +186,10 @@ class Journal:
             self.connection.execute(SQL["flip"], {**self.ours, "lease": -1, "step": Step.FOLLOW.word}, prepare=True)
 
     def flip(self) -> None:
-        """Send the shard (or the tenant) to the move's target, with step FOLLOW, in one commit; fine if it is there already."""
+        """Send the shard (or the tenant) to the move's target, with step FOLLOW, in one commit; fine if it is there already.
+
+        Raises MapConflictError, with nothing changed, where the map names another place.
+        """
         move = self.move
         given: dict[str, Any] = {**self.ours, "step": Step.FOLLOW.word}
         name, arrived = "flip", (move.target, move.epoch + 1)

@@ -11,6 +11,7 @@ from shardkit.core.names import check_server_name
 from shardkit.core.shardmap import Server
 from shardkit.db.connect import at, public_dsn, server_url
 from shardkit.db.reference import drop_slot, slot_name, unfollow
+from shardkit.db.relayslots import drop_relay_slots
 from shardkit.db.servers import forget_identity, identity, prepare_server, survey
 from shardkit.errors import CatalogError, ClusterExistsError, SettingsError
 from shardkit.settings import Secret, Settings
@@ -28,7 +29,10 @@ class Joining:
 
 
 def plan_joining(settings: Settings, name: str, url: str, *, weight: float = 1.0) -> Joining:
-    """Check that the database behind *url* can become the server *name*; nothing is changed."""
+    """Check that the database behind *url* can become the server *name*; nothing is changed.
+
+    Raises NameRejectedError, SettingsError, ServerDownError, ClusterExistsError, CatalogError.
+    """
     check_server_name(name)
     if not 0 < weight < float("inf"):
         raise SettingsError(f"a weight is a number above 0, not {weight!r}; nothing was changed")
@@ -80,6 +84,7 @@ def leave(settings: Settings, server: Server, *, unreachable: bool = False) -> N
             with at(server_url(server, settings), settings, name=f"server {server.name!r}") as connection:
                 if identity(connection) == (cluster_id, server.server_id):
                     unfollow(connection, slot=slot_name(server.server_id))
+                    drop_relay_slots(connection, cluster_id=cluster_id)
                     forget_identity(connection, cluster_id=cluster_id)
         with opened(settings) as written:
             drop_slot(written, slot=slot_name(server.server_id))

@@ -102,7 +102,10 @@ class Router:
         return found
 
     def onward(self, leg: Leg) -> Leg | None:
-        """The leg at its shard's new epoch, waiting for the map if need be; None if the shard has not moved."""
+        """The leg at its shard's new epoch, waiting for the map if need be; None if the shard has not moved.
+
+        Raises ShardMovedError, with nothing done, where it moved and no map said in time where to.
+        """
         route = leg.route
         self.tally.fences += 1
 

@@ -64,7 +64,7 @@ class LazyGroup(click.Group):
             ctx.exit(1)
 
 
-def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001  click's signature
+def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
         try:
             click.echo(f"shardkit {version('shardkit')}")

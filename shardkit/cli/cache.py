@@ -26,7 +26,7 @@ def cache() -> None:
 @cache.command()
 @config_option
 @json_option
-def stats(config: Path | None, as_json: bool) -> None:  # noqa: FBT001  # click's signature
+def stats(config: Path | None, as_json: bool) -> None:
     """Redis' memory, eviction policy and hits, and what still has to be drained; exit code 3 with a warning."""
     with ShardKit(settings=settings_from(config)) as kit:
         found = {**kit.cache.servers(), "undrained": kit.cache.undrained()}
@@ -53,7 +53,7 @@ def stats(config: Path | None, as_json: bool) -> None:  # noqa: FBT001  # click'
 @json_option
 @click.option("--models", required=True, help="package.module:Base, the models with their Cached declarations.")
 @click.option("--sample", default=1000, show_default=True, help="Stored rows of each entity to compare.")
-def verify(config: Path | None, as_json: bool, models: str, sample: int) -> None:  # noqa: FBT001  # click's signature
+def verify(config: Path | None, as_json: bool, models: str, sample: int) -> None:
     """Compare stored rows with PostgreSQL's; exit code 1 if one of them is stale."""
     with ShardKit(settings=settings_from(config)) as kit:
         found = {cls.__name__: kit.cache.verify(cls, sample=sample) for cls in cached_classes(models_metadata(models))}
@@ -83,7 +83,7 @@ def drain(config: Path | None) -> None:
 @click.option("--models", required=True, help="package.module:Base, the models with their Cached declarations.")
 @click.option("--once", is_flag=True, help="Pass what is in the log, and end.")
 @click.option("--remove", is_flag=True, help="Drop the slots and publications: nothing is followed any more.")
-def relay(config: Path | None, models: str, once: bool, remove: bool) -> None:  # noqa: FBT001  # click's signature
+def relay(config: Path | None, models: str, once: bool, remove: bool) -> None:
     """Tell the cache what psql, migrations and other programs commit, from each server's log; until it is ended.
 
     It needs wal_level = logical, and a replication slot on each server, which keeps the log while no relay runs: remove

@@ -19,7 +19,7 @@ from shardkit.errors import SettingsError
     "--allow-changes", is_flag=True, help="Let moves be begun, resumed, aborted, rolled back and finished on the page."
 )
 @config_option
-def dashboard(host: str, port: int, every: float, allow_changes: bool, config: Path | None) -> None:  # noqa: FBT001  click's signature
+def dashboard(host: str, port: int, every: float, allow_changes: bool, config: Path | None) -> None:
     """Serve a page with the shard map, moves and servers as they are, until Ctrl-C.
 
     Its address has a token in it: whoever has it may look. It is reached from this machine only; from elsewhere use an SSH

@@ -28,14 +28,14 @@ def doctor(
     ctx: click.Context,
     only: tuple[str, ...],
     skip: tuple[str, ...],
-    thorough: bool,  # noqa: FBT001  click's signature
+    thorough: bool,
     row_timeout: float,
     backend_memory: int,
-    mend: bool,  # noqa: FBT001  click's signature
+    mend: bool,
     config: Path | None,
-    as_json: bool,  # noqa: FBT001  click's signature
-    dry_run: bool,  # noqa: FBT001  click's signature
-    yes: bool,  # noqa: FBT001  click's signature
+    as_json: bool,
+    dry_run: bool,
+    yes: bool,
 ) -> None:
     """Look for what is wrong, and for what could go wrong, and say what to do.
 

@@ -45,8 +45,8 @@ def init(
     models: str | None,
     tree: Path | None,
     config: Path | None,
-    dry_run: bool,  # noqa: FBT001  click's signature
-    yes: bool,  # noqa: FBT001  click's signature
+    dry_run: bool,
+    yes: bool,
 ) -> None:
     """Make a cluster of empty databases: the catalog, and every shard on its server.
 

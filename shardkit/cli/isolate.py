@@ -21,7 +21,7 @@ from shardkit.move.isolate import IsolateForecast, begin_isolate, forecast
 @move_options
 @click.pass_context
 def isolate(
-    ctx: click.Context, /, tenant: str, target: str | None, whole: tuple[str, ...], no_soak: bool,  # noqa: FBT001  click's
+    ctx: click.Context, /, tenant: str, target: str | None, whole: tuple[str, ...], no_soak: bool,
     config: Path | None, **given: Any,
 ) -> None:  # fmt: skip
     """Carry TENANT out of its shard into a new shard of its own, on the same server or another, and pin it there."""

@@ -10,7 +10,7 @@ import click
 from shardkit.cli.common import BEHIND, json_option, print_json
 from shardkit.local import run_local
 from shardkit.local.cluster import attach, locked, remove_data
-from shardkit.local.state import State
+from shardkit.local.state import HOST, State
 
 DEFAULT_SERVERS = 3
 
@@ -40,7 +40,7 @@ def local() -> None:
 )
 @click.option("--redis/--no-redis", default=None, help="Whether to run a Redis-protocol server.  [default: --redis]")
 @json_option
-def up(servers: int | None, data_dir: Path, ports: tuple[int, ...], redis: bool | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def up(servers: int | None, data_dir: Path, ports: tuple[int, ...], redis: bool | None, as_json: bool) -> None:
     """Start the servers, or see that they run. The data stays between starts."""
     known = attach(data_dir)
     state = known[0] if known else None
@@ -62,7 +62,7 @@ def up(servers: int | None, data_dir: Path, ports: tuple[int, ...], redis: bool 
 @data_dir_option
 @click.option("--purge", is_flag=True, help="Remove the data as well.")
 @click.option("--yes", is_flag=True, help="Do not ask before removing data.")
-def down(data_dir: Path, purge: bool, yes: bool) -> None:  # noqa: FBT001  click's signature
+def down(data_dir: Path, purge: bool, yes: bool) -> None:
     """Stop the servers. Their data stays, unless --purge."""
     home = data_dir.absolute()
     known = attach(home)
@@ -85,7 +85,7 @@ def down(data_dir: Path, purge: bool, yes: bool) -> None:  # noqa: FBT001  click
 @data_dir_option
 @json_option
 @click.pass_context
-def status(ctx: click.Context, data_dir: Path, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def status(ctx: click.Context, data_dir: Path, as_json: bool) -> None:
     """Show what runs. Exit code 3 unless everything does."""
     known = attach(data_dir)
     if known is None:
@@ -101,7 +101,7 @@ def report(state: State, running: dict[str, int] | None) -> dict[str, Any]:
     """Name, address (no password) and process id (None: not running) of every server."""
     addresses = {server.name: server.dsn for server in state.servers}
     if state.redis_port:
-        addresses["redis"] = f"redis://127.0.0.1:{state.redis_port}/0"
+        addresses["redis"] = f"redis://{HOST}:{state.redis_port}/0"
     pids = running or {}
     return {"servers": {name: {"dsn": dsn, "pid": pids.get(name)} for name, dsn in addresses.items()}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,16 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from shardkit.cli.common import (
     BEHIND,
@@ -75,7 +85,11 @@ def run_options(command: F) -> F:
             "--max-failures", default=10, show_default=True, type=click.IntRange(0), help="Stop when more shards have failed."
         ),
         click.option(
-            "--parallel", default=4, show_default=True, type=click.IntRange(1, 64), help="Connections to each server."
+            "--parallel",
+            default=4,
+            show_default=True,
+            type=click.IntRange(1, 64),
+            help="Most connections to each server; revisions that are over in a moment take two.",
         ),
         click.option(
             "--batch",
@@ -166,7 +180,7 @@ def _run(
         if planned.planned is not None and planned.planned.empty and not planned.behind:
             return
         go_on(f"Go {direction} to {revision}?", yes=yes, dry_run=dry_run, name=revision if direction == "down" else None)
-    with _bar(quiet=as_json) as progress:
+    with bar(quiet=as_json) as progress:
         report = fleet.migrate(
             revision,
             direction=direction,
@@ -194,7 +208,7 @@ def _run(
 @phase_option
 @json_option
 @click.pass_context
-def status(ctx: click.Context, revision: str, config: Path | None, tree: Path | None, phase: str | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def status(ctx: click.Context, revision: str, config: Path | None, tree: Path | None, phase: str | None, as_json: bool) -> None:
     """Name the shards that are behind REVISION (head), and why. Exit code 3 if there are any."""
     fleet = Fleet(settings_from(config), tree or own_tree("shard"))
     report = fleet.status(revision, phase=phase)
@@ -217,7 +231,7 @@ def status(ctx: click.Context, revision: str, config: Path | None, tree: Path | 
 @tree_option
 @click.option("--only", type=Shards(), help="Only these: 7 or 0-15,40.")
 @yes_option
-def stamp(revision: str, config: Path | None, tree: Path | None, only: frozenset[int] | None, yes: bool) -> None:  # noqa: FBT001  click's signature
+def stamp(revision: str, config: Path | None, tree: Path | None, only: frozenset[int] | None, yes: bool) -> None:
     """Say that shards are at REVISION without running anything, for shards made from models."""
     fleet = Fleet(settings_from(config), tree or own_tree("shard"))
     go_on(f"Say that shards are at {revision}, whatever is in them?", yes=yes, dry_run=False)
@@ -253,7 +267,7 @@ def revision(
 @click.option("--models", metavar="MODULE:BASE", required=True, help="The models.")
 @config_option
 @yes_option
-def shared(models: str, config: Path | None, yes: bool) -> None:  # noqa: FBT001  click's signature
+def shared(models: str, config: Path | None, yes: bool) -> None:
     """Make the global and reference tables of the models that are not there yet, and let every server follow the latter.
 
     For new models, and after a server was added. Tables that are there are not changed.
@@ -277,7 +291,7 @@ def shared(models: str, config: Path | None, yes: bool) -> None:  # noqa: FBT001
 @click.option("--only", type=Shards(), help="Look at these only.")
 @json_option
 @click.pass_context
-def check(ctx: click.Context, /, config: Path | None, tree: Path | None, as_json: bool, **given: Any) -> None:  # noqa: FBT001  click's signature
+def check(ctx: click.Context, /, config: Path | None, tree: Path | None, as_json: bool, **given: Any) -> None:
     """Compare every shard's real structure with the reference; say what differs as SQL. Exit code 3 if anything does."""
     from shardkit.schema.drift import check_fleet
 
@@ -343,28 +357,31 @@ def _as_json(report: Report) -> dict[str, Any]:
     }
 
 
+class Rate(ProgressColumn):
+    """Shards a second, of late."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing until there is something to reckon with."""
+        return Text(f"{task.speed:.{0 if task.speed >= 10 else 1}f} shards/s" if task.speed else "")
+
+
 @contextmanager
-def _bar(*, quiet: bool) -> Iterator[Callable[[int, int, int], None]]:
+def bar(
+    console: Console | None = None, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int, int, int], None]]:
     """Shards done, of how many, how many a second, how long still, how many failed."""
     columns = (
         TextColumn("migrating"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        Rate(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[failed]}", style="red"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=False) as bar:
-        task = bar.add_task("", total=None, rate="", failed="")
+    with Progress(*columns, console=console or Console(stderr=True), disable=quiet, get_time=clock) as shown:
+        task = shown.add_task("", total=None, failed="")
 
         def heard(done: int, total: int, failed: int) -> None:
-            speed = bar.tasks[task].speed
-            bar.update(
-                task,
-                completed=done + failed,
-                total=total,
-                rate=f"{speed:.0f} shards/s" if speed else "",
-                failed=f"{failed} failed" if failed else "",
-            )
+            shown.update(task, completed=done + failed, total=total, failed=f"{failed} failed" if failed else "")
 
         yield heard

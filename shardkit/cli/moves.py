@@ -108,7 +108,7 @@ def options_of(given: dict[str, Any], *, soak: bool) -> MoveOptions:
 @click.option("--no-soak", is_flag=True, help="Drop the old place at once instead of keeping it as a follower for a rollback.")
 @move_options
 @click.pass_context
-def move(ctx: click.Context, /, shard: int, target: str, no_soak: bool, config: Path | None, **given: Any) -> None:  # noqa: FBT001  click's signature
+def move(ctx: click.Context, /, shard: int, target: str, no_soak: bool, config: Path | None, **given: Any) -> None:
     """Carry a shard to another server while it is read and written."""
     settings, options = settings_from(config), options_of(given, soak=not no_soak)
     expected = forecast(settings, shard, target, options=options)
@@ -129,7 +129,7 @@ def moves_() -> None:
 @click.option("--all", "ended", is_flag=True, help="Those that have ended too.")
 @config_option
 @json_option
-def list_(ended: bool, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def list_(ended: bool, config: Path | None, as_json: bool) -> None:
     """Show moves that have not ended."""
     with opened(settings_from(config)) as catalog:
         found = journal.moves(catalog, ended=ended)
@@ -146,7 +146,7 @@ def list_(ended: bool, config: Path | None, as_json: bool) -> None:  # noqa: FBT
 @click.argument("move_id", type=int)
 @config_option
 @json_option
-def show(move_id: int, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def show(move_id: int, config: Path | None, as_json: bool) -> None:
     """Show one move: its steps, its figures, and what it has made that is still there."""
     with opened(settings_from(config)) as catalog:
         found = journal.find(catalog, move_id)
@@ -173,7 +173,7 @@ def _action(name: str, about: str, question: str) -> None:
     @click.argument("move_id", type=int)
     @take_over_option
     @move_options
-    def command(move_id: int, take_over: bool, config: Path | None, **given: Any) -> None:  # noqa: FBT001  click's signature
+    def command(move_id: int, take_over: bool, config: Path | None, **given: Any) -> None:
         _go_on(move_id, name, question, take_over=take_over, config=config, given=given)
 
 
@@ -201,7 +201,7 @@ _action("rollback", "Send a shard that soaks back to where it came from, without
 @move_options
 @click.pass_context
 def finish(
-    ctx: click.Context, /, move_id: int | None, every: bool, take_over: bool, config: Path | None, **given: Any  # noqa: FBT001  click's signature
+    ctx: click.Context, /, move_id: int | None, every: bool, take_over: bool, config: Path | None, **given: Any
 ) -> None:  # fmt: skip
     """Drop the old place of a shard that soaks, with everything the move made."""
     if every == (move_id is not None):

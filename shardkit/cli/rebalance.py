@@ -41,7 +41,7 @@ soak_option = click.option(
 @click.option("--without", help="As if this server got no shards.")
 @config_option
 @json_option
-def plan(by: planning.By, without: str | None, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def plan(by: planning.By, without: str | None, config: Path | None, as_json: bool) -> None:
     """Show which shards would move where, and why."""
     settings = settings_from(config)
     _show_plan(settings, planning.make_plan(settings, by=by, without=without), by=by, as_json=as_json)

@@ -22,7 +22,7 @@ from shardkit.errors import CatalogError
 @click.option("--id", "is_id", is_flag=True, help="The argument is an id, not a tenant: the shard it was born in.")
 @config_option
 @json_option
-def locate(key: str, is_id: bool, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def locate(key: str, is_id: bool, config: Path | None, as_json: bool) -> None:
     """Show shard, schema and server of a tenant, or of an id. A negative number comes after `--`."""
     shardmap = current_map(settings_from(config))
     born = decoded(key) if is_id else None
@@ -47,7 +47,7 @@ def id_() -> None:
 @id_.command()
 @click.argument("key", metavar="ID")
 @json_option
-def decode(key: str, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def decode(key: str, as_json: bool) -> None:
     """Show what an id says. Asks no server."""
     parts = decoded(key)
     if as_json:
@@ -76,11 +76,11 @@ def decoded(text: str) -> dict[str, Any]:
 def pin(
     tenant: str,
     shard: int | None,
-    remove: bool,  # noqa: FBT001  click's signature
-    force: bool,  # noqa: FBT001  click's signature
+    remove: bool,
+    force: bool,
     config: Path | None,
-    dry_run: bool,  # noqa: FBT001  click's signature
-    yes: bool,  # noqa: FBT001  click's signature
+    dry_run: bool,
+    yes: bool,
 ) -> None:
     """Send a TENANT to a SHARD of your choice, against its hash.
 

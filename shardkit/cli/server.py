@@ -33,7 +33,7 @@ def server() -> None:
 @server.command("list")
 @config_option
 @json_option
-def list_(config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def list_(config: Path | None, as_json: bool) -> None:
     """Show the servers of the map; asks none of them (that is `shardkit status`)."""
     shardmap = current_map(settings_from(config))
     servers = [(s.name, s.dsn, s.weight, s.state.value, len(shardmap.shards_on(s.name))) for s in shardmap.servers.values()]
@@ -50,7 +50,7 @@ def list_(config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's 
 @config_option
 @dry_run_option
 @yes_option
-def add(name: str, url: str | None, weight: float, config: Path | None, dry_run: bool, yes: bool) -> None:  # noqa: FBT001  click's signature
+def add(name: str, url: str | None, weight: float, config: Path | None, dry_run: bool, yes: bool) -> None:
     """Add the empty database behind URL as a server NAME. No shard is on it until some are moved there.
 
     Without URL it is that of the settings' [servers.NAME], which keeps a password out of the list of processes.
@@ -75,7 +75,7 @@ def add(name: str, url: str | None, weight: float, config: Path | None, dry_run:
 @config_option
 @dry_run_option
 @yes_option
-def remove(name: str, unreachable: bool, config: Path | None, dry_run: bool, yes: bool) -> None:  # noqa: FBT001  click's signature
+def remove(name: str, unreachable: bool, config: Path | None, dry_run: bool, yes: bool) -> None:
     """Take the server NAME, which holds no shard any more, out of the cluster."""
     settings = settings_from(config)
     leaving = plan_leaving(settings, name)
@@ -94,7 +94,7 @@ def replica() -> None:
 @config_option
 @json_option
 @click.pass_context
-def list_replicas(ctx: click.Context, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def list_replicas(ctx: click.Context, config: Path | None, as_json: bool) -> None:
     """Ask every replica of the map how far it is. Exit code 3 when one cannot serve reads."""
     found = standbys(settings_from(config))
     if as_json:
@@ -121,7 +121,7 @@ def list_replicas(ctx: click.Context, config: Path | None, as_json: bool) -> Non
 @config_option
 @dry_run_option
 @yes_option
-def add_replica(name: str, url: str, config: Path | None, dry_run: bool, yes: bool) -> None:  # noqa: FBT001  click's signature
+def add_replica(name: str, url: str, config: Path | None, dry_run: bool, yes: bool) -> None:
     """Let the streaming standby behind URL serve reads of the server NAME.
 
     Its credentials, and its database if URL names none, are those of the server: URL needs no password.
@@ -143,7 +143,7 @@ def add_replica(name: str, url: str, config: Path | None, dry_run: bool, yes: bo
 @config_option
 @dry_run_option
 @yes_option
-def remove_replica(name: str, url: str, config: Path | None, dry_run: bool, yes: bool) -> None:  # noqa: FBT001  click's signature
+def remove_replica(name: str, url: str, config: Path | None, dry_run: bool, yes: bool) -> None:
     """Send no more reads to the replica of the server NAME behind URL (as `replica list` shows it). It need not answer."""
     settings = settings_from(config)
     planned = plan_without(settings, name, url)

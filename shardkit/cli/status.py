@@ -15,7 +15,7 @@ from shardkit.cli.common import BEHIND, config_option, json_option, print_json, 
 @config_option
 @json_option
 @click.pass_context
-def status(ctx: click.Context, config: Path | None, as_json: bool) -> None:  # noqa: FBT001  click's signature
+def status(ctx: click.Context, config: Path | None, as_json: bool) -> None:
     """Show the cluster. Exit code 3 when a server is down or holds other shards than the map says, or a commit is overdue."""
     found = overview(settings_from(config))
     if as_json:

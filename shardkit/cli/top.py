@@ -41,7 +41,7 @@ HEAT: Final[dict[str, Callable[[ShardPulse], float]]] = {
 )
 @json_option
 @config_option
-def top(every: float, once: bool, by: str, as_json: bool, config: Path | None) -> None:  # noqa: FBT001  click's signature
+def top(every: float, once: bool, by: str, as_json: bool, config: Path | None) -> None:
     """Show servers, moves and the hottest shards as they are, until Ctrl-C. With --json all of it, once."""
     console = Console()
     with PulseWatch(settings_from(config)) as watch:

@@ -15,6 +15,8 @@ Version = tuple[str, ...]
 """The revisions in a shard's version table, sorted: none, one, or several in a tree with branches."""
 
 MOST_IN_ONE_TRANSACTION: Final = 16
+QUICK_MS: Final = 50.0
+CONNECTIONS_WHEN_QUICK: Final = 2
 SHORTEST_LOCK_WAIT_MS: Final = 5
 
 
@@ -205,6 +207,15 @@ def batch_size(*, slowest_ms: float | None, options: Options) -> int:
         return 1
     fits = int(options.budget_ms / 4 / max(slowest_ms, 0.01))
     return max(1, min(options.batch, MOST_IN_ONE_TRANSACTION, fits))
+
+
+def connections(*, slowest_ms: float | None, options: Options) -> int:
+    """How many connections to a server pay, for revisions of which the slowest took *slowest_ms* in a shard.
+
+    What is over in a moment keeps a server busy through two: each more costs its start, and every other hears of each change.
+    """
+    quick = slowest_ms is not None and slowest_ms < QUICK_MS
+    return min(options.parallel, CONNECTIONS_WHEN_QUICK) if quick else options.parallel
 
 
 def lock_timeout_ms(*, statements: int, options: Options) -> int:

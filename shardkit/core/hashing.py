@@ -24,7 +24,7 @@ _WHOLE: Final = re.compile(r"-?[0-9]{1,19}")
 
 
 def check_shard_count(count: int) -> int:
-    """*count* if a cluster can have that many shards: a power of two from 1 to 8192."""
+    """*count* if a cluster can have that many shards: a power of two from 1 to 8192. Raises SettingsError."""
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_SHARDS or count & (count - 1):
         raise SettingsError(
             f"{count!r} shards are not possible: the number must be a power of two from 1 to {MAX_SHARDS}, "

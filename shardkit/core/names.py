@@ -61,7 +61,7 @@ class ShardSchema(NamedTuple):
 
 
 def schema_name(shard: int, epoch: int) -> str:
-    """Schema of *shard* at *epoch*: ``s0291_e17``. The epoch in the name is the fence (DESIGN, law 1)."""
+    """Schema of *shard* at *epoch*: ``s0291_e17``. The epoch in the name is the fence. Raises NameRejectedError."""
     if type(shard) is not int or type(epoch) is not int or not (0 <= shard <= 99_999 and 1 <= epoch <= 999_999_999):
         raise NameRejectedError(f"no schema name for shard {shard!r} at epoch {epoch!r}")
     return f"s{shard:04d}_e{epoch}"
@@ -78,7 +78,7 @@ def parse_schema(name: str) -> ShardSchema | None:
 
 def stream_name(cluster: UUID, move: int, way: str) -> str:
     """Name of the publication, slot and subscription of a move's stream *way* (``out`` or ``back``). Slots of all clusters on
-    one PostgreSQL share a name space, hence the cluster.
+    one PostgreSQL share a name space, hence the cluster. Raises NameRejectedError.
     """
     if way not in ("out", "back") or type(move) is not int or move < 1:
         raise NameRejectedError(f"no stream name for move {move!r}, way {way!r}")
@@ -87,7 +87,16 @@ def stream_name(cluster: UUID, move: int, way: str) -> str:
 
 def relay_slot_name(cluster: UUID, server: str) -> str:
     """Name of the slot by which the cache's relay follows *server*."""
-    return f"shardkit_cache_{cluster.hex[:8]}_{check_server_name(server).replace('-', '_')}"
+    return f"{relay_slot_prefix(cluster)}{check_server_name(server).replace('-', '_')}"
+
+
+RELAY_SESSION: Final = "shardkit cache relay"
+"""Application name of the relay's sessions."""
+
+
+def relay_slot_prefix(cluster: UUID) -> str:
+    """What the names of all of its slots begin with; nothing else of a cluster is called so."""
+    return f"shardkit_cache_{cluster.hex[:8]}_"
 
 
 def session_name(cluster: UUID, move: int) -> str:
@@ -96,14 +105,14 @@ def session_name(cluster: UUID, move: int) -> str:
 
 
 def curtain_name(move: int) -> str:
-    """Name of the policies that hide one tenant's rows in the shard it was carried out of by *move*."""
+    """Name of the policies that hide a tenant's rows in the shard *move* carried it out of. Raises NameRejectedError."""
     if type(move) is not int or move < 1:
         raise NameRejectedError(f"no curtain name for move {move!r}")
     return f"{CURTAIN_PREFIX}{move}"
 
 
 def check_server_name(name: str) -> str:
-    """*name* if it can name a server: 1 to 31 of ``a-z 0-9 _ -``, a letter first."""
+    """*name* if it can name a server: 1 to 31 of ``a-z 0-9 _ -``, a letter first. Raises NameRejectedError."""
     if name == CATALOG_SERVER:
         raise NameRejectedError(f"{name!r} is the name of the catalog's own database; choose another for a server")
     if not isinstance(name, str) or not _SERVER.fullmatch(name):
@@ -121,7 +130,9 @@ class Gid(NamedTuple):
 
 
 def gid(cluster: str, txn: str, part: int, patience_s: int) -> str:
-    """Name of one part of a transaction over several shards; *cluster* and *txn* are 32 hexadecimal digits."""
+    """Name of one part of a transaction over several shards; *cluster* and *txn* are 32 hexadecimal digits. Raises
+    NameRejectedError.
+    """
     name = f"shardkit:{cluster}:{txn}:{part}:{patience_s}"
     if parse_gid(name) is None:
         raise NameRejectedError(f"{name!r} cannot name a prepared transaction")

@@ -106,7 +106,7 @@ class ShardMap:
         return Route(tenant, shard, schema_name(shard, place.epoch), place.server, place.epoch)
 
     def placement(self, shard: int) -> Placement:
-        """Server and epoch of *shard*."""
+        """Server and epoch of *shard*. Raises UnknownShardError."""
         try:
             return self.placements[shard]
         except KeyError:
@@ -115,7 +115,7 @@ class ShardMap:
             ) from None
 
     def server(self, name: str) -> Server:
-        """The server called *name*."""
+        """The server called *name*. Raises UnknownServerError."""
         try:
             return self.servers[name]
         except KeyError:

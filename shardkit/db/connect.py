@@ -165,18 +165,33 @@ def connect_admin(
 
     *watched*: its backend notices within two seconds that this program was killed, and ends what it is at.
     """
+    info = watched_conninfo(url, settings) if watched else conninfo(url, settings)
+    return connect_as(info, settings, name=name, autocommit=autocommit, watched=watched)
+
+
+def watched_conninfo(url: str, settings: Settings) -> Secret:
+    """As ``conninfo``, for ``connect_as`` with *watched*: for whoever makes several connections of one kind."""
+    return conninfo(url, settings, **({"options": _WATCH_OPTION} if _watched_at_start(url, settings) else {}))
+
+
+def connect_as(
+    info: str, settings: Settings, *, name: str, autocommit: bool = True, watched: bool = False
+) -> psycopg.Connection[Any]:
+    """What ``connect_admin`` gives, by a connection string made before. Raises ServerDownError."""
     try:
         prepare = {"prepare_threshold": None} if settings.pooled else {}
-        at_start = watched and not settings.pooled and "options" not in parsed(url)
-        options = {"options": _WATCH_OPTION} if at_start else {}
-        connection = psycopg.connect(conninfo(url, settings, **options), autocommit=autocommit, **prepare)
-        if watched and not at_start:
+        connection = psycopg.connect(info, autocommit=autocommit, **prepare)
+        if watched and _WATCH_OPTION not in connection.info.options:
             connection.execute(_WATCH)
             if not autocommit:
                 connection.commit()
         return connection
     except psycopg.OperationalError as exc:
         raise ServerDownError(f"{name} does not answer: {_first_line(exc)}; nothing was done") from exc
+
+
+def _watched_at_start(url: str, settings: Settings) -> bool:
+    return not settings.pooled and "options" not in parsed(url)
 
 
 def connect_living(server: Server, settings: Settings, *, cluster_id: UUID, lineage: Lineage) -> psycopg.Connection[Any]:

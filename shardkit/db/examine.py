@@ -24,7 +24,7 @@ from shardkit.core.health.facts import (
     WaitingFacts,
 )
 from shardkit.core.moving import Step
-from shardkit.core.names import APP_ROLE, FURNITURE, GUARD_TRIGGER, parse_gid, parse_program
+from shardkit.core.names import APP_ROLE, FURNITURE, GUARD_TRIGGER, RELAY_SESSION, parse_gid, parse_program
 from shardkit.core.shardmap import Server, ShardMap
 from shardkit.db.connect import at, replica_url
 from shardkit.db.pooler import is_pooled
@@ -70,6 +70,7 @@ def examine(connection: Connection, server: Server, shardmap: ShardMap, settings
         ),
         functions_missing=tuple(name for (name,) in _all(connection, "functions")),
         slots=tuple(SlotFacts(*row) for row in _all(connection, "slots")),
+        relays=_all(connection, "relays", session=RELAY_SESSION)[0][0],
         subscriptions=tuple(name for (name,) in _all(connection, "subscriptions")),
         publications=tuple(name for (name,) in _all(connection, "publications")),
         prepared=tuple(_prepared(connection, shardmap)),

@@ -21,9 +21,10 @@ from shardkit.errors import MigrationError, NameRejectedError
 
 Connection = psycopg.Connection[Any]
 DriverError = psycopg.Error
-VERSIONS_AT_ONCE: Final = 128  # one statement over more shards plans slower than it reads
+VERSIONS_AT_ONCE: Final = 128  # statements in one message
 _HERE: Final = "shardkit_here"
 _PATH: Final = SQL("SET LOCAL search_path TO {}").format(Identifier(_HERE)).as_bytes(None)
+_VERSION: Final = SQL("SELECT version_num FROM {}").format(Identifier(_HERE, VERSION_TABLE)).as_bytes(None)
 
 
 class Target(NamedTuple):
@@ -79,31 +80,33 @@ def stand_in(connection: Connection, schema: str, *, lock_timeout_ms: int = 0) -
 
 def read_versions(connection: Connection, schemas: Sequence[str]) -> dict[str, Version]:
     """The version of each of *schemas*; one that is not there is left out."""
-    versions: dict[str, list[str]] = {}
+    versions: dict[str, Version] = {}
     for start in range(0, len(schemas), VERSIONS_AT_ONCE):
         part = schemas[start : start + VERSIONS_AT_ONCE]
         try:
-            rows = _versions(connection, part)
-            found: Iterable[str] = part
+            found = _versions(connection, part)
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):  # a shard was never migrated, or is not here
             there = connection.execute(
                 "SELECT name, to_regclass(name || '.' || %s) IS NOT NULL FROM unnest(%s::text[]) AS name "
                 "WHERE to_regnamespace(name) IS NOT NULL",
                 (VERSION_TABLE, list(part)),
             ).fetchall()
-            found = [schema for schema, _ in there]
-            rows = _versions(connection, [schema for schema, with_table in there if with_table])
-        versions |= {schema: [] for schema in found}
-        for schema, version in rows:
-            versions[schema].append(version)
-    return {schema: tuple(sorted(found)) for schema, found in versions.items()}
+            found = {schema: () for schema, _ in there}
+            found |= _versions(connection, [schema for schema, with_table in there if with_table])
+        versions |= found
+    return versions
 
 
-def _versions(connection: Connection, schemas: Sequence[str]) -> list[tuple[str, str]]:
+def _versions(connection: Connection, schemas: Sequence[str]) -> dict[str, Version]:
+    """One message; a statement for each shard, for one over all of them is planned for longer than these are run."""
     if not schemas:
-        return []
-    query = SQL("SELECT {}, version_num FROM {}").format(Literal(_HERE), Identifier(_HERE, VERSION_TABLE)).as_bytes(None)
-    return connection.execute(_joined(b" UNION ALL ", [_within(query, schema) for schema in schemas])).fetchall()
+        return {}
+    cursor = connection.execute(_joined(b";", [_within(_VERSION, schema) for schema in schemas]))
+    versions = {}
+    for schema in schemas:
+        versions[schema] = tuple(sorted(version for (version,) in cursor.fetchall()))
+        cursor.nextset()
+    return versions
 
 
 def apply(
@@ -123,16 +126,22 @@ def apply(
 
 
 @lru_cache(64)
-def _changes(step: Step) -> tuple[tuple[bytes, bool], ...]:
-    """``version_changes`` in the schema that ``_within`` puts in."""
-    return tuple((change.as_bytes(None), counts) for change, counts in version_changes(_HERE, step))
+def _changes(step: Step) -> tuple[bytes, tuple[bool, ...]]:
+    """``version_changes`` in the schema that ``_within`` puts in, and which of them must change a row."""
+    changes = list(version_changes(_HERE, step))
+    return b"; ".join(change.as_bytes(None) for change, _ in changes), tuple(counts for _, counts in changes)
 
 
 def _within(script: bytes, schema: str) -> bytes:
     """*script*, which is ours, in *schema*: composing it anew for each shard took longer than the server needs for it."""
+    return script.replace(_HERE.encode(), _checked(schema))
+
+
+@lru_cache(8192)
+def _checked(schema: str) -> bytes:
     if parse_schema(schema) is None:
         raise NameRejectedError(f"{schema!r} is no shard's schema; nothing was done")
-    return script.replace(_HERE.encode(), schema.encode())
+    return schema.encode()
 
 
 def _joined(between: bytes, parts: Sequence[bytes]) -> bytes:
@@ -150,10 +159,10 @@ def _claim(connection: Connection, targets: Sequence[Target], step: Step, *, loc
     """Begin, and move every target's version row; the row locks keep others out until the end."""
     parts = [SQL("BEGIN; SET LOCAL lock_timeout = {}").format(Literal(lock_timeout_ms)).as_bytes(None)]
     owners: list[Target | None] = [None, None]
+    changes, counted = _changes(step)
     for target in targets:
-        for change, counts in _changes(step):
-            parts.append(_within(change, target.schema))
-            owners.append(target if counts else None)
+        parts.append(_within(changes, target.schema))
+        owners += [target if counts else None for counts in counted]
     cursor = connection.execute(_joined(b"; ", parts))
     for owner in owners:
         if owner is not None and cursor.rowcount != 1:

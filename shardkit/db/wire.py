@@ -182,6 +182,7 @@ class Routed(psycopg.BaseConnection[Any]):
         asks = self.tracked and self.commit_xid is None
         if not (asks or self._marks) or self._pipeline is not None or self.idle:
             yield from super()._commit_gen()
+            self.commit_xid = None
             return
         wire = self.pgconn
         wire.enter_pipeline_mode()
@@ -198,6 +199,7 @@ class Routed(psycopg.BaseConnection[Any]):
         for (answer,) in answers[: asks + 1]:
             if answer.status == _FATAL:
                 raise errors.error_from_result(answer, encoding=wire._encoding)
+        self.commit_xid = None
         self._keep_position(answers[asks + 1 : -1])
 
     @property

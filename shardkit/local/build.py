@@ -138,7 +138,7 @@ def start(site: Site, state: State, names: list[str]) -> None:
 
 
 def clear_stale(directory: Path) -> None:
-    """After a crash: end what still works in *directory*, and drop a lock file that names nobody."""
+    """After a crash: end what still works in *directory*, and drop a lock file that names nobody. Raises LocalClusterError."""
     deadline = time.monotonic() + STALE_GRACE_S
     number = signal.SIGINT
     while pids := _at_work_in(directory):

@@ -84,7 +84,10 @@ class LocalCluster:
             build.start(self._site, self.state, [name])
 
     def stop_server(self, name: str, *, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop one server: ``fast`` breaks its connections, ``immediate`` also leaves it to crash recovery."""
+        """Stop one server: ``fast`` breaks its connections, ``immediate`` also leaves it to crash recovery.
+
+        Raises SettingsError, UnknownServerError, LocalClusterError if it may still run.
+        """
         if mode not in {"fast", "immediate"}:
             raise SettingsError(f"a server is stopped 'fast' or 'immediate', not {mode!r}; nothing was stopped")
         if self._known(name) == REDIS:
@@ -95,7 +98,7 @@ class LocalCluster:
             raise LocalClusterError(f"{name} did not stop in {STOP_TIMEOUT_S:g} s; it may still run")
 
     def kill_server(self, name: str) -> None:
-        """SIGKILL a server and all its children, as a power cut would."""
+        """SIGKILL a server and all its children, as a power cut would. Raises UnknownServerError, LocalClusterError."""
         if not self._control.end(self._known(name), number=signal.SIGKILL, timeout_s=STOP_TIMEOUT_S):
             raise LocalClusterError(f"{name} did not die in {STOP_TIMEOUT_S:g} s; it may still run")
 
@@ -114,7 +117,7 @@ class LocalCluster:
     def _known(self, name: str) -> str:
         if name in self.state.ports or (name == REDIS and self.state.redis_port):
             return name
-        raise UnknownServerError(f"no server {name!r} here; there are {', '.join(self.state.ports)}")
+        raise UnknownServerError(f"no server {name!r} here, there are {', '.join(self.state.ports)}; nothing was done")
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ class Control:
 
     @classmethod
     def launch(cls, home: Path, *, owned: bool) -> Self:
-        """Start a keeper: one that goes when this process goes (*owned*), or one that stays."""
+        """Start a keeper: one that goes when this process goes (*owned*), or one that stays. Raises LocalClusterError."""
         with os.fdopen(os.open(home / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             process = subprocess.Popen(  # noqa: S603  our own file, by our own interpreter
                 [sys.executable, "-I", "-S", str(_KEEPER), str(home), str(os.getpid() if owned else 0)],
@@ -61,7 +61,7 @@ class Control:
                 if do == "down":
                     stream.read()  # ends when the keeper does
         except (OSError, ValueError) as exc:
-            raise LocalClusterError(f"no local cluster runs in {self.home}") from exc
+            raise LocalClusterError(f"no local cluster runs in {self.home}; `shardkit local up` starts one") from exc
         if "error" in answer:
             raise LocalClusterError(f"the keeper of the servers could not {do}: {answer['error']}")
         return answer
@@ -79,7 +79,7 @@ class Control:
         return self.home / "logs" / f"{name}.log"
 
     def start(self, name: str, argv: list[str], *, timeout_s: float, ready: Callable[[int], bool], **how: Any) -> None:
-        """Start a server and wait until it is ready; else say why not."""
+        """Start a server and wait until it is ready. Raises LocalClusterError that says why it is not."""
         log = self.log(name)
         before = log.stat().st_size if log.exists() else 0
         self.ask("start", name=name, argv=argv, log=str(log), **how)
@@ -93,7 +93,7 @@ class Control:
         raise failure(f"{name} did not start (exit code {answer['codes'].get(name)})", log, skip=before)
 
     def run(self, name: str, argv: list[str], *, timeout_s: float, **how: Any) -> None:
-        """Run a program to its end; its failure is an error with the end of what it said."""
+        """Run a program to its end. Raises LocalClusterError with the end of what it said."""
         log = self.log(name)
         before = log.stat().st_size if log.exists() else 0
         self.ask("start", name=name, argv=argv, log=str(log), **how)
@@ -116,7 +116,7 @@ class Control:
         return True
 
     def down(self) -> None:
-        """Have the keeper stop everything and go; fine where none runs."""
+        """Have the keeper stop everything and go; fine where none runs. Raises LocalClusterError if some may still run."""
         with contextlib.suppress(LocalClusterError):
             self.ask("down")
         if self.process:

@@ -36,7 +36,7 @@ def check_reach(home: Path) -> None:
 
 
 def reachable(program: Path) -> Path:
-    """*program*, or a copy of it and its package where ``nobody`` can run it."""
+    """*program*, or a copy of it and its package where ``nobody`` can run it. Raises LocalClusterError."""
     program = program.resolve()
     if not _barred(program):
         return program

@@ -90,7 +90,7 @@ class State:
 
     @classmethod
     def load(cls, home: Path) -> State | None:
-        """The state of the cluster in *home*, or None where there is none."""
+        """The state of the cluster in *home*, or None where there is none. Raises LocalClusterError for one it cannot read."""
         try:
             values = json.loads((home / STATE_FILE).read_text("utf-8"))
             if values.pop("format") != FORMAT:

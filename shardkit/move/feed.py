@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
+from uuid import UUID
 
 import psycopg
 from psycopg import errors, sql
 
+from shardkit.core.names import relay_slot_name
+from shardkit.db.relayslots import PUBLICATION, SQL, drop_relay_slots
 from shardkit.errors import CacheRelayError
 from shardkit.move.ends import End
 from shardkit.move.pgoutput import read_text, read_tuple
-from shardkit.sql import statements
 
-SQL: Final = statements("feed")
-PUBLICATION: Final = "shardkit_cache"
 Values = Mapping[str, str | None]
 
 
@@ -44,8 +44,9 @@ class Truncated(NamedTuple):
 class Feed:
     """The changes of one server's cached tables."""
 
-    def __init__(self, end: End, *, slot: str) -> None:
-        self._end, self._slot = end, slot
+    def __init__(self, end: End, *, cluster_id: UUID) -> None:
+        self._end, self._cluster_id = end, cluster_id
+        self._slot = relay_slot_name(cluster_id, end.name)
 
     def prepare(self, *, schemas: Sequence[str], tables: Sequence[str]) -> bool:
         """Publish what is not published yet, and make the slot if there is none; whether it was made."""
@@ -88,10 +89,9 @@ class Feed:
         self._end.on().execute(SQL["pass"], {"name": self._slot, "lsn": lsn})
 
     def remove(self) -> None:
-        """Drop slot and publication, where they are."""
+        """Drop slot and publication, where they are; also slots from when the server was called otherwise."""
         try:
-            self._end.on().execute(SQL["drop_slot"], {"name": self._slot})
-            self._end.on().execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(PUBLICATION)))
+            drop_relay_slots(self._end.on(), cluster_id=self._cluster_id)
         except errors.ObjectInUse as exc:
             raise CacheRelayError(
                 f"another relay reads the slot {self._slot} of server {self._end.name!r}: end it first; it is still there"

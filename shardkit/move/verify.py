@@ -183,6 +183,26 @@ class Verifier:
         theirs = self._there.submit(self._content, self.target, table, lower, upper, lambda _rows: None)
         return self._content(self.source, table, lower, upper, heard), theirs
 
+    def _ranges(self, table: Table) -> Iterator[tuple[Key | None, Key | None]]:
+        lower, upper = None, self._bound(table, None)
+        while upper is not None:
+            ahead = self._ahead.submit(self._bound, table, upper)
+            yield lower, upper
+            lower, upper = upper, ahead.result()
+        yield lower, None
+
+    def _bound(self, table: Table, lower: Key | None) -> Key | None:
+        """The key that ends the range after *lower*; None for the last one."""
+        query = _BOUND.format(
+            texts=_texts(table),
+            rows=self._rows(self.source, table),
+            within=_within(table, lower, None),
+            keys=sql.SQL(", ").join(sql.Identifier("t", column) for column in table.key),
+            offset=RANGE_ROWS - 1,
+        )
+        row = self.source.on("bounds").execute(query).fetchone()
+        return None if row is None else tuple(row[0])
+
     def _content(
         self, end: End, table: Table, lower: Key | None, upper: Key | None, compared: Callable[[int], object]
     ) -> Content:

@@ -26,6 +26,7 @@ from shardkit.orm.rebuild import Build, builder
 from shardkit.orm.tenancy import TENANT_COLUMN, TenantScoped
 
 INFO: Final = "shardkit_cached"
+_REMEMBERED: Final = 4096
 Names = tuple[str, ...]
 
 
@@ -109,6 +110,7 @@ class Entity:
             key_columns[self.tenant] = None
         self.key_columns: tuple[Column[Any], ...] = tuple(key_columns)
         self._texts = {column: key_text(column, owner=self.name) for column in key_columns}
+        self._prefixes: dict[Any, str] = {}
         self.codec = Codec(self.columns, owner=self.name, version=declared.version, names=self.attributes)
         self.list_codec = KeyListCodec(self.primary.columns, owner=self.name, version=declared.version) if self.lists else None
 
@@ -129,8 +131,16 @@ class Entity:
 
     def prefix(self, key: Key, tenant: Any) -> str:
         """What the names of all of *tenant*'s values of *key* begin with."""
-        owner = "" if self.tenant is None else self._texts[self.tenant](tenant)
-        return f"{self.table.name}:{key.mark}:{owner}"
+        usual = type(tenant) is str or type(tenant) is int  # True equals 1, and is no key
+        known = self._prefixes.get((key.mark, tenant)) if usual else None
+        if known is None:
+            owner = "" if self.tenant is None else self._texts[self.tenant](tenant)
+            known = f"{self.table.name}:{key.mark}:{owner}"
+            if usual:
+                if len(self._prefixes) >= _REMEMBERED:
+                    self._prefixes.clear()
+                self._prefixes[key.mark, tenant] = known
+        return known
 
     def name_of(self, key: Key, values: Sequence[Any], tenant: Any) -> str:
         """The name under which *values* of *key* are stored, below the shard's tag. CacheKeyError for what cannot be one."""

@@ -11,6 +11,7 @@ from shardkit.orm.cached import Entity, Key, Names
 from shardkit.orm.session import RoutedSession
 
 _READ_COMMITTED: Final = (b"BEGIN", b"BEGIN READ ONLY")
+_SEVERAL: Final = (tuple, list)
 By = str | Sequence[str] | None
 
 
@@ -42,7 +43,7 @@ def by_names(by: By) -> Names:
 
 def key_values(key: Any) -> tuple[Any, ...]:
     """A key of one or of more columns."""
-    return tuple(key) if isinstance(key, tuple | list) else (key,)
+    return tuple(key) if isinstance(key, _SEVERAL) else (key,)
 
 
 def owner_of(entity: Entity, tenant: Any) -> dict[str, Any]:

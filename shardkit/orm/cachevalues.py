@@ -12,11 +12,10 @@ from shardkit.orm.cached import Entity
 class RowValue:
     """How a row is stored and loaded."""
 
-    __slots__ = ("entity", "name", "negative_ttl_s", "ttl_s")
+    __slots__ = ("entity", "name")
 
     def __init__(self, entity: Entity, name: str) -> None:
         self.entity, self.name = entity, name
-        self.ttl_s, self.negative_ttl_s = entity.declared.ttl_s, entity.declared.negative_ttl_s
 
     def decode(self, raw: bytes) -> tuple[bool, Any]:
         """Whether *raw* is usable, and the row in it (None: there is none)."""

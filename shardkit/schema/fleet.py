@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -57,11 +58,10 @@ class Fleet:
         began = time.monotonic()
         options = options or Options()
         with ExitStack() as stack:
-            catalog = stack.enter_context(connect_admin(self.settings.catalog_url, self.settings))
-            run = stack.enter_context(self._run(catalog, options, direction, progress))
+            run = stack.enter_context(self._run(options, direction, progress))
             wanted = self.tree.resolve(target)
-            run.tree, run.ways = self.tree, self._ways(wanted, direction, phase)
-            run.ledger = ledger = None if dry_run else self._begin(catalog, direction, target if wanted is None else wanted)
+            run.ways = self._ways(wanted, direction, phase)
+            run.ledger = ledger = None if dry_run else self._begin(run.catalog, direction, target if wanted is None else wanted)
             if ledger is not None:
                 stack.enter_context(ledger.lease())
             first = run.look()
@@ -82,13 +82,10 @@ class Fleet:
 
     def status(self, target: str = "head", *, phase: str | None = None) -> Report:
         """Who is behind, and why, by what the shards say now; the reasons come from the ledger."""
-        with (
-            connect_admin(self.settings.catalog_url, self.settings) as catalog,
-            self._run(catalog, Options(), "up", lambda *_: None) as run,
-        ):
+        with self._run(Options(), "up", lambda *_: None) as run:
             wanted = self.tree.resolve(target)
             ways = self._ways(wanted, "up", phase)
-            found, known = run.find(), read_ledger(catalog)
+            found, known = run.find(), read_ledger(run.catalog)
             lacking = [lacks(shard, run, ", ".join(tables)) for shard, tables in run.lacking().items()]
         seen = plan(found, ways, Options())
         behind = [*seen.behind, *(why_behind(one, seen.steps[one.shard], known) for one in found if one.shard in seen.steps)]
@@ -119,14 +116,22 @@ class Fleet:
         return len(held)
 
     @contextmanager
-    def _run(self, catalog: Any, options: Options, direction: Direction, progress: Progress) -> Iterator[Run]:
-        """A run whose lanes have begun to read, so that the tree is read at the same time."""
-        with Workers(self.settings, self._directory, direction) as workers:
-            run = Run(self.settings, catalog, Shared(self.settings, options, workers), direction, progress)
-            try:
-                yield run
-            finally:
-                run.close()
+    def _run(self, options: Options, direction: Direction, progress: Progress) -> Iterator[Run]:
+        """A run whose lanes have begun to read. The tree is read meanwhile, in this thread: Alembic stands only one."""
+        with Workers(self.settings, self._directory, direction) as workers, ExitStack() as opened:
+
+            def begun() -> Run:
+                catalog = opened.enter_context(connect_admin(self.settings.catalog_url, self.settings))
+                run = Run(catalog, Shared(self.settings, options, workers), direction, progress)
+                opened.callback(run.close)
+                return run
+
+            with ThreadPoolExecutor(1) as beside:
+                beginning = beside.submit(begun)
+                tree = self.tree
+            run = beginning.result()
+            run.tree = tree
+            yield run
 
     def _ways(
         self, wanted: str | None, direction: Direction, phase: str | None

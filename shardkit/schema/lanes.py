@@ -1,6 +1,7 @@
 """A lane is one connection to one server and the thread that uses it: it takes shards through their revisions, in order.
 
-A shard stays in its lane from the first look to the last revision, so that what a backend had to load for it is loaded once.
+A shard stays in its lane from the first look to the last revision, so that what a backend had to load for it is loaded once;
+only when revisions turn out to be slow are there more lanes, and half of the shards change over.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
-from shardkit.core.fleet import Options, Step, Version, batch_size, lock_timeout_ms, pause_s
+from shardkit.core.fleet import Options, Step, Version, batch_size, connections, lock_timeout_ms, pause_s
+from shardkit.core.shardmap import ShardMap
 from shardkit.db.alone import Part, apply_alone
-from shardkit.db.connect import connect_admin
+from shardkit.db.connect import connect_as, server_url, watched_conninfo
 from shardkit.db.shards import lacking_tables, mend_shard
 from shardkit.db.steps import (
     Connection,
@@ -31,7 +35,7 @@ from shardkit.db.steps import (
 from shardkit.errors import MigrationError, ServerDownError
 from shardkit.schema.render import Rendered
 from shardkit.schema.workers import Workers
-from shardkit.settings import Settings
+from shardkit.settings import Secret, Settings
 
 RECONNECTS: Final = 3
 STATEMENTS_OF_PYTHON: Final = 4  # nobody knows how many locks a revision in Python takes
@@ -60,11 +64,12 @@ class Shared:
 
 
 class Lane:
-    """One connection to the server called *name*, used by one thread at a time."""
+    """One connection to the server called *name*, made by *info*, and its thread; the *url* is for worker processes."""
 
-    def __init__(self, shared: Shared, name: str, url: str) -> None:
-        self._shared, self.server, self._url = shared, name, url
+    def __init__(self, shared: Shared, name: str, url: str, info: Secret) -> None:
+        self._shared, self.server, self._url, self._info = shared, name, url, info
         self._connection: Connection | None = None
+        self.thread = ThreadPoolExecutor(1)
 
     def read(self, schemas: Sequence[str]) -> dict[str, Version]:
         """Versions of *schemas*. Raises ServerDownError."""
@@ -108,13 +113,14 @@ class Lane:
                     group = self._step(group, step)
 
     def close(self) -> None:
-        """End the connection."""
+        """End the thread, and then the connection."""
+        self.thread.shutdown()
         if self._connection is not None:
             self._connection.close()
 
     def _open(self) -> Connection:
         if self._connection is None or self._connection.closed or self._connection.broken:
-            connection = connect_admin(self._url, self._shared.settings, name=f"server {self.server!r}", watched=True)
+            connection = connect_as(self._info, self._shared.settings, name=f"server {self.server!r}", watched=True)
             self._connection = private(connection)
         return self._connection
 
@@ -204,3 +210,50 @@ class Lane:
             return self.read([target.schema]).get(target.schema) == step.after
         except (DriverError, ServerDownError):
             return False
+
+
+class Lanes:
+    """All lanes, *width* of them to a server: always the same one for the same shard, as long as that does not change."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self.width = connections(slowest_ms=0.0, options=shared.options)
+        self.servers: dict[int, str] = {}
+        self._lanes: dict[str, list[Lane]] = {}
+        self._order: tuple[ShardMap, dict[int, int]] | None = None
+
+    def spread(self, shard_map: ShardMap, shards: Iterable[int]) -> Iterator[tuple[Lane, list[int]]]:
+        """The *shards* of each lane."""
+        work: dict[tuple[str, int], list[int]] = {}
+        order = self._ordered(shard_map)
+        for shard in shards:
+            name = self.servers[shard] = shard_map.placement(shard).server
+            work.setdefault((name, order[shard] % self.width), []).append(shard)
+        for (name, number), mine in work.items():
+            yield self.lane(shard_map, name, number), mine
+
+    def lane(self, shard_map: ShardMap, name: str, number: int) -> Lane:
+        """One of the lanes to the server called *name*."""
+        lanes = self._lanes.setdefault(name, [])
+        if number >= len(lanes):
+            url = server_url(shard_map.server(name), self._shared.settings)
+            info = watched_conninfo(url, self._shared.settings)
+            lanes += [Lane(self._shared, name, url, info) for _ in range(len(lanes), self.width)]
+        return lanes[number]
+
+    def close(self) -> None:
+        """End all lanes, each with what it is at."""
+        for lanes in self._lanes.values():
+            for lane in lanes:
+                lane.close()
+
+    def _ordered(self, shard_map: ShardMap) -> dict[int, int]:
+        """Each shard's number among those of its server."""
+        if self._order is None or self._order[0] is not shard_map:
+            counts: Counter[str] = Counter()
+            order = {}
+            for shard, place in sorted(shard_map.placements.items()):
+                order[shard] = counts[place.server]
+                counts[place.server] += 1
+            self._order = shard_map, order
+        return self._order[1]

@@ -11,22 +11,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shardkit.catalog.ledger import Ledger, OpenMove, hold_shards, let_go, moving_shards, read_ledger
 from shardkit.catalog.rows import load_map, newest_map
-from shardkit.core.fleet import Behind, Found, Plan, State, Step, Version, Why, must_stop, plan, settled
+from shardkit.core.fleet import Behind, Found, Plan, State, Step, Version, Why, connections, must_stop, plan, settled
 from shardkit.core.names import schema_name
 from shardkit.core.shardmap import ShardMap
-from shardkit.db.connect import server_url
 from shardkit.db.steps import Target
 from shardkit.errors import ServerDownError, ShardKitError
-from shardkit.schema.lanes import Lane, News, Shared
+from shardkit.schema.lanes import Lane, Lanes, News, Shared
 from shardkit.schema.render import render
 from shardkit.schema.tree import Direction, Tree
-from shardkit.settings import Settings
 
 log = logging.getLogger("shardkit.migrations")
 LEDGER_EVERY_S: Final = 0.2
@@ -81,26 +79,23 @@ class Run:
 
     def __init__(
         self,
-        settings: Settings,
         catalog: Any,
         shared: Shared,
         direction: Direction,
         progress: Progress,
     ) -> None:
-        self._settings, self._catalog, self._shared, self._progress = settings, catalog, shared, progress
+        self._shared, self._progress = shared, progress
         self.ledger: Ledger | None = None
+        self.catalog = catalog
         self.tree: Tree
         self.ways: Callable[[Version], tuple[Step, ...] | None]
         self._direction: Direction = direction
-        self._lanes: dict[str, list[Lane]] = {}
-        self._threads: dict[Lane, ThreadPoolExecutor] = {}
+        self._lanes = Lanes(shared)
         self._map: ShardMap = load_map(catalog)
-        self._servers: dict[int, str] = {}
         self._failed: dict[int, Behind] = {}
         self._done: set[int] = set()
         self._kept: dict[int, Behind] = {}
         self._waves = self._total = 0
-        self._homes: tuple[ShardMap, dict[int, int]] | None = None
         self._asked = self._ask(list(self._map.placements))
         self._lacking = self._ask_lacking()
 
@@ -109,7 +104,7 @@ class Run:
         if not self._asked:
             return Plan((), {}, (), 0)
         found = self.find()
-        known = read_ledger(self._catalog)
+        known = read_ledger(self.catalog)
         if self.ledger is not None:
             self.ledger.settle(settled(found, known, self.tree.applied))
         seen = plan(found, self.ways, self._shared.options, known)
@@ -129,8 +124,8 @@ class Run:
     def _ask(self, shards: Sequence[int]) -> list[tuple[Lane, list[int], Future[dict[str, Version]]]]:
         """Let each lane read the versions of its shards."""
         return [
-            (lane, mine, self._threads[lane].submit(lane.read, [schema_of(self._map, s) for s in mine]))
-            for lane, mine in self._by_lane(self._map, sorted(shards))
+            (lane, mine, lane.thread.submit(lane.read, [schema_of(self._map, s) for s in mine]))
+            for lane, mine in self._lanes.spread(self._map, sorted(shards))
         ]
 
     def _ask_lacking(self) -> list[Future[dict[str, tuple[str, ...]]]]:
@@ -138,8 +133,8 @@ class Run:
         asked = []
         for name in self._map.servers:
             if shards := self._map.shards_on(name):
-                lane = self._lane(self._map, name, shards[0])
-                asked.append(self._threads[lane].submit(lane.lacking, [schema_of(self._map, shard) for shard in shards]))
+                lane = self._lanes.lane(self._map, name, 0)
+                asked.append(lane.thread.submit(lane.lacking, [schema_of(self._map, shard) for shard in shards]))
         return asked
 
     def lacking(self) -> dict[int, tuple[str, ...]]:
@@ -157,25 +152,25 @@ class Run:
         lacking = self.lacking()
         if not lacking:
             return {}
-        held = hold_shards(self._catalog, sorted(lacking))
+        held = hold_shards(self.catalog, sorted(lacking))
         told = {}
         try:
-            self._map = newest_map(self._catalog, self._map)
-            moving = moving_shards(self._catalog, sorted(lacking))
-            for lane, shards in self._by_lane(self._map, sorted(lacking)):
+            self._map = newest_map(self.catalog, self._map)
+            moving = moving_shards(self.catalog, sorted(lacking))
+            for lane, shards in self._lanes.spread(self._map, sorted(lacking)):
                 for shard in shards:
                     if shard in moving or shard not in held:
                         told[shard] = moving[shard].text if shard in moving else "a move holds it"
                     else:
-                        job = self._threads[lane].submit(lane.mend, schema_of(self._map, shard), lacking[shard])
+                        job = lane.thread.submit(lane.mend, schema_of(self._map, shard), lacking[shard])
                         told[shard] = job.result()
         finally:
-            let_go(self._catalog, held)
+            let_go(self.catalog, held)
         return told
 
     def find(self) -> list[Found]:
         """Each shard's version as the lanes read it, or why it cannot be read."""
-        moving = moving_shards(self._catalog, [shard for _, shards, _ in self._asked for shard in shards])
+        moving = moving_shards(self.catalog, [shard for _, shards, _ in self._asked for shard in shards])
         return [one for lane, shards, answer in self._asked for one in self._found(self._map, lane, shards, answer, moving)]
 
     @staticmethod
@@ -231,7 +226,7 @@ class Run:
 
     def _look_again(self) -> Plan:
         """What is to be done with the shards that nothing has become of yet."""
-        self._map = newest_map(self._catalog, self._map)
+        self._map = newest_map(self.catalog, self._map)
         over = self._done | self._failed.keys()
         self._asked = self._ask([shard for shard in self._map.placements if shard not in over])
         return self.look()
@@ -240,10 +235,10 @@ class Run:
         """Whether, in time, a shard of *shards* is free of moves. A soak ends only if it is ended."""
         while not self._shared.stop.wait(max(0.0, min(MOVES_EVERY_S, give_up - time.monotonic()))):
             finished = False
-            for move in set(moving_shards(self._catalog, list(shards)).values()):
+            for move in set(moving_shards(self.catalog, list(shards)).values()):
                 if move.soaks and finish_soak is not None:
                     finished |= _finished(move, finish_soak)
-            moving = moving_shards(self._catalog, list(shards))
+            moving = moving_shards(self.catalog, list(shards))
             in_time = time.monotonic() < give_up
             if shards - moving.keys() and (finished or in_time):
                 return True
@@ -269,42 +264,46 @@ class Run:
                         self._pending(seen, list(waiting)[1:])
                     canary = False
                 else:
-                    self._listen(under_way, seen, next_waits=bool(waiting))
+                    self._listen(under_way, seen)
                 while under_way and under_way[0].over:
                     self._end(under_way.popleft())
         finally:
             for wave in under_way:  # something went wrong: the lanes end with what they are at, and only then moves may come
                 self._shared.stop.set()
                 wait(wave.running)
-                let_go(self._catalog, wave.held)
+                let_go(self.catalog, wave.held)
 
     def _begin(self, shards: Sequence[int], seen: Plan, *, canary: bool) -> _Wave:
         """Hold the shards, and only then look where they are: a move may have ended in between. Those no move has are begun."""
         assert self.ledger is not None
         self._waves += 1
-        wave = _Wave(self._waves, hold_shards(self._catalog, shards), canary=canary)
-        self._map = newest_map(self._catalog, self._map)
-        moving = moving_shards(self._catalog, shards)
+        wave = _Wave(self._waves, hold_shards(self.catalog, shards), canary=canary)
+        self._map = newest_map(self.catalog, self._map)
+        moving = moving_shards(self.catalog, shards)
         free = [shard for shard in shards if shard in wave.held and shard not in moving]
         for shard in set(shards).difference(free):
             steps, place = seen.steps[shard], self._map.placement(shard)
             why = moving[shard].text if shard in moving else "a move holds it"
             self._kept[shard] = Behind(shard, place.server, steps[0].before, len(steps), Why.MOVING, why)
         self.ledger.mark(State.RUNNING, [(shard, step.revision) for shard in free for step in seen.steps[shard]])
-        for lane, mine in self._by_lane(self._map, free):
+        if not canary:
+            self._lanes.width = connections(slowest_ms=self._slowest_ms(seen, free), options=self._shared.options)
+        for lane, mine in self._lanes.spread(self._map, free):
             jobs: dict[tuple[Step, ...], list[Target]] = {}
             for shard in mine:
                 jobs.setdefault(seen.steps[shard], []).append(Target(shard, schema_of(self._map, shard)))
-            wave.running.append(self._threads[lane].submit(lane.work, jobs, wave.number))
+            wave.running.append(lane.thread.submit(lane.work, jobs, wave.number))
         return wave
 
     def _end(self, wave: _Wave) -> None:
-        let_go(self._catalog, wave.held)
+        let_go(self.catalog, wave.held)
         for lane in wave.running:
             lane.result()
 
-    def _listen(self, under_way: Iterable[_Wave], seen: Plan, *, next_waits: bool) -> None:
-        """Write down what the lanes tell: all there is to hear for a while, or until a wave ends or the next may begin."""
+    def _listen(self, under_way: Iterable[_Wave], seen: Plan) -> None:
+        """Write down what the lanes tell: all there is to hear for a while, or until a wave ends or the next may begin, which
+        is when its first lane rests: what is told by then is written while the others work.
+        """
         assert self.ledger is not None
         told: list[News] = []
         until = time.monotonic() + LEDGER_EVERY_S
@@ -318,7 +317,7 @@ class Run:
                 continue
             wave = next(w for w in under_way if w.number == news)
             wave.resting += 1
-            if wave.over or (next_waits and not wave.canary and wave.resting == 1):
+            if wave.over or wave.resting == 1:
                 break
         self.ledger.mark(State.DONE, [(n.shard, n.revision) for n in told if n.trouble is None])
         for one in told:
@@ -338,40 +337,18 @@ class Run:
         steps = seen.steps[news.shard]
         at = next(n for n, step in enumerate(steps) if step.revision == news.revision)
         detail = f"revision {news.revision}: {news.trouble.text if news.trouble else ''}"
-        return Behind(news.shard, self._servers[news.shard], steps[at].before, len(steps) - at, why, detail)
+        return Behind(news.shard, self._lanes.servers[news.shard], steps[at].before, len(steps) - at, why, detail)
 
-    def _by_lane(self, shard_map: ShardMap, shards: Sequence[int]) -> Iterator[tuple[Lane, list[int]]]:
-        """The shards of each lane: always the same lane for the same shard of a server."""
-        work: dict[Lane, list[int]] = {}
-        for shard in shards:
-            name = shard_map.placement(shard).server
-            self._servers[shard] = name
-            work.setdefault(self._lane(shard_map, name, shard), []).append(shard)
-        yield from work.items()
-
-    def _lane(self, shard_map: ShardMap, name: str, shard: int) -> Lane:
-        if name not in self._lanes:
-            url = server_url(shard_map.server(name), self._settings)
-            self._lanes[name] = [Lane(self._shared, name, url) for _ in range(self._shared.options.parallel)]
-            self._threads |= {lane: ThreadPoolExecutor(1) for lane in self._lanes[name]}
-        return self._lanes[name][self._order(shard_map)[shard] % self._shared.options.parallel]
-
-    def _order(self, shard_map: ShardMap) -> dict[int, int]:
-        """Each shard's number among those of its server."""
-        if self._homes is None or self._homes[0] is not shard_map:
-            counts: dict[str, int] = {}
-            order = {}
-            for shard, place in sorted(shard_map.placements.items()):
-                order[shard] = counts[place.server] = counts.get(place.server, -1) + 1
-            self._homes = shard_map, order
-        return self._homes[1]
+    def _slowest_ms(self, seen: Plan, shards: Iterable[int]) -> float | None:
+        """Of the revisions that *shards* need, the longest time one took; None if one has not been timed yet."""
+        needed = {step.revision for steps in {seen.steps[shard] for shard in shards} for step in steps}
+        times = [self._shared.slowest_ms.get(revision) for revision in needed]
+        return None if None in times else max(filter(None, times), default=None)
 
     def close(self) -> None:
         """End every lane, at once if something went wrong."""
         self._shared.stop.set()
-        for lane, thread in self._threads.items():
-            thread.shutdown()
-            lane.close()
+        self._lanes.close()
 
 
 def _finished(move: OpenMove, finish_soak: FinishSoak) -> bool:

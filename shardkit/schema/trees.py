@@ -27,7 +27,7 @@ def own_tree(name: str) -> Path:
 def tree_config(tree: Path, **attributes: Any) -> Config:
     """Alembic's configuration for the tree in a directory."""
     if not (tree / "env.py").is_file():
-        raise SettingsError(f"{tree} is not an Alembic tree: it has no env.py")
+        raise SettingsError(f"{tree} is not an Alembic tree: it has no env.py; nothing was done")
     config = Config(stdout=io.StringIO())
     config.set_main_option("script_location", str(tree.absolute()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")

@@ -88,6 +88,10 @@ WHERE NOT EXISTS (SELECT FROM pg_proc WHERE pronamespace = to_regnamespace('shar
 SELECT slot_name, active, coalesce(wal_status, ''), coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
 FROM pg_replication_slots WHERE NOT temporary AND (database = current_database() OR database IS NULL)
 
+-- relays --
+-- Sessions by which a relay of the cache follows this database.
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = %(session)s
+
 -- subscriptions --
 -- Subscriptions of this database.
 SELECT subname FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())

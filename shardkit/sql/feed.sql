@@ -26,9 +26,10 @@ SELECT coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint F
 -- From here on; it waits for the transactions that are open.
 SELECT pg_create_logical_replication_slot(%(name)s, 'pgoutput')
 
--- drop_slot --
--- If it is there.
-SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %(name)s
+-- drop_slots --
+-- Those of a cluster's relays, in this database.
+SELECT slot_name, pg_drop_replication_slot(slot_name)::text FROM pg_replication_slots
+WHERE starts_with(slot_name, %(prefix)s) AND database = current_database()
 
 -- peek --
 -- What is committed and not yet passed, up to the end of the transaction in which the limit is reached.

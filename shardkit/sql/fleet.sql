@@ -33,10 +33,10 @@ FROM shardkit_catalog.fleet_runs ORDER BY run DESC LIMIT 10
 SELECT shard, revision, state, attempts, error, direction = 'up' FROM shardkit_catalog.fleet_ledger WHERE state <> 'done'
 
 -- mark --
--- Write one state for many shards and revisions; one attempt more when they begin.
+-- Write one state of a revision for many shards; one attempt more when they begin.
 INSERT INTO shardkit_catalog.fleet_ledger AS ledger (shard, revision, direction, state, attempts, error, run)
-SELECT shard, revision, %(direction)s, %(state)s, (%(state)s = 'running')::int, error, %(run)s
-FROM unnest(%(shards)s::int[], %(revisions)s::text[], %(errors)s::text[]) AS given (shard, revision, error)
+SELECT shard, %(revision)s, %(direction)s, %(state)s, (%(state)s = 'running')::int, %(error)s, %(run)s
+FROM unnest(%(shards)s::int[]) AS shard
 ON CONFLICT (shard, revision) DO UPDATE SET direction = excluded.direction, state = excluded.state, run = excluded.run,
     attempts = CASE WHEN excluded.state = 'pending' THEN 0 ELSE ledger.attempts + excluded.attempts END,
     error = excluded.error, changed_at = now()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from shardkit.local.keeper import children
+
 ROOT = Path("/sys/fs/cgroup")
 PLACES = (  # version 1's own hierarchy, version 2 beside version 1, version 2 alone
     (ROOT / "freezer", "freezer.state", "FROZEN", "THAWED"),
@@ -20,12 +22,7 @@ BOUND = 1000  # looks, a hundredth of a second apart
 
 def family(root):
     """The process *root* and its children; a PostgreSQL server has no grandchildren."""
-    found = [root]
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(stat.read_text("utf-8", "replace").rpartition(")")[2].split()[1]) == root:
-                found.append(int(stat.parent.name))
-    return found
+    return [root, *children(root)]
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from shardkit.errors import (
 )
 from shardkit.move import run
 from shardkit.move.isolate import begin_isolate, forecast
-from tests.faults.illtreat import FAULTS, Hit, ill_treat, kill_mover
+from tests.faults.illtreat import FAULTS, Hit, ill_treat, just_before, kill_mover
 from tests.faults.isolatelab import NEIGHBOUR, TABLES, Lab
 from tests.faults.lab import ACCOUNTS, BALANCE, TENANT, Load
 
@@ -268,13 +268,7 @@ def test_a_killed_process(lab):
 
 def test_a_transaction_in_the_middle_is_told_that_it_is_not_done(lab):
     with lab.kit.session(NEIGHBOUR) as session:
-
-        def around(effect, do):
-            if isinstance(effect, m.Lock):
-                session.execute(text("SELECT 1 FROM accounts"))
-            return do(effect)
-
-        move = lab.go_on(lab.begin(), around=around)
+        move = lab.go_on(lab.begin(), around=just_before(m.Lock, lambda: session.execute(text("SELECT 1 FROM accounts"))))
         with pytest.raises(ShardMovedError) as caught:
             session.execute(text("UPDATE accounts SET balance = balance WHERE id = 1"))
         assert caught.value.retryable
@@ -335,29 +329,30 @@ def test_what_somebody_else_does_to_the_copy_is_made_good(lab, change):
 def test_the_copy_refuses_writes_of_its_own(lab):
     move = lab.begin()
 
-    def around(effect, do):
-        if isinstance(effect, m.Verify):
-            with lab.on(move.target) as connection, pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="is the copy"):
-                connection.execute(
-                    f"INSERT INTO {schema_name(move.into_shard, 1)}.tokens (tenant_id, what) VALUES ('acme', 'x')"
-                )
-        return do(effect)
+    refused = []
 
-    lab.go_on(move, around=around)
+    def write():
+        with (
+            lab.on(move.target) as connection,
+            pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="is the copy") as said,
+        ):
+            connection.execute(f"INSERT INTO {schema_name(move.into_shard, 1)}.tokens (tenant_id, what) VALUES ('acme', 'x')")
+        refused.append(said.value)
+
+    lab.go_on(move, around=just_before(m.Verify, write))
+    assert len(refused) == 1
     lab.go_back(move)
 
 
 def test_ddl_in_between_is_found_before_the_flip(lab):
     move = lab.begin()
 
-    def around(effect, do):
-        if isinstance(effect, m.Lock):
-            with lab.on(move.source) as connection:
-                connection.execute(f"ALTER TABLE {schema_name(0, move.epoch)}.tokens ALTER COLUMN what SET DEFAULT 'y'")
-        return do(effect)
+    def alter():
+        with lab.on(move.source) as connection:
+            connection.execute(f"ALTER TABLE {schema_name(0, move.epoch)}.tokens ALTER COLUMN what SET DEFAULT 'y'")
 
     with pytest.raises(NotEqualError, match="structure"):
-        lab.go_on(move, around=around)
+        lab.go_on(move, around=just_before(m.Lock, alter))
     assert lab.go_on(move, "abort").step is m.Step.ABORTED
     with lab.on(move.source) as connection:
         connection.execute(f"ALTER TABLE {schema_name(0, move.epoch)}.tokens ALTER COLUMN what DROP DEFAULT")
@@ -384,15 +379,10 @@ def test_rows_that_nobody_can_tell_the_owner_of_are_refused_or_copied_wholly(lab
 def test_rows_that_come_into_such_a_table_meanwhile_stop_it(lab):
     move = lab.begin()
     schema = schema_name(0, move.epoch)
+    insert = f"INSERT INTO {schema}.loose VALUES (1) ON CONFLICT DO NOTHING"
     with lab.on(lab.home.server) as connection:
-
-        def around(effect, do):
-            if isinstance(effect, m.Lock):
-                connection.execute(f"INSERT INTO {schema}.loose VALUES (1) ON CONFLICT DO NOTHING")
-            return do(effect)
-
         with pytest.raises(MoveError, match="got rows meanwhile"):
-            lab.go_on(move, around=around)
+            lab.go_on(move, around=just_before(m.Lock, lambda: connection.execute(insert)))
         lab.go_on(move, "abort")
         connection.execute(f"DELETE FROM {schema}.loose")
 
@@ -422,14 +412,8 @@ def test_other_moves_of_either_shard_wait(lab):
 def test_a_pin_that_was_set_meanwhile_is_not_overwritten(lab):
     move = lab.begin()
     with connect_admin(lab.settings.catalog_url, lab.settings) as catalog:
-
-        def around(effect, do):
-            if isinstance(effect, m.Flip):
-                pin(catalog, TENANT, 0)
-            return do(effect)
-
         with pytest.raises(ShardKitError, match="was not changed"):
-            lab.go_on(move, around=around)
+            lab.go_on(move, around=just_before(m.Flip, lambda: pin(catalog, TENANT, 0)))
         with pytest.raises(PastNoReturnError):
             lab.go_on(move, "abort")
         pin(catalog, TENANT, None)

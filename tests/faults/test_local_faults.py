@@ -18,6 +18,7 @@ from locallab import empty_place, exists, one
 import shardkit
 from shardkit.errors import DiskFullError, LocalClusterError
 from shardkit.local import binaries, run_local
+from shardkit.local.keeper import children
 
 ROOT = Path(shardkit.__file__).parents[1]
 IS_ROOT = os.geteuid() == 0
@@ -43,12 +44,7 @@ def keeper_of(home):
 
 def family(pid):
     """*pid* and its descendants."""
-    kids = []
-    for process in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if process.name.isdigit() and (process / "stat").read_text().rpartition(")")[2].split()[1] == str(pid):
-                kids.append(int(process.name))
-    return [pid, *(each for kid in kids for each in family(kid))]
+    return [pid, *(each for kid in children(pid) for each in family(kid))]
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from shardkit.errors import (
 from shardkit.move import run
 from shardkit.move.ends import End
 from shardkit.move.fence import Fence
-from tests.faults.illtreat import FAULTS, Killed, forged_row_is_found, ill_treat, kill_mover
+from tests.faults.illtreat import FAULTS, Killed, forged_row_is_found, ill_treat, just_before, kill_mover
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
 
@@ -141,13 +141,11 @@ def test_a_rollback_that_is_aborted_leaves_the_follower_for_the_next_one(lab):
         move = lab.go_on(lab.begin())
         back = lab.begin_rollback(move)
 
-        def around(effect, do):
-            if isinstance(effect, m.Lock):
-                raise m.LostContact("planted")
-            return do(effect)
+        def lose_contact():
+            raise m.LostContact("planted")
 
         with pytest.raises(MoveInterruptedError):
-            lab.go_on(back, around=around)
+            lab.go_on(back, around=just_before(m.Lock, lose_contact))
         assert lab.go_on(back, "abort").step is m.Step.ABORTED
         assert lab.find(move).step is m.Step.SOAK
         load.wait_for(10)
@@ -252,28 +250,31 @@ def test_a_row_changed_behind_the_movers_back_is_found(lab):
 def test_a_foreign_writer_under_the_fence_is_found(lab, change):
     move = lab.begin()
 
-    def around(effect, do):
-        if isinstance(effect, m.Mark):
-            with lab.on(move.target) as connection:
-                connection.execute(f"SET session_replication_role = replica; SET search_path TO {schema_name(0, move.epoch)}")
-                connection.execute(change)
-        return do(effect)
+    def write():
+        with lab.on(move.target) as connection:
+            connection.execute(f"SET session_replication_role = replica; SET search_path TO {schema_name(0, move.epoch)}")
+            connection.execute(change)
 
     with pytest.raises(NotEqualError, match="somebody wrote to table tokens"):
-        lab.go_on(move, around=around)
+        lab.go_on(move, around=just_before(m.Mark, write))
     assert lab.go_on(move, "abort").step is m.Step.ABORTED
 
 
 def test_the_copy_refuses_writes_of_its_own(lab):
     move = lab.begin()
 
-    def around(effect, do):
-        if isinstance(effect, m.Verify):
-            with lab.on(move.target) as connection, pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="is the copy"):
-                connection.execute(f"INSERT INTO {schema_name(0, move.epoch)}.tokens (what) VALUES ('x')")
-        return do(effect)
+    refused = []
 
-    assert lab.go_on(move, around=around).step is m.Step.SOAK
+    def write():
+        with (
+            lab.on(move.target) as connection,
+            pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="is the copy") as said,
+        ):
+            connection.execute(f"INSERT INTO {schema_name(0, move.epoch)}.tokens (what) VALUES ('x')")
+        refused.append(said.value)
+
+    assert lab.go_on(move, around=just_before(m.Verify, write)).step is m.Step.SOAK
+    assert len(refused) == 1
     with lab.on(move.source) as connection, pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         connection.execute(f"DELETE FROM {schema_name(0, move.epoch + 1)}.tokens")
     lab.go_on(move, "finish")
@@ -395,16 +396,14 @@ def test_a_catalog_that_lost_the_move_is_not_overwritten(lab):
     move = lab.begin()
     with psycopg.connect(lab.settings.catalog_url, autocommit=True) as catalog:
 
-        def around(effect, do):
-            if isinstance(effect, m.Flip):
-                catalog.execute("UPDATE shardkit_catalog.placements SET epoch = epoch + 40")
-            return do(effect)
+        def raise_epochs(by):
+            catalog.execute("UPDATE shardkit_catalog.placements SET epoch = epoch + %s", (by,))
 
         with pytest.raises(ShardKitError, match="older backup"):
-            lab.go_on(move, around=around)
+            lab.go_on(move, around=just_before(m.Flip, lambda: raise_epochs(40)))
         with pytest.raises(PastNoReturnError):
             lab.go_on(move, "abort")
-        catalog.execute("UPDATE shardkit_catalog.placements SET epoch = epoch - 40")
+        raise_epochs(-40)
     assert lab.go_on(move).step is m.Step.SOAK
     lab.go_on(move, "finish")
 
@@ -419,14 +418,8 @@ def test_a_target_that_dies_in_the_middle_of_the_copy(lab, local_cluster):
         lab.move()  # so that the catalog's server is not the one to die
         victim = local_cluster.servers[1].name
     move = lab.begin(soak=False)
-
-    def around(effect, do):
-        if isinstance(effect, m.Complete):
-            local_cluster.kill_server(victim)
-        return do(effect)
-
     with pytest.raises((MoveInterruptedError, MoveError, ShardKitError)):
-        lab.go_on(move, around=around)
+        lab.go_on(move, around=just_before(m.Complete, lambda: local_cluster.kill_server(victim)))
     assert lab.rows("SELECT count(*) FROM accounts") == [(8,)]
     local_cluster.start_server(victim)
     assert lab.go_on(move).step is m.Step.FINISHED

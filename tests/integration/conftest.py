@@ -10,6 +10,8 @@ import pytest
 import redis
 from fleet import fleet_on
 
+from shardkit import ShardKit
+
 _numbers = itertools.count()
 
 
@@ -17,6 +19,12 @@ _numbers = itertools.count()
 def fleet(local_cluster):
     with fleet_on(local_cluster) as fleet:
         yield fleet
+
+
+@pytest.fixture
+def kit(fleet):
+    with ShardKit(settings=fleet.settings()) as kit:
+        yield kit
 
 
 @pytest.fixture

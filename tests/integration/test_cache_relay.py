@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 
+import psycopg
 import pytest
 from cachelab import Note, Photo, cached_fleet_on
 
-from shardkit import ShardKit
+from shardkit.catalog.membership import join, leave, plan_joining, plan_leaving
+from shardkit.core.names import relay_slot_name
 from shardkit.errors import CacheRelayError, CacheUnavailableError
 from shardkit.relay import Relay, from_text, whole_xid
 
@@ -19,12 +21,6 @@ TENANT = "acme"
 def fleet(local_cluster):
     with cached_fleet_on(local_cluster) as fleet:
         yield fleet
-
-
-@pytest.fixture
-def kit(fleet):
-    with ShardKit(settings=fleet.settings()) as kit:
-        yield kit
 
 
 @pytest.fixture
@@ -125,6 +121,33 @@ def test_delete_that_does_not_say_whose_it_was_is_warned_of(kit, relay, psql, ke
     assert any("whose they were" in text for text in relay.warnings)
     kit.cache.invalidate(Photo, key, tenant=TENANT)
     kit.cache.invalidate(Photo, request.node.name, by="slug", tenant=TENANT)
+
+
+def test_server_without_shards_keeps_no_slot(fleet, kit, relay, shardkit_databases):
+    settings, url = fleet.settings(), shardkit_databases(1).servers["pg1"]
+    names = [relay_slot_name(kit.map.cluster_id, name) for name in ("pg9", "before")]
+    with psycopg.connect(url, autocommit=True) as there:
+
+        def make_slots():
+            for name in names:
+                there.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (name,))
+
+        def slots():
+            return there.execute("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()").fetchone()
+
+        join(settings, plan_joining(settings, "pg9", url))
+        try:
+            make_slots()
+            kit.refresh()
+            relay.prepare()  # it was drained: there is nothing to be followed
+            assert slots() == (0,)
+            make_slots()
+        finally:
+            leave(settings, plan_leaving(settings, "pg9"))
+        assert slots() == (0,)
+        kit.refresh()
+        relay.prepare()
+        assert "pg9" not in relay._feeds
 
 
 def test_truncate_is_overtaken(kit, relay, psql, key, request):

@@ -28,12 +28,6 @@ from shardkit.core.hashing import tenant_digest
 from shardkit.errors import FanOutError, ServerDownError, ShardMovedError
 
 
-@pytest.fixture
-def kit(fleet):
-    with ShardKit(settings=fleet.settings()) as kit:
-        yield kit
-
-
 def scraped(*collectors):
     """Samples of one scrape: {(name, labels without the kit's name): value}."""
     registry = CollectorRegistry()

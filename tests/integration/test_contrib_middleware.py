@@ -29,12 +29,6 @@ ERRORS = {"moved": ShardMovedError(NEVER_SAID), "unknown": CommitUnknownError(NE
 
 
 @pytest.fixture
-def kit(fleet):
-    with ShardKit(settings=fleet.settings()) as kit:
-        yield kit
-
-
-@pytest.fixture
 def orders(kit, tenant):
     with kit.begin(tenant) as session:
         session.add(Order(note=f"of {tenant}"))

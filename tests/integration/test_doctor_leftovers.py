@@ -21,7 +21,8 @@ from shardkit.catalog import changes
 from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.journal import begin
 from shardkit.catalog.pulse import take_pulse
-from shardkit.core.names import gid, stream_name
+from shardkit.core.names import RELAY_SESSION, gid, relay_slot_name, stream_name
+from shardkit.db.relayslots import drop_relay_slots
 from shardkit.doctor import diagnose, fix, plan_fixes
 from tests.acceptance.program import environment, refused, run, settings_file
 
@@ -64,6 +65,29 @@ def test_slots_and_streams_of_a_move_that_has_ended(fleet):
             connection.execute(
                 "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", (name,)
             )
+
+
+def test_slots_that_no_relay_reads(fleet):
+    cluster = fleet.map.cluster_id
+    with fleet.admin("pg1") as connection:
+        for name in (relay_slot_name(cluster, "pg1"), relay_slot_name(cluster, "before")):
+            connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (name,))
+        try:
+            assert f"the slot {relay_slot_name(cluster, 'before')} was made by a cache relay" in only(found(fleet, "slots"))
+            connection.execute(
+                "SELECT pg_logical_emit_message(false, 'test', repeat('x', 10485760)) FROM generate_series(1, 7)"
+            )
+            texts = [what for _, _, what in found(fleet, "slots")]
+            assert any(f"no cache relay is connected to read the slot {relay_slot_name(cluster, 'pg1')}" in t for t in texts)
+            with psycopg.connect(fleet.servers["pg1"], application_name=RELAY_SESSION):
+                assert "was made by a cache relay" in only(found(fleet, "slots"))
+            assert sorted(drop_relay_slots(connection, cluster_id=cluster)) == [
+                relay_slot_name(cluster, "before"),
+                relay_slot_name(cluster, "pg1"),
+            ]
+            assert found(fleet, "slots") == []
+        finally:
+            drop_relay_slots(connection, cluster_id=cluster)
 
 
 def test_slots_of_a_move_under_way_are_let_alone(fleet):
@@ -167,7 +191,13 @@ def test_a_prepared_transaction_of_somebody_else_is_named_and_never_touched(flee
             connection.execute("ROLLBACK PREPARED 'a stranger''s'")
 
 
-HANGS = "import sys; from shardkit import ShardKit; kit = ShardKit(sys.argv[1]); print('up', flush=True); sys.stdin.read()"
+HANGS = """
+import sys
+from shardkit import ShardKit
+kit = ShardKit(sys.argv[1], application_name="a worker")
+print("up", flush=True)
+sys.stdin.read()
+"""
 
 
 def test_an_outbox_that_nobody_empties(fleet):
@@ -214,7 +244,7 @@ def test_a_program_that_hangs_has_an_old_map(fleet, eventually):
             )  # fmt: skip
             try:
                 assert hung.stdout.readline() == "up\n"
-                eventually(lambda: len(diagnose(fleet.settings()).facts.programs) == 2)
+                eventually(lambda: "a worker" in {program.name for program in diagnose(fleet.settings()).facts.programs})
                 assert found(fleet, "programs") == []
                 hung.send_signal(signal.SIGSTOP)
                 changes.pin(catalog, "somebody", 1)

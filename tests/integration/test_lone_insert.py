@@ -7,15 +7,8 @@ from fleet import Order
 from sqlalchemy import ForeignKey, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from shardkit import ShardKit
 from shardkit.errors import SessionError
 from shardkit.orm.lone import is_lone_insert
-
-
-@pytest.fixture
-def kit(fleet):
-    with ShardKit(settings=fleet.settings()) as kit:
-        yield kit
 
 
 class Base(DeclarativeBase):

@@ -5,19 +5,12 @@ from __future__ import annotations
 import threading
 import time
 
-import pytest
 from fleet import Order
 from sqlalchemy import select
 
 from shardkit import ShardKit
 
 SENT, PAIRS, WORKERS = 12, 4, 3
-
-
-@pytest.fixture
-def kit(fleet):
-    with ShardKit(settings=fleet.settings()) as kit:
-        yield kit
 
 
 def write(session, effect):

@@ -121,7 +121,7 @@ def loaded(databases, shards, *, servers, crowded, lasting_s=1.0):
         return run, {name: gate.passed(run.tally.began, ends) for name, (gate, _) in gates.items()}
 
 
-def test_servers_of_fixed_capacity_do_no_more_than_it_and_none_lends_its_own(shardkit_databases, few):
+def test_servers_of_fixed_capacity_do_no_more_than_it_and_none_lends_its_own(shardkit_databases):
     databases = shardkit_databases(2)
     made(databases, 4, "photos")
     run, passed = loaded(databases, 4, servers=2, crowded=8)
@@ -130,7 +130,7 @@ def test_servers_of_fixed_capacity_do_no_more_than_it_and_none_lends_its_own(sha
     assert sum(passed.values()) == run.used * 2 * PER_S
 
 
-def test_a_planted_imbalance_cannot_reach_what_the_servers_could_do(shardkit_databases, few):
+def test_a_planted_imbalance_cannot_reach_what_the_servers_could_do(shardkit_databases):
     databases = shardkit_databases(2)
     settings = Settings(catalog_url=databases.catalog_url)
     begun = replace(plan_init(settings, servers=databases.servers, shard_count=4), placements=dict.fromkeys(range(4), "pg1"))
@@ -142,7 +142,7 @@ def test_a_planted_imbalance_cannot_reach_what_the_servers_could_do(shardkit_dat
     assert run.used <= 0.5 + 1 / (2 * PER_S), "as much as the one server that has all shards"
 
 
-def test_a_planted_bottleneck_before_the_servers_leaves_them_unused(shardkit_databases, few):
+def test_a_planted_bottleneck_before_the_servers_leaves_them_unused(shardkit_databases):
     databases = shardkit_databases(3)
     made(databases, 8, "photos")
     layout = Layout("photos", 8, 3, databases.catalog_url, databases.servers)

@@ -29,12 +29,6 @@ STEPS = ["prepare 0", "prepare 1", "prepare 2", "decide", "decided", "commit 0",
 
 
 @pytest.fixture
-def kit(fleet):
-    with ShardKit(settings=fleet.settings()) as kit:
-        yield kit
-
-
-@pytest.fixture
 def apart(fleet, tenant):
     """Three tenants: two in shards of different servers, one beside the first."""
     names = (f"{tenant}-{n}" for n in itertools.count())

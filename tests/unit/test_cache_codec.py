@@ -138,6 +138,7 @@ def test_times_come_back_in_the_zone_they_had(first, second, zone):
 def test_foreign_bytes_are_a_miss(raw):
     assert CODEC.decode(raw) is None
     assert CODEC.decode(CODEC.prefix + b"\0" * 14 + raw) is None
+    assert CODEC.decode(CODEC.zoned_prefix + b"\0" * 14 + raw) is None
 
 
 @given(st.data())
@@ -310,7 +311,32 @@ class Scoped(TenantScoped, Base):
 def test_names_tell_tenants_and_values_apart():
     entity = entity_of(Scoped)
     key = entity.keys[("id", "day")]
+    with pytest.raises(CacheKeyError):
+        entity.name_of(key, (1, date(2026, 1, 1)), ["a"])
     names = {entity.name_of(key, (n, date(2026, 1, d)), t) for n in (1, 11) for d in (1, 11) for t in ("a", "a:1", "a%3A1")}
     assert len(names) == 12
     with pytest.raises(CacheKeyError):
         entity.name_of(key, (1, datetime(2026, 1, 1)), "a")  # noqa: DTZ001  naive, as PostgreSQL's timestamp is
+
+
+class Numbered(Base):
+    __tablename__ = "numbered"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    __cached__ = Cached()
+
+
+def test_many_names_are_those_of_one_by_one():
+    entity = entity_of(Numbered)
+    for keys in ([1, 22, 333], [1], []):
+        assert entity.primary_names(keys, "a") == [entity.name_of(entity.primary, (key,), "a") for key in keys]
+    for wrong in ([1, True], [1, "2"], [1, None]):
+        with pytest.raises(CacheKeyError):
+            entity.primary_names(wrong, "a")
+
+
+def test_what_equals_a_tenant_is_not_taken_for_one():
+    entity = entity_of(Scoped)
+    assert entity.prefix(entity.primary, "a") == entity.prefix(entity.primary, "a") == "scoped::a"
+    for wrong in (True, 1, None, ["a"]):
+        with pytest.raises(CacheKeyError):
+            entity.prefix(entity.primary, wrong)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from shardkit.core.fleet import (
     MOST_IN_ONE_TRANSACTION,
+    QUICK_MS,
     Entry,
     Found,
     Options,
@@ -17,6 +18,7 @@ from shardkit.core.fleet import (
     Step,
     Why,
     batch_size,
+    connections,
     in_phase,
     lock_timeout_ms,
     must_stop,
@@ -152,6 +154,13 @@ def test_batch_holds_its_locks_for_less_than_the_budget(slowest_ms, batch, budge
 
 def test_untimed_revision_goes_alone():
     assert batch_size(slowest_ms=None, options=Options()) == 1
+
+
+@given(st.none() | st.floats(0, 1e6), st.integers(1, 64))
+def test_only_what_is_quick_goes_through_fewer_connections_than_allowed(slowest_ms, parallel):
+    taken = connections(slowest_ms=slowest_ms, options=Options(parallel=parallel))
+    quick = slowest_ms is not None and slowest_ms < QUICK_MS
+    assert taken == (min(2, parallel) if quick else parallel)
 
 
 @given(st.integers(1, 190))

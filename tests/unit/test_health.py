@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 from uuid import UUID
 
+import pytest
+
 from shardkit.core.health import CHECKS, judge
-from shardkit.core.health.facts import Facts, Limits, MoveFacts, ProgramFacts
+from shardkit.core.health.facts import Facts, Limits, MoveFacts, ProgramFacts, ServerFacts, SlotFacts
 from shardkit.core.moving import Step
+from shardkit.core.names import relay_slot_name
 from shardkit.core.shardmap import Placement, Server, ServerState, ShardMap
 
 TESTS = Path(__file__).parents[1] / "integration"
@@ -62,3 +65,23 @@ def test_of_a_server_that_is_silent_nothing_is_claimed():
 
 def test_checks_that_were_not_asked_for_are_silent():
     assert judge(facts(), checks=["clocks"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("server", "relays", "mb", "found"),
+    [
+        ("pg1", 0, 10, None),  # between two runs of `relay --once`
+        ("pg1", 0, 70, ("risk", "no cache relay")),
+        ("pg1", 1, 70, None),
+        ("pg1", 1, 2000, ("risk", "far behind")),
+        ("pg0", 1, 0, ("problem", "nothing to follow")),
+    ],
+)
+def test_slot_of_a_cache_relay(server, relays, mb, found):
+    slot = SlotFacts(relay_slot_name(ID, server), active=False, status="reserved", retained_bytes=mb << 20)
+    servers = {"pg1": ServerFacts(version=180000, slots=(slot,), relays=relays)}
+    findings = [(one.severity, one.what) for one in judge(facts(servers=servers), checks=["slots"])]
+    assert len(findings) == (found is not None)
+    for severity, what in findings:
+        assert severity == found[0]
+        assert found[1] in what

@@ -51,6 +51,15 @@ def machine_path(source: str) -> str | None:
     return f"names a path of somebody's machine: {found[0]}" if found else None
 
 
+# What a checker is told to pass over, and nothing behind it. (Which codes may be named, ruff and mypy know.)
+SILENCED = re.compile(r"#\s*(?:noqa|type: ignore)(?:: ?[A-Z0-9, ]+|\[[\w, -]+\])?\s*$", re.MULTILINE)
+
+
+def silenced_without_reason(source: str) -> str | None:
+    found = SILENCED.search(source)
+    return f"line {source.count(chr(10), 0, found.start()) + 1} silences a checker and does not say why" if found else None
+
+
 def python_files(*folders: str) -> list[Path]:
     return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -58,6 +67,11 @@ def python_files(*folders: str) -> list[Path]:
 def package_files() -> list[Path]:
     generated = ROOT / "shardkit" / "_sync"
     return [path for path in python_files("shardkit") if generated not in path.parents]
+
+
+def written_files() -> list[Path]:
+    """Python that people write: without what is generated."""
+    return [path for path in python_files(*PYTHON_FOLDERS) if not {"_sync", "sync_"} & {*path.parts} and path != Path(__file__)]
 
 
 def tracked_files() -> list[Path]:
@@ -77,6 +91,7 @@ def tracked_files() -> list[Path]:
         (docstring_without_idea, package_files),
         (no_future_annotations, lambda: python_files(*PYTHON_FOLDERS)),
         (sleeps, lambda: [path for path in python_files("tests") if path != Path(__file__)]),
+        (silenced_without_reason, written_files),
         (machine_path, tracked_files),
     ],
 )
@@ -99,6 +114,8 @@ HOME = "/home"  # joined below, so that this file keeps the rule it checks
         (no_future_annotations, '"""Idea."""\nimport os\n'),
         (sleeps, "import time\ntime.sleep(1)\n"),
         (sleeps, "from time import monotonic, sleep\n"),
+        (silenced_without_reason, "x = y  # type: ignore[misc]\n"),
+        (silenced_without_reason, "z = 1\nx = y  # noqa: S608, E501\n"),
         (machine_path, f"see {HOME}/ann/notes.md"),
         (machine_path, f'path = "{HOME}/ann"'),
     ],
@@ -114,6 +131,8 @@ def test_planted_break_is_found(rule: Callable[[str], str | None], planted: str)
         (docstring_without_idea, '"""One idea, in one sentence.\n\nMore of it."""\n'),
         (no_future_annotations, ""),
         (sleeps, "import asyncio\nasyncio.sleep(0)\n"),
+        (silenced_without_reason, "x = y  # type: ignore[misc]  # its stubs are older\n"),
+        (silenced_without_reason, "x = y  # noqa: S608  our own names\n"),
         (machine_path, f"https://example.org{HOME}/ann and ~{HOME}/ann"),
     ],
 )

@@ -130,6 +130,8 @@ class ServerFacts:
     schemas: tuple[SchemaFacts, ...] = ()
     functions_missing: tuple[str, ...] = ()
     slots: tuple[SlotFacts, ...] = ()
+    relays: int = 0
+    """Relays of the cache that are connected."""
     subscriptions: tuple[str, ...] = ()
     publications: tuple[str, ...] = ()
     prepared: tuple[PreparedFacts, ...] = ()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from shardkit.core.health.facts import Facts, Finding
+from shardkit.core.health.facts import Facts, Finding, SlotFacts
 from shardkit.core.moving import Step
-from shardkit.core.names import stream_name
+from shardkit.core.names import relay_slot_name, relay_slot_prefix, stream_name
 
 SETTLED_S: Final = 60.0  # what is prepared for longer than this has no coordinator
 RETAINED_BYTES: Final = 1 << 30
+UNFOLLOWED_BYTES: Final = 64 << 20  # a relay that is run now and then (--once) holds back less
 
 
 def _streams(facts: Facts) -> set[str]:
@@ -24,11 +25,13 @@ def _ours(facts: Facts, name: str) -> bool:
 
 def slots(facts: Facts) -> Iterator[Finding]:
     """No slot holds WAL back for nobody."""
-    alive = _streams(facts)
+    alive, relays = _streams(facts), relay_slot_prefix(facts.map.cluster_id)
     for name, found in facts.answered().items():
         for slot in found.slots:
             held = f"{slot.retained_bytes >> 20} MB of WAL"
-            if _ours(facts, slot.name) and slot.name not in alive:
+            if slot.name.startswith(relays) and slot.status != "lost":
+                yield from _relay_slot(facts, name, slot, held, relayed=bool(found.relays))
+            elif _ours(facts, slot.name) and slot.name not in alive:
                 yield Finding(
                     "slots",
                     name,
@@ -50,6 +53,27 @@ def slots(facts: Facts) -> Iterator[Finding]:
                     f"let its reader go on, or SELECT pg_drop_replication_slot('{slot.name}')",
                     "risk",
                 )
+
+
+def _relay_slot(facts: Facts, server: str, slot: SlotFacts, held: str, *, relayed: bool) -> Iterator[Finding]:
+    """A slot of the cache's relay has one that reads it."""
+    drop = f"SELECT pg_drop_replication_slot('{slot.name}')"
+    if slot.name != relay_slot_name(facts.map.cluster_id, server) or not facts.map.shards_on(server):
+        yield Finding(
+            "slots",
+            server,
+            f"the slot {slot.name} was made by a cache relay that has nothing to follow by it any more, and holds back {held}",
+            drop,
+        )
+    elif slot.retained_bytes > (RETAINED_BYTES if relayed else UNFOLLOWED_BYTES):
+        why = "the cache relay is far behind with" if relayed else "no cache relay is connected to read"
+        yield Finding(
+            "slots",
+            server,
+            f"{why} the slot {slot.name}, and it holds back {held}",
+            f"let `shardkit cache relay` go on; or end it for good: `shardkit cache relay --remove`, or here {drop}",
+            "risk",
+        )
 
 
 def streams(facts: Facts) -> Iterator[Finding]:

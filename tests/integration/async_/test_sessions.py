@@ -171,7 +171,7 @@ async def test_an_error_in_the_block_undoes_all_of_it(kit, tenant):
         async with kit.begin(tenant) as s:
             s.add(Order(note="never"))
             await s.flush()
-            1 / 0  # noqa: B018
+            1 / 0  # noqa: B018  it raises
     assert await notes(kit, tenant) == []
 
 

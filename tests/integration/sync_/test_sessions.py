@@ -172,7 +172,7 @@ def test_an_error_in_the_block_undoes_all_of_it(kit, tenant):
         with kit.begin(tenant) as s:
             s.add(Order(note="never"))
             s.flush()
-            1 / 0  # noqa: B018
+            1 / 0  # noqa: B018  it raises
     assert notes(kit, tenant) == []
 
 
