@@ -242,26 +242,6 @@ class Verifier:
         for first in range(0, blocks, PIECE_BLOCKS):
             yield _BLOCKS.format(first, first + PIECE_BLOCKS)
 
-    def _ranges(self, table: Table) -> Iterator[tuple[Key | None, Key | None]]:
-        lower, upper = None, self._bound(table, None)
-        while upper is not None:
-            ahead = self._ahead.submit(self._bound, table, upper)
-            yield lower, upper
-            lower, upper = upper, ahead.result()
-        yield lower, None
-
-    def _bound(self, table: Table, lower: Key | None) -> Key | None:
-        """The key that ends the range after *lower*; None for the last one."""
-        query = _BOUND.format(
-            texts=_texts(table),
-            rows=self._rows(self.source, table),
-            within=_within(table, lower, None),
-            keys=sql.SQL(", ").join(sql.Identifier("t", column) for column in table.key),
-            offset=RANGE_ROWS - 1,
-        )
-        row = self.source.on("bounds").execute(query).fetchone()
-        return None if row is None else tuple(row[0])
-
     def _doubt(self, table: Table, lower: Key | None, upper: Key | None) -> None:
         """Make pending what is unequal in a range."""
         ours, theirs = (
