@@ -129,11 +129,13 @@ def busy_shards(connection: Any) -> frozenset[int]:
 class Journal:
     """The right to work on one move, for as long as *connection* lives. Writes raise LeaseLostError once it is another's."""
 
-    def __init__(self, connection: Any, move_id: int, *, take_over: bool = False) -> None:
+    def __init__(self, connection: Any, move_id: int, *, take_over: bool = False, lease: int | None = None) -> None:
         self.connection = connection
         if not self._held(move_id):
             self._refuse_or_end(move_id, take_over=take_over)
         known = find(connection, move_id)
+        if lease is not None and known.lease != lease:
+            raise LeaseLostError
         for shard in (known.shard, known.into_shard):
             given = {"lock_class": SHARD_LOCK_CLASS, "shard": shard}
             if shard is not None and not connection.execute(SQL["hold_shard"], given).fetchone()[0]:
@@ -167,6 +169,12 @@ class Journal:
             self.connection.execute(SQL["end_holder"], {"pid": held[0]})
         if not self._held(move_id):
             raise MoveBusyError(f"move {move_id} could not be taken over: its operator's session did not end; nothing was done")
+
+    def regained(self, connection: Any) -> Journal:
+        """The same right on a new *connection*, unless somebody has had it in between: then LeaseLostError, for they may have
+        ended the move, and it must not begin anew.
+        """
+        return Journal(connection, self.move.id, lease=self._lease)
 
     @property
     def ours(self) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -11,11 +10,10 @@ from typing import Any, Final
 import psycopg
 from psycopg import errors
 
-from shardkit.catalog.journal import Journal
 from shardkit.core import moving as m
 from shardkit.core.names import ID_ORIGIN_SEQUENCE, ID_SEQUENCE
 from shardkit.db.connect import connect_admin
-from shardkit.errors import FenceTimeoutError, MoveInterruptedError, ShardKitError
+from shardkit.errors import FenceTimeoutError, LeaseLostError, MoveInterruptedError, ShardKitError
 from shardkit.move import objects
 from shardkit.move.ends import SQL
 from shardkit.move.fence import Blocker, Closed, Fence, NextValue, StructureChanged, guard
@@ -262,10 +260,7 @@ class Switching:
                     raise
                 self.w.tell("flip", note="the catalog does not answer; trying again")
                 time.sleep(0.2)
-                with contextlib.suppress(ShardKitError, psycopg.OperationalError):
-                    self.w.journal = Journal(
-                        connect_admin(self.w.settings.catalog_url, self.w.settings), self.w.journal.move.id
-                    )
+                self._reach_the_catalog()
         if self._fence is not None and self._fence.began:
             self.w.facts |= {
                 "held_ms": round((time.monotonic() - self._fence.began) * 1000, 1),
@@ -275,6 +270,20 @@ class Switching:
             self.w.facts["stall_ms"] = round(self._probe.finish(flipped=True), 1)
             self._probe = None
         self.w.tell("follow")
+
+    def _reach_the_catalog(self) -> None:
+        """Go on with the journal on a new connection, if there is one already. Raises LeaseLostError."""
+        try:
+            catalog = connect_admin(self.w.settings.catalog_url, self.w.settings)
+        except (ShardKitError, psycopg.OperationalError):
+            return
+        try:
+            self.w.journal = self.w.journal.regained(catalog)
+        except LeaseLostError:
+            catalog.close()
+            raise
+        except (ShardKitError, psycopg.OperationalError):
+            catalog.close()
 
     def _follow(self, _: m.Follow) -> None:
         if self._verifier is not None:

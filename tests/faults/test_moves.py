@@ -134,6 +134,13 @@ def test_a_look_at_the_structure_that_is_under_way_when_the_work_ends_leaves_no_
     assert all(not end._connections for end in ends)
 
 
+@pytest.mark.parametrize("at", [19, 22])  # the commit of the fence, and the flip
+def test_an_operator_who_wakes_late_does_not_revive_a_move_that_has_ended(lab, at):
+    """It found its connection to the catalog gone, made a new one, and took the lease anew: the move soaked again."""
+    ill_treat(lab, lab.begin(), at, "hang", then="resume")
+    assert lab.complaints() == []
+
+
 def test_a_rollback_that_is_aborted_leaves_the_follower_for_the_next_one(lab):
     """It took the follower away with it, and the next rollback left a mark behind that nobody had registered."""
     with Load(lab) as load:
