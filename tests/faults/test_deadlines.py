@@ -174,7 +174,7 @@ def test_a_queue_that_is_full_refuses_at_once(behind, eventually):
             waiter = threading.Thread(target=wait_in_line)
             waiter.start()
             pool = kit._router.engines.pools()["pg1"]
-            eventually(lambda: pool._waiting == 1)
+            eventually(lambda: pool.waiting == 1)
             with ends_in_time(), kit.session(tenant) as s, pytest.raises(PoolTimeoutError, match="others wait"):
                 s.execute(text("SELECT 1"))
         waiter.join(timeout=30)
