@@ -118,7 +118,7 @@ def test_figures_that_differ_in_a_number_are_one_line() -> None:
     for shards, servers in ((1, 1), (64, 1), (64, 4)):
         bench.record(f"ops_{shards}_on_{servers}", [1.0, 2.0, 3.0], unit="ops/s", better="higher")
     (panel,) = lines.panels(bench.report())
-    assert panel.lines == {"1 servers": {1: (1.5, 2, 2.5), 64: (1.5, 2, 2.5)}, "4 servers": {64: (1.5, 2, 2.5)}}
+    assert panel.lines == {"servers: 1": {1: (1.5, 2, 2.5), 64: (1.5, 2, 2.5)}, "servers: 4": {64: (1.5, 2, 2.5)}}
     assert lines.panels(made().report()) == []
 
 
