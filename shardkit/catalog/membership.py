@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import uuid5
 
+from shardkit.catalog import journal
 from shardkit.catalog.changes import add_server, remove_server
 from shardkit.catalog.overview import current_map, opened
 from shardkit.core.names import check_server_name
@@ -72,7 +74,19 @@ def plan_leaving(settings: Settings, name: str) -> Server:
         raise CatalogError(f"server {name!r} still holds {held} shards: move them away first; nothing was changed")
     if len(shardmap.servers) == 1:
         raise CatalogError(f"{name!r} is the only server of the cluster; nothing was changed")
+    with opened(settings) as catalog:
+        _has_no_moves(catalog, name)
     return server
+
+
+def _has_no_moves(catalog: Any, name: str) -> None:
+    """Raise CatalogError while a move needs the server: it has a follower's rows, and holds back the other server's log."""
+    busy = [str(move.id) for move in journal.moves(catalog) if name in (move.source, move.target)]
+    if busy:
+        raise CatalogError(
+            f"server {name!r} has a part in moves that have not ended ({', '.join(sorted(busy, key=int))}): end them first "
+            "(`shardkit moves finish --all` drops the followers of those that soak); nothing was changed"
+        )
 
 
 def leave(settings: Settings, server: Server, *, unreachable: bool = False) -> None:
@@ -90,4 +104,5 @@ def leave(settings: Settings, server: Server, *, unreachable: bool = False) -> N
             drop_slot(written, slot=slot_name(server.server_id))
 
     with opened(settings) as catalog:
+        _has_no_moves(catalog, server.name)
         remove_server(catalog, server.name, and_then=let_go)

@@ -6,7 +6,6 @@ import pytest
 
 from shardkit.core import moving as m
 from shardkit.core.names import schema_name
-from shardkit.local.databases import fresh_databases
 from shardkit.move import verify
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
@@ -16,14 +15,12 @@ ROWS = 4000
 
 @pytest.fixture(scope="module")
 def lab(local_cluster):
-    with fresh_databases(local_cluster.servers, 2) as databases:
-        made = Lab(databases)
+    with Lab.on_cluster(local_cluster) as made:
         with made.on(made.place.server) as source:
             schema = schema_name(0, made.place.epoch)
             source.execute(f"CREATE TABLE {schema}.bulk (id int PRIMARY KEY, filler text)")
             source.execute(f"INSERT INTO {schema}.bulk SELECT n, repeat('x', 100) FROM generate_series(1, {ROWS}) n")
         yield made
-        made.close()
 
 
 def compared(lab, monkeypatch, *, once):

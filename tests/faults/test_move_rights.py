@@ -57,4 +57,4 @@ def test_the_least_rights_that_are_documented_carry_a_shard_there_and_back(datab
         assert lab.go_on(lab.go_on(lab.begin()), "finish").step is m.Step.FINISHED
         load.wait_for(5)
     assert lab.complaints(load) == []
-    lab.close()
+    lab.kit.close()
