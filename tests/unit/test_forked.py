@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import pytest
+
 from shardkit import Settings
 from shardkit.core.shardmap import Server
 from shardkit.db import forked
 from shardkit.db.engines import Engines
 
 REPLICA = "host=127.0.0.1 port=2 dbname=x"
+
+
+@pytest.fixture(autouse=True)
+def _nobody_else(monkeypatch):
+    """No call reaches what other tests keep open in this process: it was not forked."""
+    monkeypatch.setattr(forked, "_calls", [])
 
 
 def test_every_engine_gets_a_new_pool():
