@@ -116,7 +116,7 @@ def furnish(connection: psycopg.Connection) -> None:
         connection.execute(statement)
     connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(SCHEMA)))
     for table in Base.metadata.sorted_tables:
-        dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
         connection.execute(str(CreateTable(table).compile(dialect=dialect)).encode())
 
 

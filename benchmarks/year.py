@@ -7,6 +7,7 @@ import json
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -92,7 +93,7 @@ def run(bench: Bench) -> None:
         years = []
         for cluster in range(clusters):
             world = make_world(each, shards=MAX_SHARDS, weeks=weeks, seed=bench.seed + cluster)
-            years.append(simulate(world, servers=servers // clusters, tick=lambda: bench.progress.advance(task)))  # noqa: B023  called in it
+            years.append(simulate(world, servers=servers // clusters, tick=partial(bench.progress.advance, task)))
         _record(bench, servers, servers // clusters, years)
 
 

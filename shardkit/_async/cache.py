@@ -101,8 +101,8 @@ class Store:
         for node in await self._topology.nodes():
             cursor: Any = 0
             while len(found) < limit:
-                at = cursor
-                (cursor, keys), _ = await self._node_call(node, lambda _, at=at: ("SCAN", at, "MATCH", pattern, "COUNT", 500))  # type: ignore[misc]  # a lambda with a default
+                scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
+                (cursor, keys), _ = await self._node_call(node, partial(_whatever_term, scan))
                 found += keys
                 if int(cursor) == 0:
                     break
@@ -187,3 +187,8 @@ class Store:
             self.open, self._failures = False, 0
             await self._recovered()
             return
+
+
+def _whatever_term(arguments: Sequence[Any], _term: bytes) -> Sequence[Any]:
+    """The command of *arguments*, which no term changes."""
+    return arguments

@@ -81,14 +81,16 @@ class AsyncCache(Tended):
         inner = inner_of(session)
         if inner is not None and (with_for_update is not None or bypasses(inner) or knows(inner, found, how, values)):
             self.counts.bypasses += 1
-            return await pastcache.one(session, found, how, values, with_for_update)  # type: ignore[no-any-return]  # a T
+            loaded: T | None = await pastcache.one(session, found, how, values, with_for_update)
+            return loaded
         if with_for_update is not None:
             raise CacheKeyError("with_for_update locks rows for a transaction: give the session of it; nothing was read")
         tenant = self._tenant(tenant, inner)
         row = await self._row(found, how, values, tenant, session, inner)
         if row is None:
             return None
-        return self._built(found, (row,), tenant, inner)[0]  # type: ignore[no-any-return]  # a T
+        made: Sequence[T] = self._built(found, (row,), tenant, inner)
+        return made[0]
 
     async def get_row(self, entity: type[Any], key: Any, *, tenant: TenantKey | None = None, by: By = None) -> Any:
         """The same as a named tuple of the entity's columns: no session, nothing to be changed."""
@@ -142,7 +144,8 @@ class AsyncCache(Tended):
         keys = await self._through(want, self._route(tenant, inner), load)
         single = len(found.primary.columns) == 1
         rows = await self._rows(found, [k[0] if single else tuple(k) for k in keys], tenant, session, inner)
-        return self._built(found, rows.values(), tenant, inner)  # type: ignore[no-any-return]  # a T
+        made: Sequence[T] = self._built(found, rows.values(), tenant, inner)
+        return made
 
     async def invalidate(
         self,

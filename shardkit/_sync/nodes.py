@@ -237,7 +237,8 @@ def topology(url: str, *, timeout_s: float, limit: int) -> One | Cluster:
         service, _, db = path.partition("/")
         parsed = parse(f"{plain}://{credentials + '@' if credentials else ''}localhost/{db or 0}")
         sentinels = [(h, int(p or 26379)) for h, _, p in (a.partition(":") for a in addresses.split(","))]
-        guard: Any = Sentinel(sentinels, **times)  # type: ignore[no-untyped-call,unused-ignore]  # typed in some releases of redis-py
+        untyped: Any = Sentinel  # redis-py types it in some releases only
+        guard = untyped(sentinels, **times)
 
         def connect() -> Any:
             host, port = guard.discover_master(service)

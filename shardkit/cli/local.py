@@ -10,7 +10,7 @@ import click
 from shardkit.cli.common import BEHIND, json_option, print_json
 from shardkit.local import run_local
 from shardkit.local.cluster import attach, locked, remove_data
-from shardkit.local.state import HOST, State
+from shardkit.local.state import HOST, REDIS, State
 
 DEFAULT_SERVERS = 3
 
@@ -71,7 +71,8 @@ def down(data_dir: Path, purge: bool, yes: bool) -> None:
         return
     if purge and not yes:
         click.confirm(f"Remove all data of {', '.join(known[0].ports)} in {home}?", abort=True, err=True)
-    ran = known[1].running()
+    running = known[1].running() or {}
+    ran = [name for name in known[0].all_ports if name in running]
     with locked(home):
         known[1].down()
         if purge:
@@ -101,7 +102,7 @@ def report(state: State, running: dict[str, int] | None) -> dict[str, Any]:
     """Name, address (no password) and process id (None: not running) of every server."""
     addresses = {server.name: server.dsn for server in state.servers}
     if state.redis_port:
-        addresses["redis"] = f"redis://{HOST}:{state.redis_port}/0"
+        addresses[REDIS] = f"redis://{HOST}:{state.redis_port}/0"
     pids = running or {}
     return {"servers": {name: {"dsn": dsn, "pid": pids.get(name)} for name, dsn in addresses.items()}}
 

@@ -23,7 +23,7 @@ from shardkit.core.shardmap import Server
 from shardkit.db import connect
 from shardkit.settings import Settings
 
-DIALECT: Final[Any] = PGDialect_psycopg(dbapi=psycopg, paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy's
+DIALECT: Final[Any] = PGDialect_psycopg(dbapi=psycopg, paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 DriverError: Final = psycopg.Error
 SCHEMA_MARK: Final = "__[SCHEMA__none]"
 REFERENCE_MARK: Final = f"__[SCHEMA_{REFERENCE_SCHEMA}]"

@@ -18,9 +18,8 @@ from shardkit.errors import LocalClusterError
 from shardkit.local import nobody
 from shardkit.local.binaries import Postgres
 from shardkit.local.control import Control
-from shardkit.local.state import CATALOG_DATABASE, DATABASE, HOST, USER, State, write_private
+from shardkit.local.state import CATALOG_DATABASE, DATABASE, HOST, REDIS, USER, State, write_private
 
-REDIS = "redis"
 MAKE_TIMEOUT_S, START_TIMEOUT_S, STALE_GRACE_S = 300.0, 120.0, 5.0
 
 SETTINGS = {

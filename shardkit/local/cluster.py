@@ -14,9 +14,9 @@ from typing import Literal, Self
 
 from shardkit.errors import LocalClusterError, SettingsError, UnknownServerError
 from shardkit.local import build
-from shardkit.local.build import REDIS, Site
+from shardkit.local.build import Site
 from shardkit.local.control import Control
-from shardkit.local.state import SETTINGS_FILE, STATE_FILE, LocalServer, State
+from shardkit.local.state import REDIS, SETTINGS_FILE, STATE_FILE, LocalServer, State
 
 STOP_TIMEOUT_S = 30.0
 OURS = ("servers", "building", "logs", STATE_FILE, SETTINGS_FILE, "keeper.sock", "keeper.log", "lock")
@@ -72,7 +72,7 @@ class LocalCluster:
     def running(self) -> dict[str, int]:
         """Process ids of the servers that run, by name."""
         pids = self._control.running() or {}
-        return {name: pids[name] for name in (*self.state.ports, REDIS) if name in pids}
+        return {name: pids[name] for name in self.state.all_ports if name in pids}
 
     def pid(self, name: str) -> int | None:
         """Process id of the server *name* (``redis`` too), or None while it is stopped."""
@@ -115,9 +115,9 @@ class LocalCluster:
         return f"LocalCluster({', '.join(server.dsn for server in self.servers)}; {str(self.data_dir)!r})"
 
     def _known(self, name: str) -> str:
-        if name in self.state.ports or (name == REDIS and self.state.redis_port):
+        if name in self.state.all_ports:
             return name
-        raise UnknownServerError(f"no server {name!r} here, there are {', '.join(self.state.ports)}; nothing was done")
+        raise UnknownServerError(f"no server {name!r} here, there are {', '.join(self.state.all_ports)}; nothing was done")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from shardkit.errors import LocalClusterError
 STATE_FILE = "cluster.json"
 SETTINGS_FILE = "shardkit.toml"
 FORMAT = 1
+REDIS = "redis"
 USER = "shardkit"
 DATABASE = "shardkit"
 CATALOG_DATABASE = "shardkit_catalog"
@@ -60,6 +61,11 @@ class State:
     def servers(self) -> tuple[LocalServer, ...]:
         """The PostgreSQL servers in the order of their making."""
         return tuple(LocalServer(name, HOST, port, DATABASE, USER, self.password) for name, port in self.ports.items())
+
+    @property
+    def all_ports(self) -> dict[str, int]:
+        """Ports by name in the order of their making, the Redis-protocol server's last."""
+        return self.ports | ({REDIS: self.redis_port} if self.redis_port else {})
 
     @property
     def catalog_url(self) -> str:

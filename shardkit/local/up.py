@@ -18,11 +18,11 @@ from types import MappingProxyType
 from shardkit.errors import DiskFullError, PortTakenError, SettingsError
 from shardkit.local import build, nobody
 from shardkit.local.binaries import find_postgres, find_redis
-from shardkit.local.build import REDIS, Site
+from shardkit.local.build import Site
 from shardkit.local.cluster import OURS, STOP_TIMEOUT_S, LocalCluster, locked, remove_data
 from shardkit.local.control import Control
 from shardkit.local.ports import check_free, check_ports, free_ports
-from shardkit.local.state import State
+from shardkit.local.state import REDIS, State
 
 MAX_SERVERS = 64
 PORT_TRIES = 5
@@ -164,7 +164,7 @@ def _start(site: Site, state: State, *, new: bool, fresh_keeper: bool) -> State:
     build.prepare(site, clear=fresh_keeper)
     for left in reversed(range(PORT_TRIES)):
         running = site.control.running() or {}
-        stopped = {name: port for name, port in _ports(state).items() if name not in running}
+        stopped = {name: port for name, port in state.all_ports.items() if name not in running}
         try:
             check_free(stopped.values())
             state.save(site.home)
@@ -181,10 +181,6 @@ def _start(site: Site, state: State, *, new: bool, fresh_keeper: bool) -> State:
         redis_port = fresh.pop(REDIS, state.redis_port)
         state = replace(state, ports=state.ports | fresh, redis_port=redis_port)
     raise AssertionError("unreachable: the last try returns or raises")
-
-
-def _ports(state: State) -> dict[str, int]:
-    return state.ports | ({REDIS: state.redis_port} if state.redis_port else {})
 
 
 def _temporary_home(servers: int) -> Path:

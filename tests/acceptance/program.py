@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,26 @@ def run(*arguments, code=0, env=None, **how):
     assert done.returncode == code, done
     assert "Traceback" not in done.stderr
     return done
+
+
+def on_a_terminal(command, *, env, columns=120, **how) -> tuple[int, str]:
+    """The exit code of *command*, and all it drew on a terminal of so many columns."""
+    mine, theirs = pty.openpty()
+    env = {**env, "TERM": "xterm-256color", "COLUMNS": str(columns)}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, **how) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(mine, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            shown += part
+        code = process.wait(60)
+    os.close(mine)
+    return code, shown.decode()
 
 
 def refused(*arguments, code=1, **how):

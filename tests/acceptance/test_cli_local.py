@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from locallab import empty_place
 
+from shardkit import run_local
 from tests.acceptance.program import run
 
 
@@ -37,7 +38,10 @@ def test_up_status_down(place):
     status = run("local", "status", cwd=place)
     assert f"pid {servers['pg1']['pid']}" in status.stdout
     assert status.stderr == ""
-    down = run("local", "down", cwd=place)
+    cluster = run_local(data_dir=place / ".shardkit" / "local", servers=2, redis=True)
+    cluster.stop_server("pg1")
+    cluster.start_server("pg1")
+    down = run("local", "down", cwd=place)  # in the order of their making, whatever was started last
     assert "stopped pg1, pg2, redis" in down.stderr
     assert down.stdout == ""
     assert password not in "".join(p.stdout + p.stderr for p in (up, again, status, down))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
-import pty
 import re
-import subprocess
 
 import pytest
 from rich.console import Console
 
 from shardkit.cli.migrate import bar
+from tests.acceptance.program import on_a_terminal
 from tests.integration.fleetlab import FleetLab
 
 SHARDS = 16
@@ -41,31 +39,15 @@ def lab(shardkit_databases, tmp_path):
     return lab
 
 
-def on_a_terminal(lab, *arguments: str) -> tuple[int, str]:
-    """The command's exit code, and all it drew."""
-    mine, theirs = pty.openpty()
-    env = {**lab.environment, "TERM": "xterm-256color", "COLUMNS": "120"}
-    with subprocess.Popen(lab.command(*arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
-        os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                part = os.read(mine, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not part:
-                break
-            shown += part
-        code = process.wait(60)
-    os.close(mine)
-    return code, shown.decode()
+def shown_by(lab, *arguments: str) -> tuple[int, str]:
+    return on_a_terminal(lab.command(*arguments), env=lab.environment)
 
 
 def test_bar_says_how_far_how_fast_how_long_still_and_who_failed(lab):
     with lab.shard(9) as connection:
         connection.execute("INSERT INTO orders VALUES (1, 'same'), (2, 'same')")
     lab.revise("b", "op.execute('SELECT pg_sleep(0.2)')\nop.create_unique_constraint('one', 'orders', ['note'])")
-    code, shown = on_a_terminal(lab, "upgrade", "--yes", "--parallel", "1", "--batch", "1")
+    code, shown = shown_by(lab, "upgrade", "--yes", "--parallel", "1", "--batch", "1")
     found = frames(shown)
     assert code == 1, shown
     assert tells(found), shown

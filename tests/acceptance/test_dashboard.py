@@ -39,7 +39,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def fleet(cluster):
-    with fleet_on(cluster, shard_count=SHARDS) as fleet, ShardKit(settings=fleet.settings()) as kit:
+    with fleet_on(cluster, shard_count=SHARDS) as fleet, ShardKit(settings=fleet.settings(count_loads=False)) as kit:
         for shard in range(SHARDS):
             with kit.begin(tenants_of(fleet.map, shard=shard, count=1)[0]) as session:
                 session.add_all(Order(note=f"{shard} {number}") for number in range(1 + 10 * shard))
@@ -179,15 +179,20 @@ def test_heat_follows_what_is_chosen_and_names_itself(chrome, fleet, address):
         page.wait_for_selector('.cell[aria-label*="(writes per second)"]')  # remembered
 
 
-def test_a_slow_shard_is_hot_by_p99_and_first_in_top(chrome, fleet, config, address):
+def tell_of_reads(fleet, *, slow):
+    """A program that reads every shard, and for a second the one that is *slow*. What it tells counts for a minute."""
     with ShardKit(settings=fleet.settings(load_interval_s=3600.0)) as kit:
         for shard in range(SHARDS):
             with kit.read(tenants_of(fleet.map, shard=shard, count=1)[0]) as session:
                 session.execute(select(Order.id).limit(1)).all()
-        slow = fleet_map(fleet).shards_on("pg2")[-1]
         with kit.read(tenants_of(fleet.map, shard=slow, count=1)[0]) as session:
             session.execute(select(func.pg_sleep(1)))
         kit._router.load.send()
+
+
+def test_a_slow_shard_is_hot_by_p99_and_first_in_top(chrome, fleet, config, address):
+    slow = fleet_map(fleet).shards_on("pg2")[-1]
+    tell_of_reads(fleet, slow=slow)
     with opened(chrome, address) as tab:
         page = tab.page
         page.select_option("#measure", "p99_ms")
@@ -202,6 +207,7 @@ def test_a_slow_shard_is_hot_by_p99_and_first_in_top(chrome, fleet, config, addr
         found.click()
         page.locator("#detail", has_text=re.compile(r"p99\s*\d\.\d s")).wait_for()
         page.select_option("#measure", "size_bytes")
+    tell_of_reads(fleet, slow=slow)
     shown = run("top", "--once", "--by", "p99", "--every", "0.2", "--config", config, env={"COLUMNS": "120"}).stdout
     assert re.search(rf"P99 *\n.*\n *{slow} +pg2 .* 1,[\d.]+ ms", shown), shown
     pulse = json.loads(run("top", "--json", "--every", "0.2", "--config", config).stdout)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import subprocess
 import sys
 
 import pytest
 
-from tests.acceptance.program import PROGRAM, environment, refused, run
+from tests.acceptance.program import PROGRAM, environment, on_a_terminal, refused, run
 
 
 def test_demo_from_beginning_to_end(tmp_path):
@@ -38,25 +35,12 @@ def test_kept_cluster_can_be_played_with(tmp_path):
 
 
 def test_demo_on_a_terminal_has_colours_and_bars(tmp_path):
-    mine, theirs = pty.openpty()
     command = [sys.executable, "-c", PROGRAM, "demo", "--servers", "1", "--shards", "4"]
-    env = environment(TERM="xterm-256color", COLUMNS="80")
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, cwd=tmp_path) as process:
-        os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                part = os.read(mine, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not part:
-                break
-            shown += part
-        assert process.wait(60) == 0
-    os.close(mine)
-    assert "━" in shown.decode()
-    assert b"\x1b[32m" in shown
-    assert b"Done" in shown
+    code, shown = on_a_terminal(command, env=environment(), columns=80, cwd=tmp_path)
+    assert code == 0
+    assert "━" in shown
+    assert "\x1b[32m" in shown
+    assert "Done" in shown
 
 
 @pytest.mark.parametrize("arguments", [["--shards", "100"], ["--shards", "0"]])

@@ -15,12 +15,12 @@ import pytest
 from photoslab import PASSWORD, Visitor, jpeg
 from werkzeug.serving import make_server
 
+from photos.effects import handlers
+
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra: test)")
 axe = pytest.importorskip(
     "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed (extra: test)"
 )
-
-from photos.effects import handlers  # noqa: E402  after the path is set
 
 SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 860}}
 QUIET = [
