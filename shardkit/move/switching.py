@@ -226,7 +226,7 @@ class Switching:
         began = time.monotonic()
         if self._applied_on is not self.w.target.on():  # the target may have crashed since, and what it had applied been lost
             self._await_applied(began)
-        if self.w.target.version < 160_000 and self.w.target.one("schema_exists", schema=self.w.schema):
+        if not self.w.knows_origins and self.w.target.one("schema_exists", schema=self.w.schema):
             self.w.target.one("write_mark", lane=self.w.back)  # its commit flushes what was applied without waiting for that
             self.w.target.one("advance_slot", name=self.w.back)
         tables = self._fence.tables if self._fence is not None else tables_of(self.w.target.on(), self.w.schema)

@@ -77,7 +77,7 @@ class TenantWork(Work):
     def structure(self) -> list[Part]:
         """What the source's schema is made of, in the target's names, without what is each shard's own: how it makes ids."""
         found = renamed(structure_of(self.source.on(), self.schema), self.schema, self.into)
-        return [part for part in found if not self._own(part)]
+        return [part for part in self._in_words_of_target(found, self.into) if not self._own(part)]
 
     def structure_there(self) -> list[Part]:
         """The same of the target."""

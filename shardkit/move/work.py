@@ -21,7 +21,7 @@ from shardkit.move import checks
 from shardkit.move.easing import Easing
 from shardkit.move.ends import SQL, End
 from shardkit.move.options import MoveOptions, Progress, Report
-from shardkit.move.structure import differences, structure_of, tables_of
+from shardkit.move.structure import Part, differences, retold, structure_of, tables_of
 from shardkit.settings import Settings
 
 STUCK_S: Final = 30.0
@@ -109,12 +109,17 @@ class Work:
             sql.SQL("CREATE PUBLICATION {} FOR TABLE {}").format(sql.Identifier(name), sql.SQL(", ").join([*tables, marks]))
         )
 
+    @property
+    def knows_origins(self) -> bool:
+        """Whether a server can leave out of its stream what it has from the other: both must be PostgreSQL 16 or later."""
+        return min(end.version for end in self.ends.values()) >= 160_000
+
     def subscription(self, end: End, name: str, *, publisher: End) -> None:
         """Let *end* apply what *publisher* sends through the stream *name*, unless it does already."""
         self.journal.register(end.name, "subscription", name)
         if end.one("subscription_exists", name=name):
             return
-        origin = sql.SQL(", origin = none") if min(end.version, publisher.version) >= 160_000 else sql.SQL("")
+        origin = sql.SQL(", origin = none" if self.knows_origins else "")
         end.on().execute(
             sql.SQL(
                 "CREATE SUBSCRIPTION {0} CONNECTION {1} PUBLICATION {0} WITH (copy_data = false, create_slot = false, "
@@ -162,13 +167,22 @@ class Work:
                 f"{self.options.wal_limit >> 20} MB it may (--max-wal): the target is too slow"
             )
 
+    def structure(self) -> list[Part]:
+        """What the source's schema is made of, in the target's words: releases tell the same things differently."""
+        return self._in_words_of_target(structure_of(self.source.on(), self.schema), self.schema)
+
+    def structure_there(self) -> list[Part]:
+        """What the target's is made of."""
+        return structure_of(self.target.on(), self.schema)
+
+    def _in_words_of_target(self, parts: list[Part], schema: str) -> list[Part]:
+        if self.source.version // 10_000 == self.target.version // 10_000:
+            return parts
+        return retold(self.target.on(), parts, schema)
+
     def same_structure(self) -> None:
         """Raise NotEqualError unless both sides are made alike."""
-        with ThreadPoolExecutor(1) as there:
-            theirs = there.submit(structure_of, self.target.on(), self.schema)
-            ours = structure_of(self.source.on(), self.schema)
-            found = differences(ours, theirs.result())
-        if found:
+        if found := differences(self.structure(), self.structure_there()):
             raise NotEqualError(
                 "the structure of the shard changed while it was moving: the source goes on serving. Abort, and move "
                 "again:\n  - " + "\n  - ".join(found) + "\n"

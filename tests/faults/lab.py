@@ -48,9 +48,11 @@ class Lab:
     @contextlib.contextmanager
     def on_cluster(cls, cluster):
         with fresh_databases(cluster.servers, 2) as databases:
-            lab = cls(databases)
-            yield lab
-            lab.kit.close()
+            with contextlib.closing(cls(databases)) as lab:
+                yield lab
+
+    def close(self):
+        self.kit.close()
 
     def on(self, server):
         return psycopg.connect(self.servers[server], autocommit=True)

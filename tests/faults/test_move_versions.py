@@ -1,23 +1,28 @@
 """Moves on older PostgreSQL, which lacks some of what newer ones bring: whatever release is found here is tried.
 
-The rest of the tests runs on the newest one found; ``SHARDKIT_PG_DIRS`` names more directories with ``postgres`` in them.
+The rest of the tests runs on the newest one found. ``pip install "shardkit[releases]"`` brings 16 and 17, and
+``SHARDKIT_PG_DIRS`` names more directories with ``postgres`` in them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import psycopg
 import pytest
+from every_kind import EVERY_KIND
 
+from shardkit.catalog.membership import join, plan_joining
 from shardkit.core import moving as m
 from shardkit.core.easing import Limits
 from shardkit.errors import MoveRefusedError
 from shardkit.local import run_local
 from shardkit.local.binaries import _postgres_directories, _usable
+from shardkit.local.databases import fresh_databases
 from shardkit.move import run
-from tests.faults.illtreat import forged_row_is_found
+from tests.faults.illtreat import Killed, forged_row_is_found, just_before
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
 
@@ -31,20 +36,63 @@ def directories():
     return {one.major: one.directory for one in reversed(found)}
 
 
+@contextlib.contextmanager
+def older_cluster(major, *, servers):
+    here = directories()
+    if major not in here:
+        pytest.skip(f"no PostgreSQL {major} here (found: {', '.join(map(str, sorted(here)))})")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHARDKIT_PG_BIN", str(here[major]))
+        cluster = run_local(servers=servers, redis=False, trust=True, fast=True)
+    with cluster:
+        yield cluster
+
+
+def release_of(lab, server):
+    with lab.on(server) as connection:
+        return connection.info.server_version // 10_000
+
+
 @pytest.fixture(scope="module", params=OLDER)
 def lab(request):
-    here = directories()
-    if request.param not in here:
-        pytest.skip(f"no PostgreSQL {request.param} here (found: {', '.join(map(str, sorted(here)))})")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SHARDKIT_PG_BIN", str(here[request.param]))
-        with run_local(servers=2, redis=False, trust=True, fast=True) as cluster, Lab.on_cluster(cluster) as lab:
-            with lab.on("pg1") as connection:
-                assert connection.info.server_version // 10_000 == request.param
+    with older_cluster(request.param, servers=2) as cluster, Lab.on_cluster(cluster) as lab:
+        assert release_of(lab, "pg1") == request.param
+        yield lab
+
+
+class RichLab(Lab):
+    BLUEPRINT = f"{Lab.BLUEPRINT};{EVERY_KIND}".replace("v int GENERATED ALWAYS AS (id * 3) VIRTUAL,", "")  # new in 18
+
+
+@pytest.fixture(params=OLDER)
+def mixed(request, local_cluster):
+    """A lab on an older release, and a server of the newest one that was added later."""
+    with older_cluster(request.param, servers=1) as older, fresh_databases(older.servers, 1) as databases:
+        newest, name = local_cluster.servers[0], f"newer_than_{request.param}"
+        collation = "" if request.param >= 17 else "TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'"
+        with psycopg.connect(newest.url_of("postgres"), autocommit=True) as admin, contextlib.ExitStack() as undo:
+            admin.execute(f"CREATE DATABASE {name} {collation}")
+            undo.callback(admin.execute, f"DROP DATABASE {name} WITH (FORCE)")
+            lab = undo.enter_context(contextlib.closing(RichLab(databases)))
+            join(lab.settings, plan_joining(lab.settings, "newest", newest.url_of(name)))
+            lab.servers["newest"] = newest.url_of(name)
             yield lab
 
 
-def test_a_move_under_load_a_rollback_and_a_move_that_is_finished(lab):
+@pytest.mark.parametrize("kind", [m.Complete, m.Arm], ids=["before its indexes", "after them"])
+def test_a_killed_move_to_a_newer_release_goes_on_with_what_is_missing(mixed, kind):
+    def kill():
+        raise Killed
+
+    move = mixed.begin(soak=False)
+    with pytest.raises(Killed):
+        mixed.go_on(move, around=just_before(kind, kill))
+    assert mixed.go_on(move).step is m.Step.FINISHED
+    assert mixed.place.server == "newest"
+    assert mixed.complaints() == []
+
+
+def there_and_back_and_there(lab):
     with Load(lab) as load:
         load.wait_for(10)
         move = lab.go_on(lab.begin())
@@ -55,6 +103,19 @@ def test_a_move_under_load_a_rollback_and_a_move_that_is_finished(lab):
         assert lab.go_on(lab.go_on(lab.begin()), "finish").step is m.Step.FINISHED
         load.wait_for(10)
     assert lab.complaints(load) == []
+
+
+def test_a_move_under_load_a_rollback_and_a_move_that_is_finished(lab):
+    there_and_back_and_there(lab)
+
+
+def test_a_move_to_a_newer_release_and_never_to_an_older_one(mixed):
+    assert release_of(mixed, "pg1") < release_of(mixed, "newest")
+    there_and_back_and_there(mixed)
+    assert mixed.place.server == "newest"
+    move = mixed.begin(soak=False)
+    with pytest.raises(MoveRefusedError, match="PostgreSQL is older than the source's"):
+        mixed.go_on(move)
 
 
 def test_a_move_that_finds_a_forged_row_and_is_aborted(lab):
