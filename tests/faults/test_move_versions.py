@@ -22,6 +22,7 @@ from shardkit.local import run_local
 from shardkit.local.binaries import _postgres_directories, _usable
 from shardkit.local.databases import fresh_databases
 from shardkit.move import run
+from tests.faults import isolatelab
 from tests.faults.illtreat import Killed, forged_row_is_found, just_before
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
@@ -64,19 +65,31 @@ class RichLab(Lab):
     BLUEPRINT = f"{Lab.BLUEPRINT};{EVERY_KIND}".replace("v int GENERATED ALWAYS AS (id * 3) VIRTUAL,", "")  # new in 18
 
 
-@pytest.fixture(params=OLDER)
-def mixed(request, local_cluster):
-    """A lab on an older release, and a server of the newest one that was added later."""
-    with older_cluster(request.param, servers=1) as older, fresh_databases(older.servers, 1) as databases:
-        newest, name = local_cluster.servers[0], f"newer_than_{request.param}"
-        collation = "" if request.param >= 17 else "TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'"
+@contextlib.contextmanager
+def on_two_releases(kind, older_major, newest):
+    """A lab on a server of an older release, and a server of the newest one that was added later."""
+    with older_cluster(older_major, servers=1) as older, fresh_databases(older.servers, 1) as databases:
+        name = f"newer_than_{older_major}"
+        collation = "" if older_major >= 17 else "TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'"
         with psycopg.connect(newest.url_of("postgres"), autocommit=True) as admin, contextlib.ExitStack() as undo:
             admin.execute(f"CREATE DATABASE {name} {collation}")
             undo.callback(admin.execute, f"DROP DATABASE {name} WITH (FORCE)")
-            lab = undo.enter_context(contextlib.closing(RichLab(databases)))
+            lab = undo.enter_context(contextlib.closing(kind(databases)))
             join(lab.settings, plan_joining(lab.settings, "newest", newest.url_of(name)))
             lab.servers["newest"] = newest.url_of(name)
             yield lab
+
+
+@pytest.fixture(params=OLDER)
+def mixed(request, local_cluster):
+    with on_two_releases(RichLab, request.param, local_cluster.servers[0]) as lab:
+        yield lab
+
+
+@pytest.fixture(params=OLDER)
+def mixed_isolate(request, local_cluster):
+    with on_two_releases(isolatelab.Lab, request.param, local_cluster.servers[0]) as lab:
+        yield lab
 
 
 @pytest.mark.parametrize("kind", [m.Complete, m.Arm], ids=["before its indexes", "after them"])
@@ -116,6 +129,18 @@ def test_a_move_to_a_newer_release_and_never_to_an_older_one(mixed):
     move = mixed.begin(soak=False)
     with pytest.raises(MoveRefusedError, match="PostgreSQL is older than the source's"):
         mixed.go_on(move)
+
+
+def test_a_tenant_to_a_newer_release_and_back(mixed_isolate):
+    lab = mixed_isolate
+    with Load(lab) as load:
+        load.wait_for(10)
+        move = lab.go_on(lab.begin())
+        assert move.step is m.Step.SOAK
+        load.wait_for(10)
+        assert lab.go_on(lab.begin_rollback(move)).step is m.Step.FINISHED
+        load.wait_for(10)
+    assert lab.complaints(load) == []
 
 
 def test_a_move_that_finds_a_forged_row_and_is_aborted(lab):
