@@ -7,7 +7,6 @@ few clients). What PostgreSQL itself would do with a machine of its own is not a
 
 from __future__ import annotations
 
-import argparse
 import os
 import struct
 import sys
@@ -15,7 +14,7 @@ from bisect import bisect_left
 from time import monotonic
 from typing import Final
 
-from benchmarks.delay_proxy import End, Proxy, ProxyProcess
+from benchmarks.delay_proxy import End, Proxy, ProxyProcess, run_as_told
 
 _BEFORE_START: Final = {80877103, 80877104}
 """Codes of SSLRequest and GSSENCRequest: another first packet follows."""
@@ -116,9 +115,4 @@ class _GateProxy(Proxy):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Let PER_S statements a second through to HOST:PORT. Ends with its input.")
-    parser.add_argument("host")
-    parser.add_argument("port", type=int)
-    parser.add_argument("per_s", type=float)
-    options = parser.parse_args()
-    _GateProxy((options.host, options.port), per_s=options.per_s).run()
+    run_as_told(_GateProxy, "Let PER_S statements a second through to", "per_s")

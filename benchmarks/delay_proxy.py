@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -311,10 +311,15 @@ class Proxy:
         end.other = None
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Delay every byte to and from HOST:PORT. Ends when its input ends.")
+def run_as_told(kind: Callable[..., Proxy], about: str, figure: str) -> None:
+    """The program of a proxy: an address and one figure, which *kind* calls *figure*. Ends when its input ends."""
+    parser = argparse.ArgumentParser(description=f"{about} HOST:PORT. Ends when its input ends.")
     parser.add_argument("host")
     parser.add_argument("port", type=int)
-    parser.add_argument("one_way_s", type=float)
-    options = parser.parse_args()
-    Proxy((options.host, options.port), one_way_s=options.one_way_s).run()
+    parser.add_argument(figure, type=float)
+    given = vars(parser.parse_args())
+    kind((given.pop("host"), given.pop("port")), **given).run()
+
+
+if __name__ == "__main__":
+    run_as_told(Proxy, "Delay every byte to and from", "one_way_s")

@@ -125,6 +125,22 @@ def just_before(kind, act):
     return around
 
 
+def copy_refuses(lab, move, insert):
+    """Somebody's own *insert* on the copy, once it is whole; the move goes on to its soak all the same."""
+    refused = []
+
+    def write():
+        with (
+            lab.on(move.target) as connection,
+            pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="is the copy") as said,
+        ):
+            connection.execute(insert)
+        refused.append(said.value)
+
+    assert lab.go_on(move, around=just_before(m.Verify, write)).step is m.Step.SOAK
+    assert len(refused) == 1
+
+
 def forged_row_is_found(lab):
     """A row is changed on the target behind a mover's back: the move is refused its fence, and can be aborted."""
     move = lab.begin()

@@ -28,7 +28,7 @@ from shardkit.errors import (
 )
 from shardkit.move import run
 from shardkit.move.isolate import begin_isolate, forecast
-from tests.faults.illtreat import FAULTS, Hit, ill_treat, just_before, kill_mover
+from tests.faults.illtreat import FAULTS, Hit, copy_refuses, ill_treat, just_before, kill_mover
 from tests.faults.isolatelab import NEIGHBOUR, TABLES, Lab
 from tests.faults.lab import ACCOUNTS, BALANCE, TENANT, Load
 
@@ -328,19 +328,7 @@ def test_what_somebody_else_does_to_the_copy_is_made_good(lab, change):
 
 def test_the_copy_refuses_writes_of_its_own(lab):
     move = lab.begin()
-
-    refused = []
-
-    def write():
-        with (
-            lab.on(move.target) as connection,
-            pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="is the copy") as said,
-        ):
-            connection.execute(f"INSERT INTO {schema_name(move.into_shard, 1)}.tokens (tenant_id, what) VALUES ('acme', 'x')")
-        refused.append(said.value)
-
-    lab.go_on(move, around=just_before(m.Verify, write))
-    assert len(refused) == 1
+    copy_refuses(lab, move, f"INSERT INTO {schema_name(move.into_shard, 1)}.tokens (tenant_id, what) VALUES ('acme', 'x')")
     lab.go_back(move)
 
 

@@ -105,14 +105,18 @@ def test_a_killed_move_to_a_newer_release_goes_on_with_what_is_missing(mixed, ki
     assert mixed.complaints() == []
 
 
+def there_and_back(lab, load):
+    load.wait_for(10)
+    move = lab.go_on(lab.begin())
+    assert move.step is m.Step.SOAK
+    load.wait_for(10)
+    assert lab.go_back(move).step is m.Step.FINISHED
+    load.wait_for(10)
+
+
 def there_and_back_and_there(lab):
     with Load(lab) as load:
-        load.wait_for(10)
-        move = lab.go_on(lab.begin())
-        assert move.step is m.Step.SOAK
-        load.wait_for(10)
-        assert lab.go_on(lab.begin_rollback(move)).step is m.Step.FINISHED
-        load.wait_for(10)
+        there_and_back(lab, load)
         assert lab.go_on(lab.go_on(lab.begin()), "finish").step is m.Step.FINISHED
         load.wait_for(10)
     assert lab.complaints(load) == []
@@ -132,15 +136,9 @@ def test_a_move_to_a_newer_release_and_never_to_an_older_one(mixed):
 
 
 def test_a_tenant_to_a_newer_release_and_back(mixed_isolate):
-    lab = mixed_isolate
-    with Load(lab) as load:
-        load.wait_for(10)
-        move = lab.go_on(lab.begin())
-        assert move.step is m.Step.SOAK
-        load.wait_for(10)
-        assert lab.go_on(lab.begin_rollback(move)).step is m.Step.FINISHED
-        load.wait_for(10)
-    assert lab.complaints(load) == []
+    with Load(mixed_isolate) as load:
+        there_and_back(mixed_isolate, load)
+    assert mixed_isolate.complaints(load) == []
 
 
 def test_a_move_that_finds_a_forged_row_and_is_aborted(lab):

@@ -31,7 +31,7 @@ from shardkit.errors import (
 from shardkit.move import run
 from shardkit.move.ends import End
 from shardkit.move.fence import Fence
-from tests.faults.illtreat import FAULTS, Killed, forged_row_is_found, ill_treat, just_before, kill_mover
+from tests.faults.illtreat import FAULTS, Killed, copy_refuses, forged_row_is_found, ill_treat, just_before, kill_mover
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
 
@@ -269,19 +269,7 @@ def test_a_foreign_writer_under_the_fence_is_found(lab, change):
 
 def test_the_copy_refuses_writes_of_its_own(lab):
     move = lab.begin()
-
-    refused = []
-
-    def write():
-        with (
-            lab.on(move.target) as connection,
-            pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="is the copy") as said,
-        ):
-            connection.execute(f"INSERT INTO {schema_name(0, move.epoch)}.tokens (what) VALUES ('x')")
-        refused.append(said.value)
-
-    assert lab.go_on(move, around=just_before(m.Verify, write)).step is m.Step.SOAK
-    assert len(refused) == 1
+    copy_refuses(lab, move, f"INSERT INTO {schema_name(0, move.epoch)}.tokens (what) VALUES ('x')")
     with lab.on(move.source) as connection, pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         connection.execute(f"DELETE FROM {schema_name(0, move.epoch + 1)}.tokens")
     lab.go_on(move, "finish")
