@@ -165,7 +165,9 @@ class Cache(Tended):
         found = entity_of(entity)
         how = found.primary if by is None else found.keys.get(by_names(by)) or found.lists.get(by_names(by))
         if how is None:
-            raise CacheDeclarationError(f"{found.name} has no key {by!r}")
+            raise CacheDeclarationError(
+                f"{found.name} has no key {by!r}, so nothing was marked: declare it in Cached(unique=...) or as a ListKey"
+            )
         inner = inner_of(session)
         tenant = self._tenant(tenant, inner, operator=True)
         names = [found.name_of(how, key_values(key), tenant) for key in keys]

@@ -40,7 +40,7 @@ LATELY_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class HotTenant:
+class TenantLoad:
     """A tenant with the units of work done for it: between ``units - error`` and ``units``."""
 
     tenant: TenantKey
@@ -59,7 +59,7 @@ class Load:
     window_s: float = 0.0
     total: int = 0
     shards: Mapping[int, int] = field(default_factory=dict)
-    tenants: tuple[HotTenant, ...] = ()
+    tenants: tuple[TenantLoad, ...] = ()
     p99_s: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -153,7 +153,7 @@ class LoadCount:
         self._latencies.add(timed.popleft() for _ in range(len(timed)))
 
     def _load(self) -> Load:
-        hot = tuple(HotTenant(*key, times, error) for key, times, error in self._sketch.top(SENT))
+        hot = tuple(TenantLoad(*key, times, error) for key, times, error in self._sketch.top(SENT))
         window_s = max(time.monotonic() - self._began, 0.001)
         return Load(window_s, sum(self._shards.values()), MappingProxyType(dict(self._shards)), hot, self._latencies.p99_s())
 
@@ -188,7 +188,7 @@ def lately(connection: Any, *, tenant_type: Any, since_s: float = LATELY_S, most
     shards = dict(connection.execute(SQL["shards"], {"since_s": since_s}).fetchall())
     tenants = connection.execute(SQL["tenants"], {"since_s": since_s, "most": most}).fetchall()
     hot = tuple(
-        HotTenant(tenant_from_text(tenant, tenant_type), shard, units, error) for tenant, shard, units, error in tenants
+        TenantLoad(tenant_from_text(tenant, tenant_type), shard, units, error) for tenant, shard, units, error in tenants
     )
     return Load(since_s, sum(shards.values()), MappingProxyType(shards), hot)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -48,57 +49,57 @@ def _duration(_ctx: click.Context, _parameter: click.Parameter, value: str | Non
     return float(found[1]) * {"ms": 0.001, "s": 1, "min": 60}[found[2]]
 
 
-def move_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of commands that carry shards."""
-    for option in reversed(
-        [
-            click.option(
-                "--max-stall", callback=_duration, default="250ms", show_default=True, help="Longest that writers are held off."
-            ),
-            click.option(
-                "--kill-blockers-after", callback=_duration, help="End transactions in the fence's way once they are so old."
-            ),
-            click.option(
-                "--give-up-after",
-                callback=_duration,
-                default="10min",
-                show_default=True,
-                help="How long the fence is tried for.",
-            ),
-            click.option(
-                "--max-lag", callback=_duration, help="Pause copying while a standby of the source is further behind."
-            ),
-            click.option(
-                "--max-source-load",
-                type=click.IntRange(0),
-                help="Pause copying while more other sessions are at work on the source.",
-            ),
-            click.option(
-                "--max-wal",
-                type=click.IntRange(1),
-                default=16384,
-                show_default=True,
-                help="Megabytes of WAL that may be held back on the source; above it the move stops.",
-            ),
-            config_option,
-            dry_run_option,
-            yes_option,
-            json_option,
-        ]
-    ):
-        command = option(command)
-    return command
+def _options(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """All of *options*, listed in their order."""
+
+    def decorated(command: Callable[..., Any]) -> Callable[..., Any]:
+        return reduce(lambda inner, option: option(inner), reversed(options), command)
+
+    return decorated
+
+
+_FENCE = (
+    click.option(
+        "--max-stall", callback=_duration, default="250ms", show_default=True, help="Longest that writers are held off."
+    ),
+    click.option(
+        "--give-up-after", callback=_duration, default="10min", show_default=True, help="How long the fence is tried for."
+    ),
+)
+_LIMITS = (
+    click.option("--kill-blockers-after", callback=_duration, help="End transactions in the fence's way once they are so old."),
+    click.option("--max-lag", callback=_duration, help="Pause copying while a standby of the source is further behind."),
+    click.option(
+        "--max-source-load", type=click.IntRange(0), help="Pause copying while more other sessions are at work on the source."
+    ),
+    click.option(
+        "--max-wal",
+        type=click.IntRange(1),
+        default=MoveOptions().wal_limit >> 20,
+        show_default=True,
+        help="Megabytes of WAL that may be held back on the source; above it the move stops.",
+    ),
+)
+_COMMON = (config_option, dry_run_option, yes_option, json_option)
+
+move_options = _options(*_FENCE, *_LIMITS, *_COMMON)
+"""The options of commands that carry shards."""
+ending_options = _options(*_FENCE, *_COMMON)
+"""The options of commands that only take something away: writers may have to be held off for that."""
 
 
 def options_of(given: dict[str, Any], *, soak: bool) -> MoveOptions:
-    """What was given of them."""
-    return MoveOptions(
-        budget_ms=max(10, round(given["max_stall"] * 1000)),
+    """What was given of either."""
+    options = MoveOptions(
+        budget_ms=max(10, round(given["max_stall"] * 1000)), give_up_after_s=given["give_up_after"], soak=soak
+    )
+    if "max_wal" not in given:
+        return options
+    return replace(
+        options,
         kill_blockers_after_s=given["kill_blockers_after"],
-        give_up_after_s=given["give_up_after"],
         limits=Limits(lag_s=given["max_lag"], active=given["max_source_load"]),
         wal_limit=given["max_wal"] << 20,
-        soak=soak,
     )
 
 
@@ -168,11 +169,11 @@ def show(move_id: int, config: Path | None, as_json: bool) -> None:
 take_over_option = click.option("--take-over", is_flag=True, help="End the session of another operator that works on it.")
 
 
-def _action(name: str, about: str, question: str) -> None:
+def _action(name: str, about: str, question: str, options: Callable[..., Any] = move_options) -> None:
     @moves_.command(name, help=about)
     @click.argument("move_id", type=int)
     @take_over_option
-    @move_options
+    @options
     def command(move_id: int, take_over: bool, config: Path | None, **given: Any) -> None:
         _go_on(move_id, name, question, take_over=take_over, config=config, given=given)
 
@@ -190,7 +191,7 @@ def _go_on(move_id: int, name: str, question: str, *, take_over: bool, config: P
 
 
 _action("resume", "Go on with a move where it was stopped; nothing is copied twice once the copy is complete.", "")
-_action("abort", "Undo a move whose fence is not committed; the source never stopped serving.", "Abort it?")
+_action("abort", "Undo a move whose fence is not committed; the source never stopped serving.", "Abort it?", ending_options)
 _action("rollback", "Send a shard that soaks back to where it came from, without a copy.", "Go back?")
 
 
@@ -198,7 +199,7 @@ _action("rollback", "Send a shard that soaks back to where it came from, without
 @click.argument("move_id", type=int, required=False)
 @click.option("--all", "every", is_flag=True, help="Every move that soaks, one after another, instead of one MOVE_ID.")
 @take_over_option
-@move_options
+@ending_options
 @click.pass_context
 def finish(
     ctx: click.Context, /, move_id: int | None, every: bool, take_over: bool, config: Path | None, **given: Any

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from shardkit.catalog.loads import HotTenant, lately
+from shardkit.catalog.loads import TenantLoad, lately
 from shardkit.catalog.overview import current_map, opened
 from shardkit.cli.common import (
     config_option,
@@ -122,5 +122,5 @@ def _show_plan(settings: Settings, found: Plan, *, by: str, as_json: bool) -> No
         )
 
 
-def _hottest(hot: Sequence[HotTenant], shard: int) -> str:
+def _hottest(hot: Sequence[TenantLoad], shard: int) -> str:
     return next((f", which by units of work is {one.tenant}" for one in hot if one.shard == shard), "")

@@ -25,7 +25,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Pulse:
+class SourceLoad:
     """Remembers when the source's log was how long; ``reason`` says why to pause, if there is a reason.
 
     How far behind a standby is follows from our own clock: since when the source has had what the standby has not. A standby

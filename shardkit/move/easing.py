@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from shardkit.core.easing import Limits, Pulse
+from shardkit.core.easing import Limits, SourceLoad
 from shardkit.move.ends import SQL, End
 from shardkit.move.options import Progress
 
@@ -18,7 +18,7 @@ class Easing:
 
     def __init__(self, source: End, limits: Limits, *, paused: Callable[[Progress, str], object]) -> None:
         self._source, self._limits, self._paused = source, limits, paused
-        self._pulse = Pulse(limits)
+        self._pulse = SourceLoad(limits)
         self._looked = 0.0
         self.paused_s = 0.0
 

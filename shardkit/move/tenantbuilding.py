@@ -89,7 +89,10 @@ class TenantBuilding(Building):
             case "curtain":
                 hidden = [o for o in self.w.journal.objects(inherited=True) if (o.kind, o.move_id) == ("rows", found.move_id)]
                 if hidden:
-                    raise MoveError(f"it hides rows in {hidden[0].name} that are still there")
+                    raise MoveError(
+                        f"the tenant's rows in {hidden[0].name} are still there, so what hides them stays: run "
+                        "`shardkit moves finish` again"
+                    )
                 curtain.take_down(end, found.name, wait_ms=options.budget_ms, give_up_after_s=options.give_up_after_s)
             case _:
                 super()._drop(found)
@@ -100,7 +103,10 @@ class TenantBuilding(Building):
         if named is None or load_map(self.w.journal.connection).shard_of(self.w.tenant) == named.shard:
             return
         if not curtain.is_drawn(end, curtain_name(found.move_id)):
-            raise MoveError(f"the tenant's rows in {found.name} are not hidden, so they were not removed")
+            raise MoveError(
+                f"the tenant's rows in {found.name} are not hidden any more, so they were not removed: somebody may have "
+                "written to them. Compare them with the tenant's shard, and delete them by hand"
+            )
         share = share_of(end, found.name, self.w.tenant, survey(end, found.name, whole=()))
         removed = 0
         for table in share.columns:

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardkit.core.easing import Limits, Pulse
+from shardkit.core.easing import Limits, SourceLoad
 
 
 def test_without_limits_there_is_no_reason():
     assert not Limits().any
-    assert Pulse(Limits()).reason(0.0, 100, {"far": 0}, 1000) is None
+    assert SourceLoad(Limits()).reason(0.0, 100, {"far": 0}, 1000) is None
 
 
 def test_a_standby_that_hangs_gets_later_though_it_reports_nothing():
-    pulse = Pulse(Limits(lag_s=2.0))
+    pulse = SourceLoad(Limits(lag_s=2.0))
     assert pulse.reason(0.0, 100, {"s1": 100}, 0) is None
     assert pulse.reason(10.0, 200, {"s1": 100}, 0) is None
     assert pulse.reason(11.0, 300, {"s1": 100}, 0) is None
@@ -26,13 +26,13 @@ def test_a_standby_that_hangs_gets_later_though_it_reports_nothing():
 
 
 def test_a_standby_of_an_idle_source_is_not_late():
-    pulse = Pulse(Limits(lag_s=0.1))
+    pulse = SourceLoad(Limits(lag_s=0.1))
     assert all(pulse.reason(float(now), 100, {"s1": 100}, 0) is None for now in range(0, 10_000, 100))
 
 
 @pytest.mark.parametrize(("active", "paused"), [(3, False), (4, True)])
 def test_others_at_work(active, paused):
-    assert (Pulse(Limits(active=3)).reason(0.0, 1, {}, active) is not None) is paused
+    assert (SourceLoad(Limits(active=3)).reason(0.0, 1, {}, active) is not None) is paused
 
 
 @given(
@@ -41,7 +41,7 @@ def test_others_at_work(active, paused):
 )
 def test_late_means_that_something_older_is_missing(looks, limit_s):
     """Against the definition, with the whole history kept."""
-    pulse, now, lsn, replayed, history = Pulse(Limits(lag_s=limit_s)), 0.0, 0, 0, []
+    pulse, now, lsn, replayed, history = SourceLoad(Limits(lag_s=limit_s)), 0.0, 0, 0, []
     for pause_s, written, applied in looks:
         now, lsn = now + pause_s, lsn + written
         replayed = min(lsn, replayed + applied)
