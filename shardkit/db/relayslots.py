@@ -6,9 +6,9 @@ from typing import Any, Final
 from uuid import UUID
 
 import psycopg
-from psycopg import sql
 
 from shardkit.core.names import relay_slot_prefix
+from shardkit.db.publications import drop_publication
 from shardkit.sql import statements
 
 SQL: Final = statements("feed")
@@ -21,5 +21,5 @@ def drop_relay_slots(connection: psycopg.Connection[Any], *, cluster_id: UUID) -
     psycopg.errors.ObjectInUse where a relay reads one at this moment: that one, and the publication, stay.
     """
     found = connection.execute(SQL["drop_slots"], {"prefix": relay_slot_prefix(cluster_id)}).fetchall()
-    connection.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(PUBLICATION)))
+    drop_publication(connection, PUBLICATION)
     return [name for name, _ in found]

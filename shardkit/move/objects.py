@@ -8,6 +8,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import errors, sql
 
+from shardkit.db.publications import drop_publication
 from shardkit.errors import MoveError
 from shardkit.move.ends import SQL, End
 
@@ -43,7 +44,7 @@ def _slot(end: End, name: str) -> None:
 
 
 def _publication(end: End, name: str) -> None:
-    end.on().execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name)))
+    drop_publication(end.on(), name)
 
 
 def _schema(end: End, name: str) -> None:
