@@ -10,6 +10,7 @@ import shardkit._async.filling
 import shardkit._sync.filling
 from shardkit import Settings
 from shardkit.catalog import pulse, resolver
+from shardkit.db import replicas
 
 SETTINGS = {
     "connect_timeout_s": 60.0,
@@ -32,5 +33,6 @@ def patience():
         for colour in (shardkit._async, shardkit._sync):
             patch.setattr(colour.filling, "LEASE_MS", 120_000)
         patch.setattr(pulse, "PATIENCE_S", 60.0)
+        patch.setattr(replicas, "_SILENT_AFTER", 1200)
         patch.setattr(resolver, "INTERVAL_S", 3600.0)
         yield
