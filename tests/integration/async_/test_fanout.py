@@ -292,7 +292,7 @@ async def test_a_stream_whose_server_goes_away_says_how_far_it_came(fleet, open_
                 if seen == 4:
                     for server in fleet.servers:
                         with fleet.admin(server) as connection:
-                            kill = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = %s"
+                            kill = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE application_name = %s"
                             connection.execute(kill, (f"shardkit {tenant}",))
 
 
@@ -317,7 +317,7 @@ async def test_a_connection_that_died_while_idle_is_replaced(fleet, open_kit, te
     assert await kit.fan_out_scalar(query) == 60
     for server in fleet.servers:
         with fleet.admin(server) as connection:
-            kill = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = %s"
+            kill = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE application_name = %s"
             connection.execute(kill, (f"shardkit {tenant}",))
     assert await kit.fan_out_scalar(query) == 60
 
