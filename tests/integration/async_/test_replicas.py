@@ -18,6 +18,7 @@ from standby import Standby, make_standby
 from shardkit.catalog.changes import set_replicas
 from shardkit.core.lag import Position
 from shardkit.core.token import Token, seal, token_key
+from shardkit.db import replicas
 from shardkit.errors import ReadOnlyError, SessionError, TokenError
 from shardkit.local import run_local
 
@@ -346,7 +347,8 @@ async def test_a_replica_that_is_killed_is_replaced_by_the_primary(kit, fleet, t
     assert await read_until(kit, tenant, from_replica) == ["one"]
 
 
-async def test_a_replica_that_is_frozen_costs_a_call_at_most(open_kit, fleet, tenant):
+async def test_a_replica_that_is_frozen_costs_a_call_at_most(open_kit, fleet, tenant, monkeypatch):
+    monkeypatch.setattr(replicas, "_SILENT_AFTER", 5)
     kit = open_kit(replica_check_s=0.05, replica_max_lag_s=FAR_S, connect_timeout_s=3.0, call_timeout_s=3.0)
     await write(kit, tenant, "one")
     await read_until(kit, tenant, from_replica)
