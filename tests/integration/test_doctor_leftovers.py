@@ -195,7 +195,7 @@ def test_a_prepared_transaction_of_somebody_else_is_named_and_never_touched(flee
 HANGS = """
 import sys
 from shardkit import ShardKit
-kit = ShardKit(sys.argv[1], application_name="a worker")
+kit = ShardKit(sys.argv[1], application_name="a worker", connect_timeout_s=60)
 print("up", flush=True)
 sys.stdin.read()
 """

@@ -125,7 +125,7 @@ reserve = unique.Registry.reserve
 def reserve_and_die(*given): reserve(*given); die()
 if sys.argv[2] == "before the row": unique.Registry.reserve = reserve_and_die
 else: unique.Registry.confirm = die
-with ShardKit(sys.argv[1]) as kit, kit.begin("victim") as s: s.add(User(email=sys.argv[3]))
+with ShardKit(sys.argv[1], connect_timeout_s=60) as kit, kit.begin("victim") as s: s.add(User(email=sys.argv[3]))
 """
 
 

@@ -169,7 +169,7 @@ def test_a_snapshot_does_not_see_half_a_transaction(fleet, kit, apart, monkeypat
         if step == "commit 1":
             seen["plain"] = kit.fan_out_scalar(mine)
             with pytest.raises(NoSnapshotError):
-                kit.fan_out_scalar(mine, snapshot=True, deadline_s=0.3)
+                kit.fan_out_scalar(mine, snapshot=True, deadline_s=2.0)
 
     monkeypatch.setattr(sync_transaction, "reached", look)
     assert kit.fan_out_scalar(mine, snapshot=True) == 0

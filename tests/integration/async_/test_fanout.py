@@ -299,6 +299,7 @@ async def test_a_stream_whose_server_goes_away_says_how_far_it_came(fleet, open_
 async def test_the_deadline_ends_a_fan_out_that_waits(fleet, open_kit, tenant):
     kit = open_kit()
     names = await filled(kit, tenant)
+    assert len(await kit.fan_out(select(Order.id).where(mine(tenant)))) == 60  # it is connected: that may take longer
     route = kit.locate(names[0])
     with fleet.admin(route.server) as connection, connection.transaction():
         connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(route.schema, "orders")))
