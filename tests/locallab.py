@@ -31,6 +31,6 @@ def exists(pid):
 
 def one(url, query="SELECT 1", *arguments):
     """The one value that the server at *url* answers with."""
-    with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
+    with psycopg.connect(url, autocommit=True, connect_timeout=60) as connection:
         cursor = connection.execute(query, arguments)
         return cursor.fetchone()[0] if cursor.description else None

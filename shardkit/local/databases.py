@@ -14,7 +14,7 @@ from psycopg import sql
 
 from shardkit.local.state import LocalServer
 
-CONNECT_TIMEOUT_S = 10
+CONNECT_TIMEOUT_S = 60
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 

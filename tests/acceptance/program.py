@@ -9,15 +9,16 @@ import sys
 from pathlib import Path
 
 import shardkit
+from tests import patience
 
 ROOT = Path(shardkit.__file__).parents[1]
 PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from shardkit.cli import main; main(prog_name='shardkit')"
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The process's own, without settings of shardkit but those given."""
+    """The process's own, without settings of shardkit but those given, and the patience of these tests."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SHARDKIT_")}
-    return {**kept, **variables}
+    return {**kept, **patience.VARIABLES, **variables}
 
 
 def run(*arguments, code=0, env=None, **how):
@@ -31,7 +32,7 @@ def run(*arguments, code=0, env=None, **how):
         capture_output=True,
         text=True,
         env=environment(**(env or {})),
-        timeout=120,
+        timeout=240,
         **how,
     )
     assert done.returncode == code, done
@@ -54,7 +55,7 @@ def on_a_terminal(command, *, env, columns=120, **how) -> tuple[int, str]:
             if not part:
                 break
             shown += part
-        code = process.wait(60)
+        code = process.wait(120)
     os.close(mine)
     return code, shown.decode()
 

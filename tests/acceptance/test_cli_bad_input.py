@@ -25,8 +25,9 @@ def config(databases, tmp_path):
 
 @pytest.fixture
 def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    with socket.socket() as held:  # it stays ours, and nobody listens
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 def objects(databases) -> list[str]:

@@ -106,10 +106,10 @@ def test_on_a_terminal_one_is_asked(databases, config):
         os.close(theirs)
         shown = b""
         while b"Make this cluster? [y/N]" not in shown:
-            assert select.select([mine], [], [], 30)[0], shown
+            assert select.select([mine], [], [], 120)[0], shown
             shown += os.read(mine, 4096)
         os.write(mine, b"n\n")
-        assert process.wait(30) == 1
+        assert process.wait(120) == 1
     os.close(mine)
     assert not any(contents(databases).values())
 
@@ -179,7 +179,7 @@ def test_two_inits_at_once_make_one_cluster(databases, config):
     command = [sys.executable, "-c", PROGRAM, "init", "--config", str(config), "--shards", "64", "--yes"]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, env=environment(), **quiet) for _ in range(2)]
-    said = [process.communicate(timeout=120)[1] for process in both]
+    said = [process.communicate(timeout=240)[1] for process in both]
     assert 0 in [process.returncode for process in both], said
     assert "Traceback" not in "".join(said)
     assert json.loads(run("status", "--config", config, "--json").stdout)["healthy"]

@@ -28,7 +28,7 @@ def heeds_ctrl_c():
 
 def sleeps(connection):
     with connection, contextlib.suppress(psycopg.errors.QueryCanceled):
-        connection.execute("SELECT pg_sleep(120)")
+        connection.execute("SELECT pg_sleep(280)")
 
 
 def test_ctrl_c_stops_a_move_and_resume_goes_on(shardkit_databases, tmp_path):
@@ -51,12 +51,12 @@ def test_ctrl_c_stops_a_move_and_resume_goes_on(shardkit_databases, tmp_path):
         else:
             raise AssertionError(process.stderr.read())
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == 130, said
     number = json.loads(line)["move"]
     assert f"stopped; nothing is lost. Go on: shardkit moves resume {number}" in said
     busy.cancel_safe()
-    work.join(30)
+    work.join(120)
     done = run("moves", "resume", number, "--config", config)
     assert f"move {number} is at step soak" in done.stderr
     assert re.search(r"held off for [\d.]+ ms at most \(predicted [\d.]+\)", done.stderr)

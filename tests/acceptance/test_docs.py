@@ -83,7 +83,7 @@ def play(page: str, place: Path, **variables: str) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         check=False,
-        timeout=180,
+        timeout=280,
     )
 
 

@@ -52,8 +52,7 @@ class CachedFleet(Fleet):
     redis_url: str = ""
 
     def settings(self, **given):
-        patient = {"redis_url": self.redis_url, "cache_timeout_s": 5.0}  # a busy machine is no fault; those are in tests/faults
-        return super().settings(**(patient | given))
+        return super().settings(**{"redis_url": self.redis_url, **given})
 
 
 @contextlib.contextmanager

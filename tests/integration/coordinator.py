@@ -1,4 +1,4 @@
-"""A coordinator that dies: ``coordinator.py CATALOG_URL STEP MARK TENANT...`` writes one order for each tenant."""
+"""A coordinator that dies: ``coordinator.py CATALOG_URL PATIENCE_S STEP MARK TENANT...`` writes one order for each tenant."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from shardkit import ShardKit
 from shardkit._sync import transaction
 
 
-def main(catalog_url: str, step: str, mark: str, *tenants: str) -> None:
+def main(catalog_url: str, patience_s: str, step: str, mark: str, *tenants: str) -> None:
     def die(reached: str) -> None:
         if reached == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
     transaction.reached = die
-    with ShardKit(catalog_url) as kit, kit.transaction(*tenants, patience_s=1) as tx:
+    with ShardKit(catalog_url, connect_timeout_s=60) as kit, kit.transaction(*tenants, patience_s=int(patience_s)) as tx:
         for tenant in tenants:
             tx.session(tenant).add(Order(note=mark))
 

@@ -17,6 +17,7 @@ from shardkit.core.fleet import Options
 from shardkit.core.names import schema_name
 from shardkit.schema.bootstrap import initialize
 from shardkit.schema.fleet import Fleet
+from tests import patience
 
 ROOT = Path(__file__).parents[2]
 ENV = "from __future__ import annotations\nfrom shardkit.schema import run_env\nrun_env()\n"
@@ -40,7 +41,7 @@ class FleetLab:
 
     def __init__(self, databases, tree: Path, *, shards: int = 16, blueprint=None) -> None:
         self.databases, self.tree = databases, tree
-        self.settings = Settings(catalog_url=databases.catalog_url, connect_timeout_s=2)
+        self.settings = Settings(catalog_url=databases.catalog_url)
         self.map = initialize(self.settings, servers=databases.servers, shard_count=shards, blueprint=blueprint)
         self.last: str | None = None
         (tree / "versions").mkdir(parents=True)
@@ -113,7 +114,7 @@ class FleetLab:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "SHARDKIT_CATALOG_URL": self.databases.catalog_url, "PYTHONPATH": str(ROOT)}
+        return {**os.environ, **patience.VARIABLES, "SHARDKIT_CATALOG_URL": self.databases.catalog_url, "PYTHONPATH": str(ROOT)}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The command line, to its end."""

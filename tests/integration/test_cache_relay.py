@@ -192,7 +192,7 @@ def test_it_follows_until_it_is_told_to_stop(kit, relay, psql, key, request, eve
         eventually(lambda: seen(kit, key, request.node.name) == ("by hand", "by hand"))
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(120)
     assert not thread.is_alive()
 
 

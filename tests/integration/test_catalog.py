@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 from dataclasses import replace
 from uuid import uuid4
@@ -30,7 +31,6 @@ from shardkit.errors import (
     UnknownShardError,
     WrongServerError,
 )
-from shardkit.local.ports import free_ports
 
 COUNT = select(func.count()).select_from(Order)
 
@@ -59,7 +59,9 @@ def catalog_gone(fleet):
 
 @pytest.fixture
 def nobody_home():
-    return f"postgresql://shardkit@127.0.0.1:{free_ports(1)[0]}/nothing"
+    with socket.socket() as held:  # it stays ours, and nobody listens
+        held.bind(("127.0.0.1", 0))
+        yield f"postgresql://shardkit@127.0.0.1:{held.getsockname()[1]}/nothing"
 
 
 def test_a_dsn_that_leads_to_the_other_server_is_refused(fleet):
@@ -309,12 +311,10 @@ def test_an_empty_catalog_says_what_to_do(shardkit_databases):
         ShardKit(catalog_url=databases.catalog_url)
 
 
-def test_a_closed_watch_leaves_no_connection(fleet):
+def test_a_closed_watch_leaves_no_connection(fleet, eventually):
     with fleet.admin() as catalog:
         for _ in range(5):
             watch = MapWatch(fleet.settings(application_name="closed watch"))
             watch.close()
-        query = (
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'closed watch' AND wait_event <> 'BgWorkerShutdown'"
-        )
-        assert [catalog.execute(query).fetchone() for _ in range(100)][-1] == (0,)
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'closed watch%'"
+        eventually(lambda: catalog.execute(query).fetchone() == (0,))  # a backend whose client has left takes its time to end

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.delay_proxy import DelayProxy
 
-BOUND_S = 20
+BOUND_S = 90
 
 
 class Echo(socketserver.BaseRequestHandler):
@@ -30,6 +30,7 @@ class Echo(socketserver.BaseRequestHandler):
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
+    request_queue_size = 64  # more than connect at once
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A connection that breaks is what some of these tests are about; no need to print it."""
@@ -108,10 +109,11 @@ def test_reader_that_never_reads_stops_no_other(proxy: DelayProxy) -> None:
 
 
 def test_dead_target_closes_the_connection() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with DelayProxy("127.0.0.1", port, calibrate=False) as proxy, connect(proxy) as connection:
-        assert connection.recv(16) == b""
+    with socket.socket() as held:  # it stays ours, and nobody listens
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        with DelayProxy("127.0.0.1", port, calibrate=False) as proxy, connect(proxy) as connection:
+            assert connection.recv(16) == b""
 
 
 def test_leaving_the_block_ends_the_process(proxy: DelayProxy) -> None:

@@ -21,6 +21,7 @@ from shardkit.catalog import changes
 from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.journal import begin
 from shardkit.catalog.pulse import take_pulse
+from shardkit.catalog.rows import load_map
 from shardkit.core.names import RELAY_SESSION, gid, relay_slot_name, stream_name
 from shardkit.db.relayslots import drop_relay_slots
 from shardkit.doctor import diagnose, fix, plan_fixes
@@ -144,7 +145,7 @@ def in_doubt(fleet):
         )
         notes[note] = tenant
     decisions = Decisions(fleet.settings())
-    decisions.decide(UUID(decided), "commit", ["pg1"], within_s=5)
+    decisions.decide(UUID(decided), "commit", ["pg1"], within_s=60)
     decisions.close()
     yield notes
     for server in fleet.servers:
@@ -194,7 +195,7 @@ def test_a_prepared_transaction_of_somebody_else_is_named_and_never_touched(flee
 HANGS = """
 import sys
 from shardkit import ShardKit
-kit = ShardKit(sys.argv[1], application_name="a worker")
+kit = ShardKit(sys.argv[1], application_name="a worker", connect_timeout_s=60)
 print("up", flush=True)
 sys.stdin.read()
 """
@@ -248,6 +249,8 @@ def test_a_program_that_hangs_has_an_old_map(fleet, eventually):
                 assert found(fleet, "programs") == []
                 hung.send_signal(signal.SIGSTOP)
                 changes.pin(catalog, "somebody", 1)
+                newest = f"a web map={load_map(catalog).version} budget=30"
+                eventually(lambda: (newest,) in catalog.execute(names).fetchall())  # the one that does not hang has heard of it
                 text = only(found(fleet, "programs", settings={"poll_interval_s": 0.5}))
                 assert f"has map version {kit.map.version - 1}" in text or f"and {kit.map.version} is the newest" in text
             finally:

@@ -55,7 +55,9 @@ AGGREGATES = [
 ]
 NUMBERS = [func.count(), func.sum(Item.i), func.avg(Item.i), func.min(Item.f), func.count(Item.t.distinct())]
 
-SOME = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SOME = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @pytest.fixture(scope="module")

@@ -158,6 +158,7 @@ def test_second_runner_is_refused(lab):
         with pytest.raises(FleetBusyError, match="nothing was done"):
             lab.migrate()
         assert lab.everywhere(VERSION) == {"a"}
+        connection.execute("SELECT pg_advisory_unlock_all()")  # at once; that of a session that ends goes when that has ended
     assert lab.migrate().complete
 
 
@@ -181,6 +182,7 @@ def test_shard_that_moves_waits_and_the_others_go_on(lab):
         report = lab.migrate()
         assert whys(report) == {6: Why.MOVING}
         assert lab.ask(6, VERSION) == "a"
+        mover.execute("SELECT pg_advisory_unlock_all()")  # at once, as above
     assert lab.migrate().done == (6,)
 
 
@@ -198,7 +200,9 @@ def test_move_cannot_begin_on_a_shard_that_is_migrated(lab, eventually):
         finally:
             reader.execute("COMMIT")
             run.join()
-        assert mover.execute(take, (SHARD_LOCK_CLASS,)).fetchone() == (True,)
+        eventually(
+            lambda: mover.execute(take, (SHARD_LOCK_CLASS,)).fetchone() == (True,)
+        )  # when the runner's session has ended
 
 
 MOVES = """
@@ -233,27 +237,40 @@ def test_journal_row_of_a_move_is_refused_while_its_shard_is_migrated(lab):
         mover.execute(OPEN_MOVE, (5,))
 
 
-def test_long_reader_does_not_make_writers_wait_for_longer_than_the_budget(lab):
+WAITS = "SELECT count(*) FROM pg_locks WHERE relation = 'orders'::regclass AND mode = 'AccessExclusiveLock' AND NOT granted"
+
+
+def test_long_reader_does_not_make_writers_wait_for_longer_than_the_budget(lab, eventually):
+    """Writers come through between the tries, while the migration goes on trying: none of them waits for its patience."""
     lab.migrate()
     lab.revise("b", "op.add_column('orders', sa.Column('extra', sa.Text))")
-    with lab.shard(2) as reader, lab.shard(2) as writer:
+    with lab.shard(2) as reader, lab.shard(2) as writer, lab.shard(2) as watcher:
         reader.execute("BEGIN; SELECT * FROM orders")
-        done = threading.Event()
         reports = []
 
         def work():
-            reports.append(lab.migrate(only=frozenset({2}), budget_ms=50, patience_s=2.0))
-            done.set()
+            reports.append(lab.migrate(only=frozenset({2}), budget_ms=50, patience_s=3600.0))
 
         run = threading.Thread(target=work)
         run.start()
-        writer.execute("SET statement_timeout = '1500ms'")  # thirty budgets: a machine may be slow, a queue is forever
-        number = 0
-        while not done.is_set():
-            number += 1
-            writer.execute("INSERT INTO orders (id) VALUES (%s)", (number,))
-        run.join()
-        assert whys(reports[0])[2] is Why.LOCKED
+        try:
+            writer.execute("SET statement_timeout = '60s'")  # a thousand budgets: a machine may be slow, a queue is forever
+            for number in range(5):
+                eventually(lambda: watcher.execute(WAITS).fetchone() == (1,))
+                writer.execute("INSERT INTO orders (id) VALUES (%s)", (number,))
+                assert run.is_alive(), "it has not given up"
+        finally:
+            reader.execute("COMMIT")
+            run.join()
+    assert reports[0].complete
+
+
+def test_patience_with_a_long_reader_ends(lab):
+    lab.migrate()
+    lab.revise("b", "op.add_column('orders', sa.Column('extra', sa.Text))")
+    with lab.shard(2) as reader:
+        reader.execute("BEGIN; SELECT * FROM orders")
+        assert whys(lab.migrate(only=frozenset({2}), budget_ms=50, patience_s=0.5))[2] is Why.LOCKED
         reader.execute("COMMIT")
     assert lab.migrate().complete
 

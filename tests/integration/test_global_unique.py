@@ -99,7 +99,7 @@ def test_of_many_claims_at_once_exactly_one_wins(place):
 
     def claim(number):
         with ShardKit(settings=place) as kit:
-            start.wait(20)
+            start.wait(120)
             for turn in range(5):
                 try:
                     join(kit, f"tenant-{number}", f"wanted-{turn}@example.org")
@@ -125,7 +125,7 @@ reserve = unique.Registry.reserve
 def reserve_and_die(*given): reserve(*given); die()
 if sys.argv[2] == "before the row": unique.Registry.reserve = reserve_and_die
 else: unique.Registry.confirm = die
-with ShardKit(sys.argv[1]) as kit, kit.begin("victim") as s: s.add(User(email=sys.argv[3]))
+with ShardKit(sys.argv[1], connect_timeout_s=60) as kit, kit.begin("victim") as s: s.add(User(email=sys.argv[3]))
 """
 
 
@@ -135,13 +135,14 @@ def test_a_claimant_killed_in_between_heals(place, kit, moment, monkeypatch):
     path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     died = subprocess.run(
         [sys.executable, "-c", KILLED, place.catalog_url, moment, email],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert died.returncode == -signal.SIGKILL, died.stderr
     written = moment == "after the row"
     assert len(owners(kit, email)) == written
     assert kit.locate_by(User.email, email) == (kit.locate("victim") if written else None)
     if not written:  # a lookup does not wait, so it left the reservation: a claim finds out once it is old
+        monkeypatch.setattr(unique, "PATIENCE_S", 3600.0)
         with pytest.raises(KeyTakenError):
             join(kit, "heir", email)
         monkeypatch.setattr(unique, "PATIENCE_S", 0.0)

@@ -61,7 +61,7 @@ def test_sql_and_python_send_the_edges_to_the_same_shards(connection, tenant_typ
 
 
 @pytest.mark.parametrize("tenant_type", ["str", "int"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=50)
 @given(data=st.data())
 def test_sql_and_python_send_every_key_to_the_same_shard(connection, tenant_type, data):
     keys = data.draw(st.lists(KEYS[tenant_type], min_size=1, max_size=200))

@@ -196,7 +196,8 @@ def cancelled_often(lab: Lab, *, times: int) -> int:
 
         for _ in range(times):
             before = drawn()
-            running = pool.submit(victim.execute, f"SELECT count({SCHEMA}.next_id()) FROM generate_series(1, 1000000)")
+            endless = f"SELECT count(id) FROM (SELECT {SCHEMA}.next_id() AS id, generate_series(1, 1000000000)) AS drawn"
+            running = pool.submit(victim.execute, endless)
             wait_until(lambda: drawn() > before)  # noqa: B023  called at once
             other.execute("SELECT pg_cancel_backend(%s)", (victim.info.backend_pid,))
             with pytest.raises(errors.QueryCanceled):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import textwrap
@@ -23,7 +24,6 @@ from shardkit.errors import (
     SettingsError,
     TenantKeyError,
 )
-from shardkit.local.ports import free_ports
 from shardkit.schema.blueprint import from_metadata
 from shardkit.schema.bootstrap import initialize
 
@@ -86,9 +86,11 @@ def test_odd_server_names_are_refused(databases, name):
 
 
 def test_a_server_that_is_not_there_is_found_before_anything_is_changed(databases):
-    nobody = f"postgresql://shardkit@127.0.0.1:{free_ports(1)[0]}/nothing"
-    with pytest.raises(ServerDownError, match="'pg9'"):
-        init(databases, servers={**databases.servers, "pg9": nobody})
+    with socket.socket() as held:  # it stays ours, and nobody listens
+        held.bind(("127.0.0.1", 0))
+        nobody = f"postgresql://shardkit@127.0.0.1:{held.getsockname()[1]}/nothing"
+        with pytest.raises(ServerDownError, match="'pg9'"):
+            init(databases, servers={**databases.servers, "pg9": nobody})
     assert untouched(databases)
 
 

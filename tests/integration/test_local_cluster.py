@@ -92,7 +92,7 @@ def test_wrong_password_is_refused(home):
     assert one(server.url, "SELECT rolpassword LIKE 'SCRAM-SHA-256%%' FROM pg_authid WHERE rolname = 'shardkit'")
     for url in (server.dsn, server.url.replace(server.password, "wrong"), server.dsn.replace("/shardkit", "/postgres")):
         with pytest.raises(psycopg.OperationalError, match="password"):
-            psycopg.connect(url, connect_timeout=10)
+            psycopg.connect(url, connect_timeout=60)
     with redis.Redis(port=cluster.state.redis_port) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
 
@@ -183,7 +183,7 @@ def test_servers_stop_and_start_one_by_one(home):
             assert cluster.pid(name) is None
             cluster.stop_server(name)
         with pytest.raises(psycopg.OperationalError):
-            psycopg.connect(cluster.servers[1].url, connect_timeout=10)
+            psycopg.connect(cluster.servers[1].url, connect_timeout=60)
         assert one(cluster.servers[0].url, "SELECT 1") == 1
         for name in ("pg2", "redis"):
             cluster.start_server(name)

@@ -70,7 +70,7 @@ def test_how_far_a_move_is_is_in_the_journal(local_cluster, eventually):
 
         def hold(_progress):
             held.set()
-            assert go.wait(60)
+            assert go.wait(200)
             return 0.0
 
         with ShardKit(settings=fleet.settings()) as kit, kit.shard(1).begin() as session:
@@ -80,7 +80,7 @@ def test_how_far_a_move_is_is_in_the_journal(local_cluster, eventually):
         mover = threading.Thread(target=run.go_on, args=(fleet.settings(), move.id), kwargs={"options": options})
         mover.start()
         try:
-            assert held.wait(60)
+            assert held.wait(120)
             seen = eventually(lambda: next((m for m in watch.take().moves if m.step == "copy" and m.total), None))
             assert (seen.id, seen.shard, seen.source, seen.held, seen.stuck) == (move.id, 1, route.server, True, False)
         finally:

@@ -83,14 +83,14 @@ def test_the_skew_is_real():
 def test_a_crowd_counts_what_was_answered_in_time_and_a_failed_operation_is_no_figure(shardkit_databases):
     databases = shardkit_databases(1)
     settings, _ = made(databases, 2, "photos")
-    order = Order(str(settings.catalog_url), "photos", clients=3, pool_size=2, lasting_s=2.0, seed=1)
+    order = Order(str(settings.catalog_url), "photos", clients=3, pool_size=2, lasting_s=4.0, seed=1)
     with crowd() as clients:
         tally = clients.run(order)
         assert tally.taken_s
-        assert max(tally.taken_s) <= 2.0
-        assert tally.per_s == len(tally.taken_s) / 2.0
+        assert max(tally.taken_s) <= 4.0
+        assert tally.per_s == len(tally.taken_s) / 4.0
         with pytest.raises(RuntimeError, match="bank: a client failed"):
-            clients.run(Order(order.catalog_url, "bank", 3, 2, 2.0, 1))
+            clients.run(Order(order.catalog_url, "bank", 3, 2, 4.0, 1))
 
 
 def test_memory_of_a_backend_grows_with_the_shards_it_has_read(shardkit_databases, few):
@@ -124,10 +124,10 @@ def loaded(databases, shards, *, servers, crowded, lasting_s=1.0):
 def test_servers_of_fixed_capacity_do_no_more_than_it_and_none_lends_its_own(shardkit_databases):
     databases = shardkit_databases(2)
     made(databases, 4, "photos")
-    run, passed = loaded(databases, 4, servers=2, crowded=8)
-    assert 0 < run.used <= 1 + 2 / (2 * PER_S)
-    assert all(0 < count <= PER_S + 1 for count in passed.values())
-    assert sum(passed.values()) == run.used * 2 * PER_S
+    run, passed = loaded(databases, 4, servers=2, crowded=8, lasting_s=3.0)
+    assert 0 < run.used <= 1 + 2 / (2 * PER_S * 3)
+    assert all(0 < count <= PER_S * 3 + 1 for count in passed.values())
+    assert sum(passed.values()) == round(run.used * 2 * PER_S * 3, 6)  # a share is no exact number
 
 
 def test_a_planted_imbalance_cannot_reach_what_the_servers_could_do(shardkit_databases):

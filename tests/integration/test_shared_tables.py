@@ -101,7 +101,7 @@ def test_followers_are_read_only_for_the_program(place):
             session.flush()
 
 
-def test_server_that_joins_follows_and_one_that_leaves_keeps_no_log(place, shardkit_databases):
+def test_server_that_joins_follows_and_one_that_leaves_keeps_no_log(place, shardkit_databases, eventually):
     databases, settings = place
     make_shared_tables(settings, Base.metadata)
     with psycopg.connect(databases.catalog_url, autocommit=True) as connection:
@@ -112,7 +112,9 @@ def test_server_that_joins_follows_and_one_that_leaves_keeps_no_log(place, shard
         with psycopg.connect(url, autocommit=True) as fresh:
             assert fresh.execute("SELECT id FROM shardkit_reference.regions").fetchall() == [(7,)]
         slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
-        assert connection.execute(slots).fetchone() == (3,)
+        eventually(
+            lambda: connection.execute(slots).fetchone() == (3,)
+        )  # the first copy of a table has one of its own, dropped late
         leave(settings, plan_leaving(settings, "pg9"))
         assert connection.execute(slots).fetchone() == (2,)
 

@@ -32,8 +32,11 @@ def cluster(local_cluster, databases):
     return {
         "SHARDKIT_CATALOG_URL": databases.catalog_url,
         "SHARDKIT_REDIS_URL": local_cluster.redis_url,
+        # A busy machine is neither a server nor a Redis in trouble.
         "SHARDKIT_POOL_TIMEOUT_S": 60.0,
-        "SHARDKIT_CACHE_TIMEOUT_S": 5.0,  # a busy machine is not a Redis in trouble
+        "SHARDKIT_CONNECT_TIMEOUT_S": 60.0,
+        "SHARDKIT_CALL_TIMEOUT_S": 120.0,
+        "SHARDKIT_CACHE_TIMEOUT_S": 60.0,
     }
 
 

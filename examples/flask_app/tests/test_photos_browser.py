@@ -200,6 +200,7 @@ def test_dark_and_without_scripts(browser, url, visitor, eventually):
     assert page.get_by_role("button", name="Like").get_attribute("aria-pressed") == "true"
     context.close()
     context = browser.new_context(viewport=SIZES["phone"], base_url=url, color_scheme="dark")
+    context.set_default_timeout(60_000)
     page, page.size = context.new_page(), "dark"
     for path in ("/", "/explore", f"/p/{photo}", f"/u/{ann.name}", "/join"):
         page.goto(path)

@@ -292,13 +292,14 @@ async def test_a_stream_whose_server_goes_away_says_how_far_it_came(fleet, open_
                 if seen == 4:
                     for server in fleet.servers:
                         with fleet.admin(server) as connection:
-                            kill = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = %s"
+                            kill = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE application_name = %s"
                             connection.execute(kill, (f"shardkit {tenant}",))
 
 
 async def test_the_deadline_ends_a_fan_out_that_waits(fleet, open_kit, tenant):
     kit = open_kit()
     names = await filled(kit, tenant)
+    assert len(await kit.fan_out(select(Order.id).where(mine(tenant)))) == 60  # it is connected: that may take longer
     route = kit.locate(names[0])
     with fleet.admin(route.server) as connection, connection.transaction():
         connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(route.schema, "orders")))
@@ -317,7 +318,7 @@ async def test_a_connection_that_died_while_idle_is_replaced(fleet, open_kit, te
     assert await kit.fan_out_scalar(query) == 60
     for server in fleet.servers:
         with fleet.admin(server) as connection:
-            kill = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = %s"
+            kill = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE application_name = %s"
             connection.execute(kill, (f"shardkit {tenant}",))
     assert await kit.fan_out_scalar(query) == 60
 

@@ -239,35 +239,49 @@ function drawMoves() {
   $("ended-count").textContent = `${ended.length} ended in the last minutes`;
   rows("ended-rows", ended, (move) => [move.id, move.shard, `${move.source} → ${move.target}`, move.step, move.stall_ms === null ? "–" : `${number(move.stall_ms)} ms`], 4);
   const under = pulse.moves.filter((move) => !move.ended);
-  keep($("moves"), under, (move) => move.id, (move) => element("article", { class: "move", "aria-label": `Move ${move.id}` }), (card, move) => {
-    const now = JSON.stringify([{ ...move, idle_s: 0, age_s: Math.round(move.age_s) }, options.changes]);
-    if (card.dataset.now === now) return;
-    card.dataset.now = now;
-    card.className = `move${move.stuck ? " stuck" : ""}`;
-    const facts = [];
-    if (move.total) facts.push(`${move.step === "copy" ? `${size(move.done)} of ${size(move.total)}` : `${number(move.done)} of ${number(move.total)} rows`}`);
-    if (move.forecast_s !== null) facts.push(`${seconds(move.forecast_s)} left of this step`);
-    if (move.lag_ms !== null) facts.push(`${number(move.lag_ms)} ms behind`);
-    if (move.stall_ms !== null) facts.push(`writers were held off for ${number(move.stall_ms)} ms`);
-    if (move.note) facts.push(move.note);
-    facts.push(`${seconds(move.age_s)} old`, move.held ? "worked on" : "nobody works on it");
-    const title = element("div", { class: "line" }, element("h3", {}, `Move ${move.id}`),
-      element("span", {}, `shard ${move.shard}${move.tenant ? ", one tenant of it" : ""}`), element("span", {}, `${move.source} → ${move.target}`), buttons(move));
-    const at = STEPS.indexOf(move.step);
-    const track = element("ol", { class: "steps", "aria-label": "Steps" }, ...STEPS.map((step, n) =>
-      element("li", { class: n < at ? "past" : "", "aria-current": n === at ? "step" : null }, step)));
-    const bar = move.total ? element("progress", { max: move.total, value: move.done, "aria-label": `Progress of ${move.step}` }) : null;
-    card.replaceChildren(...[title, track, bar, element("p", { class: "line quiet" }, facts.join(" · ")),
-      move.stuck ? element("p", { class: "bad" }, `Stopped: ${move.problem ?? "nobody works on it"}`) : null].filter(Boolean));
-  });
+  keep($("moves"), under, (move) => move.id, makeMove, drawMove);
   if (!under.length) $("moves").replaceChildren(element("p", { class: "quiet", "data-key": "none" }, "No shard is moving."));
 }
 
-function buttons(move) {
-  if (!options.changes) return null;
-  const wanted = move.step === "soak" ? ["rollback", "finish"] : move.held ? [] : STEPS.indexOf(move.step) <= 5 ? ["resume", "abort"] : ["resume"];
-  return element("span", { class: "buttons" }, ...wanted.map((action) => element("button", { type: "button", onclick: () =>
-    ask(`${ACTIONS[action]}: move ${move.id} of shard ${move.shard}?`, `moves/${move.id}/${action}`, {}) }, ACTIONS[action])));
+function makeMove(move) {
+  return element("article", { "aria-label": `Move ${move.id}` },
+    element("div", { class: "line" }, element("h3", {}, `Move ${move.id}`),
+      element("span", {}, `shard ${move.shard}${move.tenant ? ", one tenant of it" : ""}`), element("span", {}, `${move.source} → ${move.target}`),
+      element("span", { class: "buttons" })),
+    element("ol", { class: "steps", "aria-label": "Steps" }, ...STEPS.map((step) => element("li", {}, step))),
+    element("progress"), element("p", { class: "line quiet" }), element("p", { class: "bad" }));
+}
+
+// In place: a button that is replaced while it is pressed is not clicked, and one that has the focus loses it.
+function drawMove(card, move) {
+  const [, steps, bar, facts, stopped] = card.children, at = STEPS.indexOf(move.step);
+  const name = `move${move.stuck ? " stuck" : ""}`;
+  if (card.className !== name) card.className = name;
+  keep(card.querySelector(".buttons"), actions(move), (action) => action, (action) => element("button", { type: "button", onclick: () =>
+    ask(`${ACTIONS[action]}: move ${move.id} of shard ${move.shard}?`, `moves/${move.id}/${action}`, {}) }, ACTIONS[action]), () => {});
+  [...steps.children].forEach((step, n) => {
+    step.className = n < at ? "past" : "";
+    if (n === at) step.setAttribute("aria-current", "step");
+    else step.removeAttribute("aria-current");
+  });
+  bar.hidden = !move.total;
+  bar.setAttribute("aria-label", `Progress of ${move.step}`);
+  [bar.max, bar.value] = [move.total || 1, move.done];
+  const said = [];
+  if (move.total) said.push(`${move.step === "copy" ? `${size(move.done)} of ${size(move.total)}` : `${number(move.done)} of ${number(move.total)} rows`}`);
+  if (move.forecast_s !== null) said.push(`${seconds(move.forecast_s)} left of this step`);
+  if (move.lag_ms !== null) said.push(`${number(move.lag_ms)} ms behind`);
+  if (move.stall_ms !== null) said.push(`writers were held off for ${number(move.stall_ms)} ms`);
+  if (move.note) said.push(move.note);
+  said.push(`${seconds(move.age_s)} old`, move.held ? "worked on" : "nobody works on it");
+  set(facts, said.join(" · "), "line quiet");
+  stopped.hidden = !move.stuck;
+  set(stopped, move.stuck ? `Stopped: ${move.problem ?? "nobody works on it"}` : "", "bad");
+}
+
+function actions(move) {
+  if (!options.changes) return [];
+  return move.step === "soak" ? ["rollback", "finish"] : move.held ? [] : STEPS.indexOf(move.step) <= 5 ? ["resume", "abort"] : ["resume"];
 }
 
 async function ask(question, path, given) {
