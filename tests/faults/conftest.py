@@ -10,6 +10,8 @@ from fleet import fleet_on
 from sqlalchemy.engine import make_url
 
 from shardkit import ShardKit
+from shardkit._async import kit as kit_of_asyncio
+from shardkit._sync import kit as kit_of_threads
 
 
 class Behind:
@@ -27,6 +29,13 @@ class Behind:
 
     def tenant_on(self, server):
         return next(t for t in (f"tenant {n}" for n in range(10_000)) if self.fleet.map.locate(t).server == server)
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """``kit.run`` tries for longer than a busy machine stalls. Not one test here is about when it gives up."""
+    for module in (kit_of_asyncio, kit_of_threads):
+        monkeypatch.setattr(module, "RUN_BUDGET_S", 120.0)
 
 
 @pytest.fixture(scope="module")

@@ -275,6 +275,23 @@ def test_a_transaction_in_the_middle_is_told_that_it_is_not_done(lab):
     lab.go_back(move)
 
 
+def test_a_fence_that_the_server_ended_because_its_budget_was_over_is_tried_again(lab, eventually):
+    move, late = lab.begin(), []
+    fenced = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction' " \
+        "AND application_name LIKE 'shardkit move %'"
+
+    def stall():
+        if not late:
+            late.append(1)
+            with lab.on(move.source) as connection:
+                eventually(lambda: connection.execute(fenced).fetchone() is None)
+
+    move = lab.go_on(move, around=just_before(m.VerifyChanged, stall))
+    assert move.step is m.Step.SOAK
+    assert move.facts["tries"] >= 2
+    lab.go_back(move)
+
+
 def test_an_idle_transaction_holds_up_the_fence_and_is_named(lab):
     move = lab.begin()
     with psycopg.connect(lab.servers[lab.home.server], application_name="night report") as idle:

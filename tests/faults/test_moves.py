@@ -134,6 +134,34 @@ def test_a_look_at_the_structure_that_is_under_way_when_the_work_ends_leaves_no_
     assert all(not end._connections for end in ends)
 
 
+@pytest.mark.parametrize("lateness", ["the mover", "the look"])
+def test_a_fence_that_the_server_ended_because_its_budget_was_over_is_tried_again(lab, monkeypatch, eventually, lateness):
+    """A mover that stalled for a quarter of a second under its lock gave up the whole move."""
+    move, late = lab.begin(soak=False), []
+    fenced = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction' " \
+        "AND application_name LIKE 'shardkit move %'"
+
+    def stall():
+        if not late:
+            late.append(1)
+            with lab.on(move.source) as connection:
+                eventually(lambda: connection.execute(fenced).fetchone() is None)
+
+    if lateness == "the mover":
+        around = just_before(m.VerifyChanged, stall)
+    else:
+        look, around = Fence.same_structure, lambda effect, do: do(effect)
+
+        def look_late(fence):
+            stall()
+            look(fence)
+
+        monkeypatch.setattr(Fence, "same_structure", look_late)
+    ended = lab.go_on(move, around=around)
+    assert ended.step is m.Step.FINISHED
+    assert ended.facts["tries"] >= 2
+
+
 @pytest.mark.parametrize("at", [19, 22])  # the commit of the fence, and the flip
 def test_an_operator_who_wakes_late_does_not_revive_a_move_that_has_ended(lab, at):
     """It found its connection to the catalog gone, made a new one, and took the lease anew: the move soaked again."""
