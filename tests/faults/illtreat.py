@@ -133,6 +133,21 @@ def just_before(kind, act):
     return around
 
 
+def stall_once(lab, move, eventually):
+    """Does nothing until the server has ended the fence of *move*, whose budget is over; the first time it is called."""
+    fence = """SELECT FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE datname = current_database() AND granted
+               AND locktype = 'relation' AND mode = 'ExclusiveLock' AND application_name LIKE 'shardkit move %'"""
+    late = []
+
+    def stall():
+        if not late:
+            late.append(1)
+            with lab.on(move.source) as connection:
+                eventually(lambda: connection.execute(fence).fetchone() is None)
+
+    return stall
+
+
 def copy_refuses(lab, move, insert):
     """Somebody's own *insert* on the copy, once it is whole; the move goes on to its soak all the same."""
     refused = []

@@ -225,7 +225,7 @@ def test_fill_that_stalls_makes_nobody_load_again(open_kit, patient):
 
 
 def test_more_threads_than_connections_are_no_error(open_kit):
-    kit = open_kit(cache_pool_size=4, pool_timeout_s=60.0, pool_queue=1000)  # a stall may send all of them to PostgreSQL at once
+    kit = open_kit(cache_pool_size=4, pool_timeout_s=60.0, pool_queue=1000)  # a stall may send all of them to PostgreSQL
     keys = [add(kit, f"crowd {n}") for n in range(10)]
     with ThreadPoolExecutor(500) as pool:
         asked = [pool.submit(title_of, kit, keys[n % 10]) for n in range(1000)]

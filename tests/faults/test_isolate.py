@@ -28,7 +28,7 @@ from shardkit.errors import (
 )
 from shardkit.move import run
 from shardkit.move.isolate import begin_isolate, forecast
-from tests.faults.illtreat import FAULTS, Hit, copy_refuses, ill_treat, just_before, kill_mover
+from tests.faults.illtreat import FAULTS, Hit, copy_refuses, ill_treat, just_before, kill_mover, stall_once
 from tests.faults.isolatelab import NEIGHBOUR, TABLES, Lab
 from tests.faults.lab import ACCOUNTS, BALANCE, TENANT, Load
 
@@ -276,17 +276,8 @@ def test_a_transaction_in_the_middle_is_told_that_it_is_not_done(lab):
 
 
 def test_a_fence_that_the_server_ended_because_its_budget_was_over_is_tried_again(lab, eventually):
-    move, late = lab.begin(), []
-    fenced = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction' " \
-        "AND application_name LIKE 'shardkit move %'"
-
-    def stall():
-        if not late:
-            late.append(1)
-            with lab.on(move.source) as connection:
-                eventually(lambda: connection.execute(fenced).fetchone() is None)
-
-    move = lab.go_on(move, around=just_before(m.VerifyChanged, stall))
+    move = lab.begin()
+    move = lab.go_on(move, around=just_before(m.VerifyChanged, stall_once(lab, move, eventually)))
     assert move.step is m.Step.SOAK
     assert move.facts["tries"] >= 2
     lab.go_back(move)

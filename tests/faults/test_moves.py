@@ -31,7 +31,16 @@ from shardkit.errors import (
 from shardkit.move import run
 from shardkit.move.ends import End
 from shardkit.move.fence import Fence
-from tests.faults.illtreat import FAULTS, Killed, copy_refuses, forged_row_is_found, ill_treat, just_before, kill_mover
+from tests.faults.illtreat import (
+    FAULTS,
+    Killed,
+    copy_refuses,
+    forged_row_is_found,
+    ill_treat,
+    just_before,
+    kill_mover,
+    stall_once,
+)
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
 
@@ -137,16 +146,8 @@ def test_a_look_at_the_structure_that_is_under_way_when_the_work_ends_leaves_no_
 @pytest.mark.parametrize("lateness", ["the mover", "the look"])
 def test_a_fence_that_the_server_ended_because_its_budget_was_over_is_tried_again(lab, monkeypatch, eventually, lateness):
     """A mover that stalled for a quarter of a second under its lock gave up the whole move."""
-    move, late = lab.begin(soak=False), []
-    fenced = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction' " \
-        "AND application_name LIKE 'shardkit move %'"
-
-    def stall():
-        if not late:
-            late.append(1)
-            with lab.on(move.source) as connection:
-                eventually(lambda: connection.execute(fenced).fetchone() is None)
-
+    move = lab.begin(soak=False)
+    stall = stall_once(lab, move, eventually)
     if lateness == "the mover":
         around = just_before(m.VerifyChanged, stall)
     else:
