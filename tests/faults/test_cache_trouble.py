@@ -57,7 +57,7 @@ def title_of(kit, key):
 
 
 @pytest.fixture
-def patient(monkeypatch):
+def slow_fills(monkeypatch):
     """Who fills, and who waits for that, has all the time it needs, also where the machine stalls."""
     monkeypatch.setattr(filling, "JOIN_S", 60.0)
     monkeypatch.setattr(filling, "LEASE_MS", 60_000)
@@ -186,7 +186,7 @@ def test_replica_is_not_taken_for_the_master(open_kit, server):
             add(kit, "replica")
 
 
-def test_herd_loads_once(open_kit, patient):
+def test_herd_loads_once(open_kit, slow_fills):
     kit = open_kit()
     title_of(kit, add(kit, "the first of a shard sets its barrier"))
     for number in range(5):
@@ -202,7 +202,7 @@ def test_herd_loads_once(open_kit, patient):
         assert kit.cache.counts.loads == loads + 1
 
 
-def test_fill_that_stalls_makes_nobody_load_again(open_kit, patient):
+def test_fill_that_stalls_makes_nobody_load_again(open_kit, slow_fills):
     kit = open_kit()
     key = add(kit, "stalled")
     loading, go_on, fill = threading.Event(), threading.Event(), kit.cache._filler.fill

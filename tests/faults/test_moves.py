@@ -138,7 +138,7 @@ def test_a_look_at_the_structure_that_is_under_way_when_the_work_ends_leaves_no_
 
     with pytest.raises(Killed):
         lab.go_on(move, around=around)
-    assert looked.wait(10)
+    assert looked.wait(60)
     assert len(ends) == 2
     assert all(not end._connections for end in ends)
 
@@ -231,7 +231,7 @@ def test_a_stopped_client_that_wakes_after_the_drop_never_commits(lab, isolation
         os.kill(client.pid, signal.SIGSTOP)
         assert lab.move().step is m.Step.FINISHED
         os.kill(client.pid, signal.SIGCONT)
-        said, _ = client.communicate("go\n", timeout=30)
+        said, _ = client.communicate("go\n", timeout=200)
     assert said.strip() in {"42P01", "3F000"}
     assert lab.rows("SELECT count(*) FROM tokens WHERE what = 'stale'") == [(0,)]
 
