@@ -20,7 +20,7 @@ from shardkit.local.ports import HOST, free_ports
 
 PROGRAM: Final = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 LOGIN: Final = "shardkit_bench_web"  # neither a superuser nor the owner: behind a pooler such a login is refused
-_START_S: Final = 20.0
+_START_S: Final = 60.0
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def pgbouncer(url: str, *, login: str = LOGIN, **settings: int | str) -> Iterato
             yield at
         finally:
             running.terminate()
-            running.wait(10)
+            running.wait(60)
 
 
 def make_login(url: str) -> None:

@@ -176,6 +176,10 @@ class Journal:
         """
         return Journal(connection, self.move.id, lease=self._lease)
 
+    def let_go(self) -> None:
+        """The next one may work on the move now."""
+        self.connection.execute(SQL["let_go"])
+
     @property
     def ours(self) -> dict[str, int]:
         """What every write is bound to."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 LONGEST_S: Final = 600.0
-"""A standby that is further behind counts as this far."""
+"""How far behind a standby is, is known up to here; one that is further behind is so at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class SourceLoad:
         """*lsn* is the end of the source's log in bytes, *standbys* what each has replayed, *active* who else is at work."""
         if not self._written or self._written[-1][1] < lsn:
             self._written.append((now_s, lsn))
-        while self._written[0][0] < now_s - LONGEST_S and len(self._written) > 1:
+        while len(self._written) > 1 and self._written[1][0] < now_s - LONGEST_S:  # one that old stays, for who has not even it
             self._written.popleft()
         if self.limits.lag_s is not None:
             for name, replayed in standbys.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -101,9 +101,20 @@ class Fence:
             raise Busy from exc
         self.waited_ms = (time.monotonic() - self.began) * 1000
 
+    @contextlib.contextmanager
+    def within_budget(self) -> Iterator[None]:
+        """Raise Busy for what the server ended in the block once the budget was over: the writers go on already."""
+        try:
+            yield
+        except psycopg.Error as exc:
+            if time.monotonic() < self.deadline:
+                raise
+            raise Busy from exc
+
     def same_structure(self) -> None:
         """Raise StructureChanged if there was DDL since the comparison, Busy while somebody makes something uncommitted."""
-        now, making = self._stamp()
+        with self.within_budget():
+            now, making = self._stamp()
         if making:
             raise Busy
         if now != self.stamp:

@@ -81,7 +81,9 @@ class TenantSwitching(Switching):
 
     def _verify_changed(self, effect: m.VerifyChanged) -> None:
         super()._verify_changed(effect)
-        self.w.stays_empty(on="fence")
+        assert self._fence is not None
+        with self._fence.within_budget():
+            self.w.stays_empty(on="fence")
 
     def _commit_fence(self, effect: m.CommitFence) -> None:
         assert self._fence is not None

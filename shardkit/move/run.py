@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import psycopg
+
 from shardkit.catalog import journal as book
 from shardkit.catalog.journal import Journal, Move
 from shardkit.catalog.rows import load_map
@@ -162,5 +164,7 @@ def _carrier(settings: Settings, move_id: int, options: MoveOptions, report: Rep
             yield carrier
         finally:
             carrier.close()
+            with contextlib.suppress(psycopg.Error):  # it is over with the connection too
+                carrier.w.journal.let_go()
             if carrier.w.journal.connection is not catalog:
                 carrier.w.journal.connection.close()

@@ -22,6 +22,10 @@ SELECT step, lease, at FROM shardkit_catalog.move_steps WHERE move_id = %(id)s O
 -- Be the one session that works on a move, until this connection ends.
 SELECT pg_try_advisory_lock(1936420214, %(id)s::integer)
 
+-- let_go --
+-- Give up what this session holds, at once; its end would do so a moment after the connection's.
+SELECT pg_advisory_unlock_all()
+
 -- holder --
 -- The session that works on a move.
 SELECT a.pid, a.client_addr::text, a.backend_start FROM pg_locks l JOIN pg_stat_activity a USING (pid)

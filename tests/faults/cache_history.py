@@ -311,9 +311,18 @@ class Writer:
 
 
 def history(
-    *, seconds: float, reads: int, seed: int, spacing: int = 100, broken: bool = False, talk=lambda _: None
+    *,
+    seconds: float,
+    reads: int,
+    seed: int,
+    spacing: int = 100,
+    broken: bool = False,
+    enough=lambda _: True,
+    talk=lambda _: None,
 ) -> dict[str, int]:
-    """Run until *seconds* have passed and *reads* were checked, with *spacing* reads and writes between faults; the totals."""
+    """Run until *seconds* have passed, *reads* were checked and the totals are *enough* (or far too much time has passed), with
+    *spacing* reads and writes between faults; the totals.
+    """
     chance, processes = random.Random(seed), {}
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(run_local(servers=1, redis=False, trust=True, fast=True))
@@ -371,7 +380,17 @@ def history(
         started = last = said = time.monotonic()
         worked = 0
         pause = threading.Event()
-        while time.monotonic() - started < seconds or board.total(READS) < reads:
+        names = {"reads": READS, "stale": STALE, "naive_reads": NAIVE_READS, "naive_stale": NAIVE_STALE}
+        names |= {"writes": WRITES, "deaths": DEATHS, "hits": HITS, "behind": BEHIND}
+
+        def totals() -> dict[str, int]:
+            return {name: board.total(place) for name, place in names.items()} | counts
+
+        def over() -> bool:
+            passed_s = time.monotonic() - started
+            return passed_s >= seconds and board.total(READS) >= reads and (enough(totals()) or passed_s > seconds + 180)
+
+        while not over():
             if broken and board.total(STALE):
                 break
             with kit.read(TENANT) as session:  # the observer: who it was that died is of no matter to it
@@ -389,9 +408,7 @@ def history(
                 talk(f"{board.total(READS)} reads, {board.total(STALE)} stale; control {board.total(NAIVE_STALE)}")
             pause.wait(0.01)
         end()
-        names = {"reads": READS, "stale": STALE, "naive_reads": NAIVE_READS, "naive_stale": NAIVE_STALE}
-        names |= {"writes": WRITES, "deaths": DEATHS, "hits": HITS, "behind": BEHIND}
-        return {name: board.total(place) for name, place in names.items()} | counts
+        return totals()
 
 
 def hurt(chance, servers, relay, busy, counts) -> None:

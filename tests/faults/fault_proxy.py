@@ -18,7 +18,7 @@ class FaultProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.mode = "pass"
-        self.cuts = 0
+        self.cuts = self.accepted = 0
         self._sockets = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -35,6 +35,7 @@ class FaultProxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self.accepted += 1
                 server = socket.create_connection(self._target)
                 self._sockets |= {client, server}
                 threading.Thread(target=self._to_server, args=(client, server), daemon=True).start()
@@ -61,7 +62,7 @@ class FaultProxy:
                 if self.mode == "swallow":
                     continue
                 if self.mode == "answering":
-                    while b"COMMIT\0" not in data:
+                    while data and b"COMMIT\0" not in data:
                         client.sendall(data)
                         data = server.recv(65536)
                     self._cut(client, server)

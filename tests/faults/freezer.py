@@ -20,20 +20,17 @@ PLACES = (  # version 1's own hierarchy, version 2 beside version 1, version 2 a
 BOUND = 1000  # looks, a hundredth of a second apart
 
 
-def family(root):
-    """The process *root* and its children; a PostgreSQL server has no grandchildren."""
-    return [root, *children(root)]
-
-
 @contextlib.contextmanager
 def frozen(root):
     """Inside the block *root* and its children are frozen. Skips the test where no freezer can be used."""
     group, (switch, on, off) = _make_group()
-    pids = family(root)
-    before = {pid: _group_of(pid, group.parent) for pid in pids}
+    before = {root: _group_of(root, group.parent)}
     try:
-        for pid in pids:
-            (group / "cgroup.procs").write_text(str(pid), "ascii")
+        (group / "cgroup.procs").write_text(str(root), "ascii")  # first: children that it has from now on are born there
+        for pid in children(root):  # a PostgreSQL server has no grandchildren
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has ended
+                before[pid] = _group_of(pid, group.parent)
+                (group / "cgroup.procs").write_text(str(pid), "ascii")
         (group / switch).write_text(on, "ascii")
         _until(lambda: _is_frozen(group), "frozen")
         try:

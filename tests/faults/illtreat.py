@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import psycopg
 import pytest
 
+from shardkit.catalog import journal
 from shardkit.core import moving as m
 from shardkit.core.names import schema_name
+from shardkit.db.connect import connect_admin
 from shardkit.errors import (
     MoveBusyError,
     MoveInterruptedError,
@@ -46,7 +49,7 @@ class Hit:
             raise m.LostContact("planted")
         if self.fault == "hang":
             self.hanging.set()
-            assert self.woken.wait(60)
+            assert self.woken.wait(200)
             return do(effect)
         do(effect)
         raise Killed
@@ -72,9 +75,9 @@ def ill_treat(lab, move, at, fault, *, then, action="resume"):
                 lab.go_on(move)
             end(lab, move, then, take_over=True)
             hit.woken.set()
-            operator.join(60)
+            operator.join(200)
             assert isinstance(outcome[0], ShardKitError | m.LostContact | psycopg.Error), f"not stopped: {outcome[0]!r}"
-        operator.join(60)
+        operator.join(200)
     else:
         first()
     end(lab, move, then)
@@ -95,8 +98,13 @@ def end(lab, move, then, **more):
 def kill_mover(lab, move, at):
     """Go on with *move* in a process of its own that SIGKILL ends before its effect number *at*."""
     command = [sys.executable, "-c", MOVER, lab.settings.catalog_url, str(move.id), str(at)]
-    done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, timeout=200, check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
+    pause, deadline = threading.Event(), time.monotonic() + 60
+    with connect_admin(lab.settings.catalog_url, lab.settings) as catalog:  # its session ends a moment after it
+        while catalog.execute(journal.SQL["holder"], {"id": move.id}).fetchone() is not None:
+            assert time.monotonic() < deadline, "the session of the killed mover does not end"
+            pause.wait(0.01)
 
 
 MOVER = """
@@ -123,6 +131,21 @@ def just_before(kind, act):
         return do(effect)
 
     return around
+
+
+def stall_once(lab, move, eventually):
+    """Does nothing until the server has ended the fence of *move*, whose budget is over; the first time it is called."""
+    fence = """SELECT FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE datname = current_database() AND granted
+               AND locktype = 'relation' AND mode = 'ExclusiveLock' AND application_name LIKE 'shardkit move %'"""
+    late = []
+
+    def stall():
+        if not late:
+            late.append(1)
+            with lab.on(move.source) as connection:
+                eventually(lambda: connection.execute(fence).fetchone() is None)
+
+    return stall
 
 
 def copy_refuses(lab, move, insert):

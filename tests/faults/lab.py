@@ -22,7 +22,7 @@ from shardkit.schema.blueprint import Blueprint
 from shardkit.schema.bootstrap import initialize
 
 ACCOUNTS, BALANCE = 8, 100
-QUICK = MoveOptions(give_up_after_s=60, slot_timeout_s=30)
+QUICK = MoveOptions(give_up_after_s=200, slot_timeout_s=100)  # soon over, but not because the machine stalled
 TENANT = "acme"
 LEFT = """
 SELECT slot_name FROM pg_replication_slots WHERE database = current_database()
@@ -38,7 +38,7 @@ class Lab:
     ``unit(session, writer, n)``, which writers do, and ``entries(tenant)``, what the servers themselves have of it."""
 
     def __init__(self, databases):
-        self.settings = Settings(catalog_url=databases.catalog_url, move_wait_s=30.0)
+        self.settings = Settings(catalog_url=databases.catalog_url, move_wait_s=60.0, load_interval_s=3600.0)
         self.servers = databases.servers
         initialize(self.settings, servers=databases.servers, shard_count=1, blueprint=Blueprint(self.BLUEPRINT))
         self.kit = ShardKit(settings=self.settings)
@@ -139,11 +139,11 @@ class Load:
     def __exit__(self, *_):
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=60)
+            thread.join(timeout=200)
             assert not thread.is_alive(), "a writer hangs"
 
     def wait_for(self, more):
-        wanted, deadline = len(self.acked) + more, time.monotonic() + 60
+        wanted, deadline = len(self.acked) + more, time.monotonic() + 200
         while len(self.acked) < wanted:
             assert time.monotonic() < deadline, f"writers are stuck: {self.errors[-1:]}"
             self._stop.wait(0.005)

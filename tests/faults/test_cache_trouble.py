@@ -13,6 +13,7 @@ from cachelab import Photo, cached_fleet_on
 from redislab import RedisServer, Relay
 
 from shardkit import AsyncShardKit, ShardKit
+from shardkit._sync import cache, filling
 from shardkit.errors import CacheUnavailableError, SettingsError
 from shardkit.local.ports import free_ports
 
@@ -34,7 +35,7 @@ def server():
 @pytest.fixture
 def open_kit(fleet, server):
     with contextlib.ExitStack() as opened:
-        usual = {"redis_url": server.url, "cache_timeout_s": 0.05}
+        usual = {"redis_url": server.url, "cache_timeout_s": 30.0}  # a machine that stalls is not what is tried here
         yield lambda **given: opened.enter_context(ShardKit(settings=fleet.settings(**(usual | given))))
 
 
@@ -55,12 +56,31 @@ def title_of(kit, key):
     return kit.cache.get_row(Photo, key, tenant=TENANT).title
 
 
+@pytest.fixture
+def slow_fills(monkeypatch):
+    """Who fills, and who waits for that, has all the time it needs, also where the machine stalls."""
+    monkeypatch.setattr(filling, "JOIN_S", 60.0)
+    monkeypatch.setattr(filling, "LEASE_MS", 60_000)
+    monkeypatch.setattr(cache, "SCRIPT_WAIT_S", 60.0)
+
+
 @contextlib.contextmanager
-def frozen(server):
+def frozen(server, kit):
+    """The server is stopped, and *kit*, patient otherwise, waits a twentieth of a second for it, as by the default setting."""
+    store = kit.cache._store
+    links = [link for node in store._topology.nodes() for link in node._idle]
+    patience_s, store._timeout_s = store._timeout_s, 0.05
+    assert links, "whoever makes a connection first waits as long as the setting says"
+    for link in links:
+        link.connection._sock.settimeout(0.05)
     server.freeze()
     try:
         yield
     finally:
+        store._timeout_s = patience_s
+        for link in links:  # if they are still there: what was asked in vain is closed
+            if link.connection._sock is not None:
+                link.connection._sock.settimeout(patience_s)
         server.thaw()
 
 
@@ -68,7 +88,7 @@ def test_frozen_redis_is_asked_once(open_kit, server, eventually):
     kit = open_kit()
     key = add(kit, "frozen")
     assert title_of(kit, key) == "first"
-    with frozen(server):
+    with frozen(server, kit):
         assert [title_of(kit, key) for _ in range(20)] == ["first"] * 20
         assert kit.cache._store.open
     eventually(lambda: not kit.cache._store.open)
@@ -79,7 +99,7 @@ def test_strict_writer_fails_and_nothing_is_written(open_kit, server, eventually
     kit = open_kit(cache_on_down="strict")
     key = add(kit, "strict")
     assert title_of(kit, key) == "first"
-    with frozen(server), pytest.raises(CacheUnavailableError) as caught:
+    with frozen(server, kit), pytest.raises(CacheUnavailableError) as caught:
         retitle(kit, key, "second")
     assert caught.value.retryable
     eventually(lambda: not kit.cache._store.open)
@@ -92,7 +112,7 @@ def test_outbox_is_drained_when_redis_is_back(open_kit, server, eventually):
     writer, reader = open_kit(), open_kit()
     key = add(writer, "outbox")
     assert title_of(reader, key) == "first"
-    with frozen(server):
+    with frozen(server, writer):
         retitle(writer, key, "second")
         assert writer.cache.counts.outbox == 1
     eventually(lambda: title_of(reader, key) == "second")
@@ -105,7 +125,7 @@ def test_outbox_of_a_dead_writer_is_drained_by_anybody(open_kit, server, eventua
     key = add(writer, "dead")
     assert title_of(reader, key) == "first"
     writer.cache._recovered = writer.cache._store._recovered = lambda: None
-    with frozen(server):
+    with frozen(server, writer):
         retitle(writer, key, "second")
     assert reader.cache.drain() >= 1
     assert title_of(reader, key) == "second"
@@ -114,7 +134,7 @@ def test_outbox_of_a_dead_writer_is_drained_by_anybody(open_kit, server, eventua
 def test_ttl_writer_goes_on(open_kit, server):
     kit = open_kit(cache_on_down="ttl")
     key = add(kit, "ttl")
-    with frozen(server):
+    with frozen(server, kit):
         retitle(kit, key, "second")
         assert title_of(kit, key) == "second"
     assert kit.cache.counts.outbox == 0
@@ -140,13 +160,16 @@ def test_idle_connections_closed_by_the_server_are_no_error(open_kit, server):
     assert title_of(kit, key) == "second"
 
 
-def test_promoted_replica_starts_cold(open_kit, server):
+def test_promoted_replica_starts_cold(open_kit, server, eventually):
     with RedisServer() as replica:
         replica.ask("REPLICAOF", "127.0.0.1", server.port)
+        eventually(lambda: replica.ask("INFO", "replication")["master_link_status"] == "up")
         relay = Relay(server.port)
         kit = open_kit(redis_url=relay.url)
         key = add(kit, "promoted")
         assert title_of(kit, key) == "first"
+        written = server.ask("INFO", "replication")["master_repl_offset"]
+        eventually(lambda: replica.ask("INFO", "replication")["slave_repl_offset"] >= written)  # it has the key
         replica.ask("REPLICAOF", "NO", "ONE")
         relay.point(replica.port)
         loads = kit.cache.counts.loads
@@ -163,8 +186,9 @@ def test_replica_is_not_taken_for_the_master(open_kit, server):
             add(kit, "replica")
 
 
-def test_herd_loads_once(open_kit):
-    kit = open_kit(cache_timeout_s=5.0)  # a machine that stalls is not what is tried here
+def test_herd_loads_once(open_kit, slow_fills):
+    kit = open_kit()
+    title_of(kit, add(kit, "the first of a shard sets its barrier"))
     for number in range(5):
         key, loads = add(kit, f"herd {number}"), kit.cache.counts.loads
         gate = threading.Barrier(200)
@@ -178,20 +202,20 @@ def test_herd_loads_once(open_kit):
         assert kit.cache.counts.loads == loads + 1
 
 
-def test_fill_that_stalls_makes_nobody_load_again(open_kit):
-    kit = open_kit(cache_timeout_s=5.0)
+def test_fill_that_stalls_makes_nobody_load_again(open_kit, slow_fills):
+    kit = open_kit()
     key = add(kit, "stalled")
-    filling, go_on, fill = threading.Event(), threading.Event(), kit.cache._filler.fill
+    loading, go_on, fill = threading.Event(), threading.Event(), kit.cache._filler.fill
 
     def stalls(*given):
-        filling.set()
-        assert go_on.wait(20)
+        loading.set()
+        assert go_on.wait(60)
         return fill(*given)
 
     kit.cache._filler.fill = stalls
     with ThreadPoolExecutor(20) as pool:
         first = pool.submit(title_of, kit, key)
-        assert filling.wait(20)
+        assert loading.wait(60)
         late = [pool.submit(title_of, kit, key) for _ in range(19)]
         with contextlib.suppress(FutureTimeoutError):
             late[0].result(0.2)  # four times as long as it would wait for another process
@@ -201,7 +225,7 @@ def test_fill_that_stalls_makes_nobody_load_again(open_kit):
 
 
 def test_more_threads_than_connections_are_no_error(open_kit):
-    kit = open_kit(cache_pool_size=4)
+    kit = open_kit(cache_pool_size=4, pool_timeout_s=60.0, pool_queue=1000)  # a stall may send all of them to PostgreSQL
     keys = [add(kit, f"crowd {n}") for n in range(10)]
     with ThreadPoolExecutor(500) as pool:
         asked = [pool.submit(title_of, kit, keys[n % 10]) for n in range(1000)]
@@ -231,7 +255,7 @@ def test_async_cancellation_breaks_no_connection(fleet, server):
 def redis_cluster():
     with contextlib.ExitStack() as stack:
         buses = free_ports(3)  # the default is 10,000 above the other port, which may be none
-        usual = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port")
+        usual = ("--cluster-enabled", "yes", "--cluster-node-timeout", "30000", "--cluster-port")
         nodes = [stack.enter_context(RedisServer(*usual, str(bus))) for bus in buses]
         for number, node in enumerate(nodes):
             node.ask("CLUSTER", "ADDSLOTSRANGE", number * 16384 // 3, (number + 1) * 16384 // 3 - 1)
@@ -242,7 +266,7 @@ def redis_cluster():
 
 def test_cluster_of_three_nodes(open_kit, redis_cluster, eventually):
     eventually(lambda: all(b"cluster_state:ok" in n.ask("CLUSTER", "INFO") for n in redis_cluster))
-    kit = open_kit(redis_url=f"redis+cluster://127.0.0.1:{redis_cluster[0].port}", cache_on_down="strict", cache_timeout_s=2.0)
+    kit = open_kit(redis_url=f"redis+cluster://127.0.0.1:{redis_cluster[0].port}", cache_on_down="strict")
     keys = {}
     for number in range(12):
         with kit.begin(f"t{number}") as s:

@@ -18,7 +18,7 @@ from sqlalchemy import select, text
 from shardkit import AsyncShardKit, ShardKit
 from shardkit.errors import CommitUnknownError, DeadlineError, Outcome, PoolTimeoutError, ServerDownError
 
-FAR_TOO_LONG_S = 8.0  # the calls' own limit is 30 s; a deadline that does nothing is seen
+FAR_TOO_LONG_S = 60.0  # every other limit is 120 s; a deadline that does nothing is seen, and a machine may stall
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def test_packets_dropped_before_the_query_is_sent(kit, behind):
 def test_a_query_that_takes_too_long(kit, behind):
     tenant = behind.tenant_on("pg1")
     with ends_in_time(), kit.session(tenant) as s, kit.deadline(0.3), pytest.raises(DeadlineError):
-        s.execute(text("SELECT pg_sleep(60)"))
+        s.execute(text("SELECT pg_sleep(600)"))
     with kit.session(tenant) as s:
         assert s.scalar(text("SELECT 1")) == 1
 
@@ -113,30 +113,32 @@ def test_async_calls_to_a_frozen_server_end_too(behind, local_cluster):
     asyncio.run(main())
 
 
-def test_what_a_frozen_server_has_committed_is_found_out_when_it_goes_on(behind, local_cluster, fleet):
+def test_what_a_frozen_server_has_committed_is_found_out_when_it_goes_on(behind, local_cluster, fleet, eventually):
     """COMMIT is on its way when the server freezes: the program is told *unknown*, and afterwards it is one or the other."""
     tenant, note = behind.tenant_on("pg1"), "thawed"
     with ShardKit(settings=behind.settings(pool_size=2)) as kit:
         with kit.session(tenant) as s:
             s.add_all([Order(note=note), Order(note=f"{note} 2")])
-            s.flush()
+            pid = s.scalar(text("SELECT pg_backend_pid()"))
             with frozen(local_cluster.pid(local_cluster.servers[0].name)), ends_in_time(), kit.deadline(0.3):
                 with pytest.raises(CommitUnknownError) as caught:
                     s.commit()
             assert not caught.value.retryable
+        with fleet.admin("pg1") as admin:  # it does what it was sent, and then finds that nobody is there
+            eventually(lambda: admin.execute("SELECT FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchone() is None)
         assert fleet.count(kit, tenant, f"note = '{note}'") == fleet.count(kit, tenant, f"note = '{note} 2'")
 
 
 def test_without_a_block_the_setting_is_the_limit(behind):
-    with ShardKit(settings=behind.settings(call_timeout_s=0.3)) as kit, kit.session(behind.tenant_on("pg1")) as s:
+    with ShardKit(settings=behind.settings(call_timeout_s=2.0)) as kit, kit.session(behind.tenant_on("pg1")) as s:
         with ends_in_time(), pytest.raises(DeadlineError):
-            s.execute(text("SELECT pg_sleep(60)"))
+            s.execute(text("SELECT pg_sleep(600)"))
 
 
 def test_an_inner_deadline_cannot_outlast_the_outer_one(kit, behind):
-    with kit.session(behind.tenant_on("pg1")) as s, ends_in_time(), kit.deadline(0.3), kit.deadline(60):
+    with kit.session(behind.tenant_on("pg1")) as s, ends_in_time(), kit.deadline(0.3), kit.deadline(600):
         with pytest.raises(DeadlineError):
-            s.execute(text("SELECT pg_sleep(60)"))
+            s.execute(text("SELECT pg_sleep(600)"))
 
 
 def test_the_deadline_hits_a_commit(kit, behind):
@@ -163,7 +165,7 @@ def test_waiting_for_a_connection_ends_too(kit, behind):
 
 def test_a_queue_that_is_full_refuses_at_once(behind, eventually):
     tenant = behind.tenant_on("pg1")
-    with ShardKit(settings=behind.settings(pool_size=1, pool_queue=1, pool_timeout_s=20.0)) as kit:
+    with ShardKit(settings=behind.settings(pool_size=1, pool_queue=1, pool_timeout_s=120.0)) as kit:
         with kit.session(tenant) as holder:
             holder.execute(text("SELECT 1"))
 
@@ -177,7 +179,7 @@ def test_a_queue_that_is_full_refuses_at_once(behind, eventually):
             eventually(lambda: pool.waiting == 1)
             with ends_in_time(), kit.session(tenant) as s, pytest.raises(PoolTimeoutError, match="others wait"):
                 s.execute(text("SELECT 1"))
-        waiter.join(timeout=30)
+        waiter.join(timeout=100)
         assert not waiter.is_alive()
 
 
@@ -204,7 +206,7 @@ def test_one_servers_trouble_is_not_another_servers(kit, behind):
             with kit.read(tenant) as s:
                 s.scalars(select(Order)).all()
     for thread in stuck:
-        thread.join(timeout=30)
+        thread.join(timeout=100)
         assert not thread.is_alive()
 
 
@@ -239,12 +241,13 @@ def test_a_cancelled_task_does_not_linger(behind):
             tenant = behind.tenant_on("pg1")
             async with kit.session(tenant) as s:
                 await s.execute(text("SELECT 1"))
-                behind.proxies["pg1"].mode = "swallow"
+                behind.proxies["pg1"].mode, made = "swallow", behind.proxies["pg1"].accepted
                 with ends_in_time():
                     with pytest.raises(TimeoutError):
                         async with asyncio.timeout(0.3):
                             await s.execute(text("SELECT 2"))
                     await s.close()
+                assert behind.proxies["pg1"].accepted == made, "a cancel request makes a connection, and waits for an answer"
             behind.proxies["pg1"].mode = "pass"
             async with kit.session(tenant) as s:
                 assert await s.scalar(text("SELECT 1")) == 1

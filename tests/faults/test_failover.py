@@ -96,7 +96,7 @@ def test_writes_are_back_after_a_promotion(pair, eventually):
     kit = pair.kit()
     kit.run(pair.tenant, add, "before")
     promoted(pair, eventually)
-    kit.run(pair.tenant, add, "after")  # gives up by itself after 15 s
+    kit.run(pair.tenant, add, "after")  # gives up by itself
     assert pair.notes(pair.new_url) == ["after", "before"]
     eventually(lambda: pair.timeline_in_the_catalog() == 2)
 
@@ -196,6 +196,7 @@ def test_a_promoted_replica_is_no_replica_and_an_old_primary_neither(pair, event
         set_replicas(catalog, "pg2", [pair.new_url, pair.old_url])
     kit = pair.kit()
     kit.run(pair.tenant, add, "before")
+    eventually(lambda: pair.standby.caught_up_with(pair.old_url))  # it may show what was there a minute ago
 
     def served():
         with kit.read(pair.tenant, max_lag_s=60.0) as s:
@@ -273,7 +274,7 @@ def test_with_a_synchronous_standby_no_acknowledged_write_is_lost_or_doubled(pai
     writers = [threading.Thread(target=writer, args=(name,)) for name in "abcd"]
     for thread in writers:
         thread.start()
-    assert enough.wait(60)
+    assert enough.wait(200)
     pair.kill_primary()
     pair.standby.promote()
     pair.old_primary_comes_back()
@@ -282,7 +283,7 @@ def test_with_a_synchronous_standby_no_acknowledged_write_is_lost_or_doubled(pai
         old.execute("SELECT pg_reload_conf()")
     failed_over.set()
     for thread in writers:
-        thread.join(60)
+        thread.join(200)
         assert not thread.is_alive()
     there = pair.notes(pair.new_url)  # the column is unique: nothing is there twice
     assert set(acknowledged) <= set(there) <= set(acknowledged) | set(doubtful)

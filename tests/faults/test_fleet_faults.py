@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -12,6 +13,7 @@ import psycopg
 import pytest
 
 from shardkit.core.fleet import Why
+from shardkit.core.names import FLEET_LOCK_CLASS, schema_name
 from tests.integration.fleetlab import FleetLab
 
 SHARDS = 32
@@ -41,25 +43,58 @@ def done_rows(lab) -> int:
     return sum(state == "done" for state in lab.ledger().values())
 
 
-def kill_once(lab, eventually, *, after: int, wave: int = 8) -> bool:
-    """Start a run and kill it when *after* more ledger rows are done; False if it came to its end before."""
+GATE = 77
+WAITS = """
+DO $$ BEGIN
+  WHILE current_schema() = '{schema}' AND NOT pg_try_advisory_xact_lock({gate}) LOOP PERFORM pg_sleep(0.02); END LOOP;
+END $$"""
+
+
+def waits(shards):
+    """A step that the last of *shards* comes through only when its gate is open."""
+    return f"op.execute({WAITS.format(schema=schema_name(shards - 1, 1), gate=GATE)!r})\n"
+
+
+@contextlib.contextmanager
+def closed_gate(lab, shards):
+    """No run comes to its end meanwhile, however long this process is stalled; yields whether one waits at the gate."""
+    waiting = """SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'
+                                AND pid <> pg_backend_pid() AND query LIKE '%pg_try_advisory_xact_lock%')"""
+    with lab.shard(shards - 1) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", (GATE,))
+        yield lambda: connection.execute(waiting).fetchone()[0]
+
+
+def kill_once(lab, eventually, waiting, *, after: int, wave: int = 8) -> bool:
+    """Start a run and kill it when *after* more ledger rows are done or it waits at the gate; False if it came to its end."""
     before = done_rows(lab)
     with lab.started("upgrade", "--yes", "--wave", str(wave), "--parallel", "2", "--batch", "4") as process:
-        eventually(lambda: process.poll() is not None or done_rows(lab) >= before + after)
+        eventually(lambda: process.poll() is not None or done_rows(lab) >= before + after or waiting())
         ended = process.poll() is not None
         process.send_signal(signal.SIGKILL)
         process.wait()
+    eventually(lambda: not waiting() and not held(lab))  # its sessions end a moment after it
     return not ended
+
+
+def held(lab):
+    """Whether anybody has the lease."""
+    with lab.catalog() as catalog:
+        lease = """SELECT FROM pg_locks JOIN pg_database d ON d.oid = database
+                   WHERE locktype = 'advisory' AND classid = %s AND datname = current_database()"""
+        return catalog.execute(lease, (FLEET_LOCK_CLASS,)).fetchone() is not None
 
 
 @pytest.mark.parametrize("shards", [SHARDS, pytest.param(1024, marks=pytest.mark.slow)])
 def test_killed_three_times_and_run_again(lab, eventually, shards):
-    lab.revise("b", "op.add_column('orders', sa.Column('extra', sa.Text))\nop.execute('SELECT pg_sleep(0.02)')")
-    lab.revise("c", "op.create_index('orders_extra', 'orders', ['extra'])\nop.execute('SELECT pg_sleep(0.02)')")
+    slowly = waits(shards) + "op.execute('SELECT pg_sleep(0.02)')"
+    lab.revise("b", "op.add_column('orders', sa.Column('extra', sa.Text))\n" + slowly)
+    lab.revise("c", "op.create_index('orders_extra', 'orders', ['extra'])\n" + slowly)
     whole = {"a id,note orders_pkey", "b id,note,extra orders_pkey", "c id,note,extra orders_extra,orders_pkey"}
     draw = random.Random(7)
     most, wave = shards * 12 // SHARDS, shards // 4
-    killed = [kill_once(lab, eventually, after=draw.randrange(1, most), wave=wave) for _ in range(3)]
+    with closed_gate(lab, shards) as waiting:
+        killed = [kill_once(lab, eventually, waiting, after=draw.randrange(1, most), wave=wave) for _ in range(3)]
     counts = Counter(state for (_, revision), state in lab.ledger().items() if revision != "a")
     assert all(killed), "the run was over before it could be killed: nothing was tested"
     assert lab.everywhere(STATE) <= whole, "a shard is half done"
@@ -78,8 +113,7 @@ def test_killed_three_times_and_run_again(lab, eventually, shards):
 def test_killed_while_indexes_are_built_concurrently(lab, eventually):
     lab.revise(
         "b",
-        "op.add_column('orders', sa.Column('extra', sa.Text))\n"
-        "with op.get_context().autocommit_block():\n"
+        "op.add_column('orders', sa.Column('extra', sa.Text))\n" + waits(SHARDS) + "with op.get_context().autocommit_block():\n"
         "    op.create_index('orders_extra', 'orders', ['extra'], postgresql_concurrently=True)\n"
         "    op.execute('SELECT pg_sleep(0.02)')\n"
         "op.add_column('orders', sa.Column('more', sa.Text))",
@@ -96,7 +130,8 @@ def test_killed_while_indexes_are_built_concurrently(lab, eventually):
         eventually(lambda: lab.ask(5, orphan) == 0)
         assert lab.ask(5, building) == 1, "nothing to clean up: nothing was tested"
         reader.execute("COMMIT")
-    killed = kill_once(lab, eventually, after=5)
+    with closed_gate(lab, SHARDS) as waiting:
+        killed = kill_once(lab, eventually, waiting, after=5)
     assert killed
     assert lab.migrate().complete
     assert lab.everywhere(STATE) == {"b id,note,extra,more orders_extra,orders_pkey"}

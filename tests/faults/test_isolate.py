@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import threading
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -28,9 +29,9 @@ from shardkit.errors import (
 )
 from shardkit.move import run
 from shardkit.move.isolate import begin_isolate, forecast
-from tests.faults.illtreat import FAULTS, Hit, copy_refuses, ill_treat, just_before, kill_mover
+from tests.faults.illtreat import FAULTS, Hit, copy_refuses, ill_treat, just_before, kill_mover, stall_once
 from tests.faults.isolatelab import NEIGHBOUR, TABLES, Lab
-from tests.faults.lab import ACCOUNTS, BALANCE, TENANT, Load
+from tests.faults.lab import ACCOUNTS, BALANCE, QUICK, TENANT, Load
 
 EFFECTS, EFFECTS_OF_END, EFFECTS_BACK = 25, 4, 17  # of an isolate until it soaks, of its end, and of its rollback
 CASES = list(itertools.product(range(EFFECTS + EFFECTS_OF_END), FAULTS))
@@ -124,10 +125,11 @@ def test_the_way_back_lets_the_id_sequence_of_an_open_shard_alone(lab):
             schema = lab.route(NEIGHBOUR).schema
             return connection.execute(f"SELECT pg_sequence_last_value('{schema}.{ID_SEQUENCE}')").fetchone()[0]
 
-    lab.kit.run(NEIGHBOUR, lab.unit, 0, 10_001)
+    number = 1 + max(n for tenant in (TENANT, NEIGHBOUR) for _, n, _ in [(0, 0, 0), *lab.entries(tenant)])
+    lab.kit.run(NEIGHBOUR, lab.unit, 0, number)
     move = lab.go_on(lab.begin(lab.other))
     before = drawn()
-    lab.kit.run(TENANT, lab.unit, 0, 10_001)  # a later number than any of the shard it left
+    lab.kit.run(TENANT, lab.unit, 0, number)  # a later number than any of the shard it left
     lab.go_back(move)
     assert drawn() == before
 
@@ -155,9 +157,10 @@ def test_the_number_of_effects_is_what_the_cases_cover(lab):
         call(seen)
         counts.append(seen.count)
 
+    once = replace(QUICK, budget_ms=100_000)  # a second try, because the machine stalled, would be counted too
     move = lab.begin()
-    play(lambda seen: lab.go_on(move, around=seen))
-    play(lambda seen: lab.go_back(move, around=seen))
+    play(lambda seen: lab.go_on(move, around=seen, options=once))
+    play(lambda seen: lab.go_back(move, around=seen, options=once))
     move = lab.begin(lab.home.server)
     lab.go_on(move)
     play(lambda seen: lab.go_on(move, "finish", around=seen))
@@ -171,7 +174,7 @@ def test_there_and_back_under_load_with_every_row_counted_once(lab, same_server)
 
     def count():
         while not stop.wait(0.001):
-            sums.add(lab.kit.fan_out_scalar(select(func.sum(ACCOUNT.c.balance))))
+            sums.add(lab.kit.fan_out_scalar(select(func.sum(ACCOUNT.c.balance)), deadline_s=120.0))
 
     counting = threading.Thread(target=count, daemon=True)
     with Load(lab) as load, Load(lab, NEIGHBOUR) as neighbour:
@@ -189,7 +192,8 @@ def test_there_and_back_under_load_with_every_row_counted_once(lab, same_server)
         load.wait_for(10)
         neighbour.wait_for(10)
         stop.set()
-        counting.join(30)
+        counting.join(200)
+        assert not counting.is_alive()
     assert lab.route().shard == was.shard
     assert sums == {2 * ACCOUNTS * BALANCE}
     assert lab.complaints(load, neighbour) == []
@@ -272,6 +276,14 @@ def test_a_transaction_in_the_middle_is_told_that_it_is_not_done(lab):
         with pytest.raises(ShardMovedError) as caught:
             session.execute(text("UPDATE accounts SET balance = balance WHERE id = 1"))
         assert caught.value.retryable
+    lab.go_back(move)
+
+
+def test_a_fence_that_the_server_ended_because_its_budget_was_over_is_tried_again(lab, eventually):
+    move = lab.begin()
+    move = lab.go_on(move, around=just_before(m.VerifyChanged, stall_once(lab, move, eventually)))
+    assert move.step is m.Step.SOAK
+    assert move.facts["tries"] >= 2
     lab.go_back(move)
 
 

@@ -87,7 +87,7 @@ def test_a_killed_parent_leaves_no_orphan(eventually, ending):
 @pytest.mark.parametrize("ending", ["main()", "main(); raise SystemExit(3)", "main(); os._exit(0)"])
 def test_a_program_that_forgets_down_leaves_nothing(eventually, ending):
     with program(ending) as (process, cluster):
-        process.wait(30)
+        process.wait(200)
         eventually(lambda: not any(exists(pid) for pid in cluster["pids"].values()))
         eventually(lambda: not Path(cluster["home"]).exists())
 

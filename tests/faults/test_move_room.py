@@ -150,9 +150,11 @@ def test_the_copy_waits_for_a_standby_that_is_behind(lab, monkeypatch):
     assert all("standby far away is" in note for note in heard)
 
 
-def test_the_session_that_holds_the_copys_snapshot_is_no_standby(lab):
+def test_the_session_that_holds_the_copys_snapshot_is_no_standby(lab, eventually):
     """It has replayed nothing and never will: a copy that waited for it would wait for ever."""
     name = lab.place.server
+    with lab.on(name) as connection:  # another test's standby may not have gone yet
+        eventually(lambda: not connection.execute(SQL["standbys"]).fetchall())
     standby, source = Receiver(lab.servers[name]), End(name, lab.servers[name], lab.settings, session="a move")
     with lab.on(name) as connection:
         with slot_with_snapshot(source, "held_for_a_test", timeout_s=30):

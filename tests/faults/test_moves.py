@@ -31,7 +31,16 @@ from shardkit.errors import (
 from shardkit.move import run
 from shardkit.move.ends import End
 from shardkit.move.fence import Fence
-from tests.faults.illtreat import FAULTS, Killed, copy_refuses, forged_row_is_found, ill_treat, just_before, kill_mover
+from tests.faults.illtreat import (
+    FAULTS,
+    Killed,
+    copy_refuses,
+    forged_row_is_found,
+    ill_treat,
+    just_before,
+    kill_mover,
+    stall_once,
+)
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
 
@@ -129,9 +138,29 @@ def test_a_look_at_the_structure_that_is_under_way_when_the_work_ends_leaves_no_
 
     with pytest.raises(Killed):
         lab.go_on(move, around=around)
-    assert looked.wait(10)
+    assert looked.wait(60)
     assert len(ends) == 2
     assert all(not end._connections for end in ends)
+
+
+@pytest.mark.parametrize("lateness", ["the mover", "the look"])
+def test_a_fence_that_the_server_ended_because_its_budget_was_over_is_tried_again(lab, monkeypatch, eventually, lateness):
+    """A mover that stalled for a quarter of a second under its lock gave up the whole move."""
+    move = lab.begin(soak=False)
+    stall = stall_once(lab, move, eventually)
+    if lateness == "the mover":
+        around = just_before(m.VerifyChanged, stall)
+    else:
+        look, around = Fence.same_structure, lambda effect, do: do(effect)
+
+        def look_late(fence):
+            stall()
+            look(fence)
+
+        monkeypatch.setattr(Fence, "same_structure", look_late)
+    ended = lab.go_on(move, around=around)
+    assert ended.step is m.Step.FINISHED
+    assert ended.facts["tries"] >= 2
 
 
 @pytest.mark.parametrize("at", [19, 22])  # the commit of the fence, and the flip
@@ -202,7 +231,7 @@ def test_a_stopped_client_that_wakes_after_the_drop_never_commits(lab, isolation
         os.kill(client.pid, signal.SIGSTOP)
         assert lab.move().step is m.Step.FINISHED
         os.kill(client.pid, signal.SIGCONT)
-        said, _ = client.communicate("go\n", timeout=30)
+        said, _ = client.communicate("go\n", timeout=200)
     assert said.strip() in {"42P01", "3F000"}
     assert lab.rows("SELECT count(*) FROM tokens WHERE what = 'stale'") == [(0,)]
 

@@ -28,7 +28,7 @@ def rebalanced(local_cluster, *, shards, tenants, writers, parallel):
     """What the plan was, what failed, what writers saw, and what is missing or misplaced afterwards."""
     with fresh_databases(local_cluster.servers, 4) as databases:
         *first, (name, url) = databases.servers.items()
-        settings = Settings(catalog_url=databases.catalog_url, move_wait_s=30.0, servers={name: url})
+        settings = Settings(catalog_url=databases.catalog_url, move_wait_s=60.0, servers={name: url})
         initialize(settings, servers=dict(first), shard_count=shards, blueprint=Blueprint(TABLES))
         join(settings, plan_joining(settings, name, url, weight=1.0))
         acked, errors, stop = [], [], threading.Event()
@@ -56,7 +56,8 @@ def rebalanced(local_cluster, *, shards, tenants, writers, parallel):
             done, failed = carry_out(settings, plan.moves, parallel=parallel, options=MoveOptions(soak=False))
             stop.set()
             for thread in threads:
-                thread.join(60)
+                thread.join(200)
+                assert not thread.is_alive()
             shardmap = kit.refresh()
         found = Counter()
         for shard, place in shardmap.placements.items():

@@ -28,7 +28,7 @@ def status(cluster, tmp_path, *, code):
         servers = {server.name: server.url for server in cluster.servers}
 
     config = settings_file(tmp_path / "shardkit.toml", Addresses)
-    done = run("status", "--json", "--config", config, code=code, env={"SHARDKIT_CONNECT_TIMEOUT_S": "1"})
+    done = run("status", "--json", "--config", config, code=code, env={"SHARDKIT_CONNECT_TIMEOUT_S": "8"})
     return {server["name"]: server for server in json.loads(done.stdout)["servers"]}
 
 

@@ -30,6 +30,12 @@ def test_a_standby_of_an_idle_source_is_not_late():
     assert all(pulse.reason(float(now), 100, {"s1": 100}, 0) is None for now in range(0, 10_000, 100))
 
 
+def test_a_standby_that_missed_the_last_word_of_a_quiet_hour_is_late():
+    pulse = SourceLoad(Limits(lag_s=2.0))
+    assert pulse.reason(0.0, 100, {"s1": 0}, 0) is None
+    assert pulse.reason(3600.0, 200, {"s1": 0}, 0) is not None, "it has not even what was there an hour ago"
+
+
 @pytest.mark.parametrize(("active", "paused"), [(3, False), (4, True)])
 def test_others_at_work(active, paused):
     assert (SourceLoad(Limits(active=3)).reason(0.0, 1, {}, active) is not None) is paused
