@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Literal
 
 from shardkit.catalog.changes import set_server_state
-from shardkit.catalog.journal import Move, busy_shards, moves
+from shardkit.catalog.journal import Move, moves
 from shardkit.catalog.loads import lately
 from shardkit.catalog.rows import load_map
 from shardkit.core.moving import Step
@@ -29,11 +29,12 @@ Done = Callable[["PlannedMove | Move", "Move | ShardKitError"], None]
 def make_plan(settings: Settings, *, by: By = "count", without: str | None = None) -> Plan:
     """The moves that would make servers even, by number of shards, by bytes, or by units of work in the last hour.
 
-    *without*: that empty the server so named. Raises PlacementError for no server, or where nobody has told of units of work.
+    A shard whose move has not ended stays where that leads. *without*: that empty the server so named. Raises PlacementError
+    for no server, or where nobody has told of units of work.
     """
     with connect_admin(settings.catalog_url, settings) as catalog:
         shardmap = load_map(catalog)
-        busy = busy_shards(catalog)
+        fixed = fixed_places(moves(catalog))
         units = units_of_work(catalog, shardmap) if by == "load" else None
     weights = {
         name: server.weight
@@ -43,11 +44,32 @@ def make_plan(settings: Settings, *, by: By = "count", without: str | None = Non
     current: dict[int, str | None] = {
         shard: place.server
         for shard, place in shardmap.placements.items()
-        if shard not in busy and shardmap.server(place.server).state is not ServerState.DOWN
+        if shard not in fixed and shardmap.server(place.server).state is not ServerState.DOWN
     }
+    staying = {shard: server for shard, server in fixed.items() if shard in shardmap.placements and server in weights}
     if without is not None:
         shardmap.server(without)
-    return plan(current, weights, loads=sizes(settings, shardmap) if by == "bytes" else units)
+    loads = sizes(settings, shardmap) if by == "bytes" else units
+    return plan({**current, **staying}, weights, loads=loads, fixed=staying.keys())
+
+
+def fixed_places(unended: Sequence[Move]) -> dict[int, str]:
+    """Where the shards are, or are on their way to, that cannot be moved because of *unended* moves (the newest first)."""
+    found: dict[int, str] = {}
+    for move in reversed(unended):
+        found[move.shard] = move.target if move.tenant is None else move.source
+        if move.into_shard is not None:
+            found[move.into_shard] = move.target
+    return found
+
+
+def waiting(settings: Settings, *, without: str | None = None) -> list[Move]:
+    """Moves that have not ended and keep a shard from where it should be: at their end, and off *without*; oldest first."""
+    with connect_admin(settings.catalog_url, settings) as catalog:
+        placements, unended = load_map(catalog).placements, moves(catalog)
+    ends = fixed_places(unended)
+    astray = {shard for shard, at in placements.items() if at.server == without or at.server != ends.get(shard, at.server)}
+    return [move for move in reversed(unended) if not astray.isdisjoint((move.shard, move.into_shard))]
 
 
 def units_of_work(catalog: Any, shardmap: ShardMap) -> dict[int, float]:
