@@ -89,15 +89,23 @@ def _carry_plan(
         go_on(f"Move {len(found.moves)} shards?", yes=given["yes"], dry_run=given["dry_run"])
     if draining is not None:
         planning.drain(settings, draining)
-    with shown(as_json=given["as_json"], shards=len(found.moves)) as display:
-        count, failed = planning.carry_out(
-            settings,
-            found.moves,
-            parallel=parallel,
-            options=options_of(given, soak=given["soak"]),
-            report=display.report,
-            done=display.done,
+    try:
+        with shown(as_json=given["as_json"], shards=len(found.moves)) as display:
+            count, failed = planning.carry_out(
+                settings,
+                found.moves,
+                parallel=parallel,
+                options=options_of(given, soak=given["soak"]),
+                report=display.report,
+                done=display.done,
+            )
+    except KeyboardInterrupt:
+        click.echo(
+            "stopped; nothing is lost. `shardkit moves list` shows what is to be gone on with (`moves resume`, or `abort`); "
+            "then run this again",
+            err=True,
         )
+        raise click.exceptions.Exit(130) from None
     if given["soak"] and count:
         click.echo("the old places follow: `shardkit moves finish --all` drops them", err=True)
     sum_up(ctx, f"moved {count} of {len(found.moves)} shards", failed)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from shardkit.catalog.changes import set_server_state
 from shardkit.catalog.journal import Move, moves
@@ -16,14 +17,15 @@ from shardkit.core.names import schema_name
 from shardkit.core.placement import Plan, PlannedMove, plan
 from shardkit.core.shardmap import ServerState, ShardMap
 from shardkit.db.connect import connect_admin, server_url
-from shardkit.errors import PlacementError, ShardKitError
-from shardkit.move.options import MoveOptions, Report, silent
+from shardkit.errors import MoveInterruptedError, PlacementError, ShardKitError
+from shardkit.move.options import MoveOptions, Progress, Report, silent
 from shardkit.move.run import begin, go_on
 from shardkit.settings import Settings
 from shardkit.sql import statements
 
 By = Literal["count", "bytes", "load"]
 Done = Callable[["PlannedMove | Move", "Move | ShardKitError"], None]
+_BEFORE_FENCE: Final = {"copy", "stream", "verify", "fence"}
 
 
 def make_plan(settings: Settings, *, by: By = "count", without: str | None = None) -> Plan:
@@ -115,9 +117,19 @@ def carry_out(
 ) -> tuple[int, list[ShardKitError]]:
     """Move what was planned, *parallel* at a time, no server in two copies at once where that can be helped.
 
-    A move that fails does not stop the others. Gives how many were done, and the errors.
+    A move that fails does not stop the others. Gives how many were done, and the errors. What ends it from outside (Ctrl-C)
+    stops moves whose fence is not committed where they are, waits for the others, and is raised.
     """
     options = options or MoveOptions(soak=False)
+    stopping = threading.Event()
+
+    def heard(progress: Progress) -> None:
+        report(progress)
+        if stopping.is_set() and progress.step in _BEFORE_FENCE:
+            raise MoveInterruptedError(
+                f"move {progress.move_id} was stopped; nothing is lost. `shardkit moves resume {progress.move_id}` goes on"
+            )
+
     left, failed, finished = list(planned_moves), [], 0
     busy: Counter[str] = Counter()
     with ThreadPoolExecutor(parallel) as pool:
@@ -127,7 +139,7 @@ def carry_out(
                 for planned in _next(left, busy, room=parallel - len(running)):
                     left.remove(planned)
                     busy.update(_servers(planned))
-                    running[pool.submit(_one, settings, planned, options, report)] = planned
+                    running[pool.submit(_one, settings, planned, options, heard)] = planned
                 ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in ended:
                     planned = running.pop(future)
@@ -139,6 +151,7 @@ def carry_out(
                         failed.append(exc)
                         done(planned, exc)
         except BaseException:
+            stopping.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return finished, failed
