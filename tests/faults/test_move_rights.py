@@ -8,8 +8,11 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from shardkit.core import moving as m
+from shardkit.db.connect import conninfo
 from shardkit.local import run_local
 from shardkit.local.databases import FreshDatabases, fresh_databases
+from shardkit.move.ends import End
+from shardkit.move.forecast import forecast
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
 
@@ -18,9 +21,15 @@ RIGHTS = "GRANT pg_create_subscription, pg_signal_backend, pg_read_all_stats, pg
 
 
 @pytest.fixture(scope="module")
-def databases():
+def cluster():
+    with run_local(servers=2, redis=False, fast=True) as running:
+        yield running
+
+
+@pytest.fixture
+def databases(cluster):
     """Databases named with the login ``carrier``, which is no superuser and has to give its password."""
-    with run_local(servers=2, redis=False, fast=True) as cluster, fresh_databases(cluster.servers, 2) as made:
+    with fresh_databases(cluster.servers, 2) as made:
         for url in (*made.servers.values(), made.catalog_url):
             with psycopg.connect(url, autocommit=True) as connection:
                 if connection.execute("SELECT FROM pg_roles WHERE rolname = 'carrier'").fetchone() is None:
@@ -28,6 +37,7 @@ def databases():
                         sql.SQL("CREATE ROLE carrier LOGIN REPLICATION CREATEROLE PASSWORD {}").format(sql.Literal(PASSWORD))
                     )
                     connection.execute(RIGHTS)
+                connection.execute("ALTER ROLE carrier CREATEROLE")
                 name = sql.Identifier(connection.info.dbname)
                 connection.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO carrier").format(name))
 
@@ -57,4 +67,33 @@ def test_the_least_rights_that_are_documented_carry_a_shard_there_and_back(datab
         assert lab.go_on(lab.go_on(lab.begin()), "finish").step is m.Step.FINISHED
         load.wait_for(5)
     assert lab.complaints(load) == []
+    lab.kit.close()
+
+
+def test_servers_that_cannot_reach_each_other_are_found_before_the_copy(databases):
+    _, named = databases
+    lab = Lab(named)
+    shard = 0
+    source = lab.kit.map.placement(shard).server
+    target = next(name for name in named.servers if name != source)
+
+    def findings(blind):
+        """What is found when the servers are told an address of *blind* that leads nowhere; this process knows a better one."""
+        ours = make_conninfo(named.servers[blind], hostaddr="127.0.0.1", port=1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                End,
+                "conninfo_of_subscription",
+                lambda end: ours if end.name == blind else conninfo(end.url, lab.settings),
+            )
+            return forecast(lab.settings, shard, target).findings
+
+    assert not forecast(lab.settings, shard, target).refused
+    (refusal,) = [one for one in findings(source) if "cannot subscribe" in one.what]
+    assert refusal.refuses
+    assert refusal.what.startswith(f"server '{target}' cannot subscribe to server '{source}': ")
+    assert PASSWORD not in refusal.what
+    (note,) = [one for one in findings(target) if "cannot subscribe" in one.what]
+    assert not note.refuses
+    assert "--no-soak" in note.remedy
     lab.kit.close()
