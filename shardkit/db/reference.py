@@ -9,6 +9,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
+from shardkit.core.names import REFERENCE_SCHEMA
 from shardkit.errors import DeadlineError
 from shardkit.settings import Secret
 from shardkit.sql import statements
@@ -29,10 +30,12 @@ def prepare(connection: Connection) -> None:
 
 
 def publish(connection: Connection) -> None:
-    """Where reference tables are written: their schema, published as a whole."""
-    prepare(connection)
+    """Publish the reference tables where they are written."""
     if not _yes(connection, "has_publication"):
         connection.execute(SQL["publish"])
+    for (table,) in connection.execute(SQL["unpublished"]).fetchall():
+        name = sql.Identifier(REFERENCE_SCHEMA, table)
+        connection.execute(sql.SQL("ALTER PUBLICATION shardkit_reference ADD TABLE {}").format(name))
 
 
 def follow(server: Connection, written: Connection, *, written_url: Secret, slot: str) -> None:

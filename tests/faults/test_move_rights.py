@@ -6,13 +6,18 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from sqlalchemy import MetaData
+from sqlalchemy.orm import Mapped, mapped_column
 
+from shardkit import Settings, ShardedBase
 from shardkit.core import moving as m
 from shardkit.db.connect import conninfo
 from shardkit.local import run_local
 from shardkit.local.databases import FreshDatabases, fresh_databases
 from shardkit.move.ends import End
 from shardkit.move.forecast import forecast
+from shardkit.schema.bootstrap import initialize
+from shardkit.schema.shared import make_shared_tables
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
 
@@ -97,3 +102,45 @@ def test_servers_that_cannot_reach_each_other_are_found_before_the_copy(database
     assert not note.refuses
     assert "--no-soak" in note.remedy
     lab.kit.close()
+
+
+class Base(ShardedBase):
+    __abstract__ = True
+    metadata = MetaData()
+
+
+class Country(Base):
+    __tablename__ = "countries"
+    __shardkit__ = {"kind": "reference"}
+    code: Mapped[str] = mapped_column(primary_key=True)
+
+
+class Plan(Base):
+    __tablename__ = "plans"
+    __shardkit__ = {"kind": "reference"}
+    name: Mapped[str] = mapped_column(primary_key=True)
+
+
+def test_the_same_rights_let_every_server_follow_reference_tables(databases):
+    _, named = databases
+    settings = Settings(catalog_url=named.catalog_url, servers=named.servers)
+    initialize(settings, servers=named.servers, shard_count=2)
+    early = MetaData()
+    Country.__table__.to_metadata(early)
+    make_shared_tables(settings, early)
+    try:
+        with psycopg.connect(named.catalog_url, autocommit=True) as connection:
+            connection.execute("INSERT INTO shardkit_reference.countries VALUES ('PT')")
+        make_shared_tables(settings, Base.metadata)
+        with psycopg.connect(named.catalog_url, autocommit=True) as connection:
+            connection.execute("INSERT INTO shardkit_reference.plans VALUES ('free')")
+        make_shared_tables(settings, Base.metadata)  # which returns when all have all
+        for url in named.servers.values():
+            with psycopg.connect(url, autocommit=True) as connection:
+                found = connection.execute("SELECT code, name FROM shardkit_reference.countries, shardkit_reference.plans")
+                assert found.fetchall() == [("PT", "free")]
+    finally:
+        for url in named.servers.values():  # a slot would keep its database
+            with psycopg.connect(url, autocommit=True) as connection:
+                for (name,) in connection.execute("SELECT subname FROM pg_subscription").fetchall():
+                    connection.execute(sql.SQL("DROP SUBSCRIPTION {}").format(sql.Identifier(name)))
