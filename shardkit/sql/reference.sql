@@ -15,6 +15,10 @@ SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = 'shardkit_reference')
 -- Table by table: to publish the schema as a whole only a superuser may.
 CREATE PUBLICATION shardkit_reference
 
+-- tables --
+-- All tables of the schema.
+SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace('shardkit_reference') AND relkind = 'r'
+
 -- unpublished --
 -- Tables of the schema that are not published yet.
 SELECT c.relname FROM pg_class c WHERE c.relnamespace = to_regnamespace('shardkit_reference') AND c.relkind = 'r'
