@@ -178,3 +178,15 @@ def test_a_drain_names_the_shards_it_has_to_leave_and_does_not_end_as_if_done(se
     assert rebalance.waiting(settings) == []  # it is where it should be,
     assert rebalance.waiting(settings, without=soaking.target) == [soaking]  # but could not go from there
     shardkit("moves", "finish", number, "--yes")
+
+
+def test_stamp_names_the_shards_that_a_move_keeps_from_it(settings, shardkit, tmp_path):
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "env.py").write_text("from shardkit.schema import run_env\n\nrun_env(None)\n")
+    (tmp_path / "versions" / "a.py").write_text('revision = "a"\ndown_revision = None\n\n\ndef upgrade(): ...\n')
+    number = run.begin(settings, 0, other(settings, 0)).id
+    said = shardkit("migrate", "stamp", "head", "--tree", tmp_path, "--yes", code=3).output
+    assert "3 shards stamped" in said
+    assert "1 behind: being moved" in said
+    shardkit("moves", "abort", number, "--yes")
+    assert "4 shards stamped" in shardkit("migrate", "stamp", "head", "--tree", tmp_path, "--yes").output
