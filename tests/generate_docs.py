@@ -23,8 +23,9 @@ CLI_HEAD = """# Command line
 Made from `--help` by `python tests/generate_docs.py`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something is behind, drifts or does not run. Data goes to stdout, talk to
-stderr. A command that changes something shows its plan and asks, unless `--yes`; without a terminal it needs `--yes`. Every
-one can be killed and run again.
+stderr. A command that changes the cluster shows its plan and asks, unless `--yes`; without a terminal it needs `--yes`. Every
+one can be killed and run again; a move (or isolate, or rollback) that has begun is gone on with by `shardkit moves resume`,
+which does not ask.
 
 Completion in the shell: `eval "$(_SHARDKIT_COMPLETE=bash_source shardkit)"`, or `zsh_source`, `fish_source`.
 """

@@ -73,7 +73,7 @@ def begin(
     """Write a new move. Raises MoveBusyError where the shard has one that has not ended."""
     if not connection.execute(SQL["has_moves"]).fetchone()[0]:
         raise CatalogError("this catalog was made by an older release and has no journal of moves: upgrade it first")
-    busy = MoveBusyError(f"shard {shard} has a move that has not ended; nothing was done. `shardkit moves list` shows it")
+    busy = _busy(shard)
     given = {"of_move": of_move, "tenant": tenant, "into_shard": into_shard, "options": json.dumps(dict(options or {}))}
     with (
         instead_of({"moves_one_a_shard": busy, "moves_one_rollback": busy, "moves_one_into_shard": busy}),
@@ -124,6 +124,16 @@ def busy_shards(connection: Any) -> frozenset[int]:
     if not connection.execute(SQL["has_moves"]).fetchone()[0]:
         return frozenset()
     return frozenset(row[0] for row in connection.execute(SQL["busy_shards"]))
+
+
+def refuse_busy(connection: Any, shard: int) -> None:
+    """Raise MoveBusyError where *shard* has a move that has not ended."""
+    if shard in busy_shards(connection):
+        raise _busy(shard)
+
+
+def _busy(shard: int) -> MoveBusyError:
+    return MoveBusyError(f"shard {shard} has a move that has not ended; nothing was done. `shardkit moves list` shows it")
 
 
 class Journal:

@@ -231,11 +231,18 @@ def status(ctx: click.Context, revision: str, config: Path | None, tree: Path | 
 @tree_option
 @click.option("--only", type=Shards(), help="Only these: 7 or 0-15,40.")
 @yes_option
-def stamp(revision: str, config: Path | None, tree: Path | None, only: frozenset[int] | None, yes: bool) -> None:
-    """Say that shards are at REVISION without running anything, for shards made from models."""
+@click.pass_context
+def stamp(
+    ctx: click.Context, revision: str, config: Path | None, tree: Path | None, only: frozenset[int] | None, yes: bool
+) -> None:  # fmt: skip
+    """Say that shards are at REVISION without running anything, for shards made from models. Exit code 3 if moves kept some."""
     fleet = Fleet(settings_from(config), tree or own_tree("shard"))
     go_on(f"Say that shards are at {revision}, whatever is in them?", yes=yes, dry_run=False)
     click.echo(f"{fleet.stamp(revision, only=only)} shards stamped")
+    behind = [one for one in fleet.status(revision).behind if only is None or one.shard in only]
+    _show_behind(behind)
+    if behind:
+        ctx.exit(BEHIND)
 
 
 @migrate.command()

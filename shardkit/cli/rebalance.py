@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from shardkit.catalog.journal import Move
 from shardkit.catalog.loads import TenantLoad, lately
 from shardkit.catalog.overview import current_map, opened
 from shardkit.cli.common import (
+    BEHIND,
     config_option,
     go_on,
     json_option,
@@ -22,6 +24,7 @@ from shardkit.cli.common import (
 )
 from shardkit.cli.moves import move_options, options_of, sum_up
 from shardkit.cli.progress import shown
+from shardkit.core.moving import Step
 from shardkit.core.placement import Plan
 from shardkit.move import rebalance as planning
 from shardkit.settings import Settings
@@ -45,6 +48,7 @@ def plan(by: planning.By, without: str | None, config: Path | None, as_json: boo
     """Show which shards would move where, and why."""
     settings = settings_from(config)
     _show_plan(settings, planning.make_plan(settings, by=by, without=without), by=by, as_json=as_json)
+    _show_waiting(planning.waiting(settings, without=without))
 
 
 @click.command()
@@ -56,7 +60,7 @@ def plan(by: planning.By, without: str | None, config: Path | None, as_json: boo
 @move_options
 @click.pass_context
 def rebalance(ctx: click.Context, /, by: planning.By, parallel: int, config: Path | None, **given: Any) -> None:
-    """Make the servers even, moving as few shards as possible."""
+    """Make the servers even, moving as few shards as possible. Exit code 3 where a move that stopped keeps one back."""
     settings = settings_from(config)
     _carry_plan(ctx, settings, planning.make_plan(settings, by=by), by, parallel, given)
 
@@ -68,32 +72,45 @@ def rebalance(ctx: click.Context, /, by: planning.By, parallel: int, config: Pat
 @move_options
 @click.pass_context
 def drain(ctx: click.Context, /, server: str, parallel: int, config: Path | None, **given: Any) -> None:
-    """Move every shard off SERVER; it gets no new ones from then on."""
+    """Move every shard off SERVER; it gets no new ones from then on. Exit code 3 where a move that stopped keeps one back."""
     settings = settings_from(config)
     found = planning.make_plan(settings, without=server)
-    _carry_plan(ctx, settings, found, "count", parallel, given, first=lambda: planning.drain(settings, server))
+    _carry_plan(ctx, settings, found, "count", parallel, given, draining=server)
 
 
 def _carry_plan(
     ctx: click.Context, settings: Settings, found: Plan, by: planning.By, parallel: int, given: dict[str, Any],
-    first: Callable[[], None] = lambda: None,
+    draining: str | None = None,
 ) -> None:  # fmt: skip
     _show_plan(settings, found, by=by, as_json=given["as_json"] and given["dry_run"])
+    waiting = planning.waiting(settings, without=draining)
+    _show_waiting(waiting)
     if found.moves or given["dry_run"]:
         go_on(f"Move {len(found.moves)} shards?", yes=given["yes"], dry_run=given["dry_run"])
-    first()
-    with shown(as_json=given["as_json"], shards=len(found.moves)) as display:
-        count, failed = planning.carry_out(
-            settings,
-            found.moves,
-            parallel=parallel,
-            options=options_of(given, soak=given["soak"]),
-            report=display.report,
-            done=display.done,
+    if draining is not None:
+        planning.drain(settings, draining)
+    try:
+        with shown(as_json=given["as_json"], shards=len(found.moves)) as display:
+            count, failed = planning.carry_out(
+                settings,
+                found.moves,
+                parallel=parallel,
+                options=options_of(given, soak=given["soak"]),
+                report=display.report,
+                done=display.done,
+            )
+    except KeyboardInterrupt:
+        click.echo(
+            "stopped; nothing is lost. `shardkit moves list` shows what is to be gone on with (`moves resume`, or `abort`); "
+            "then run this again",
+            err=True,
         )
+        raise click.exceptions.Exit(130) from None
     if given["soak"] and count:
         click.echo("the old places follow: `shardkit moves finish --all` drops them", err=True)
     sum_up(ctx, f"moved {count} of {len(found.moves)} shards", failed)
+    if waiting:
+        ctx.exit(BEHIND)
 
 
 def _show_plan(settings: Settings, found: Plan, *, by: str, as_json: bool) -> None:
@@ -119,6 +136,16 @@ def _show_plan(settings: Settings, found: Plan, *, by: str, as_json: bool) -> No
     for shard in found.oversized:
         click.echo(
             f"shard {shard} alone is more than a server's share: isolate its largest tenant{_hottest(hot, shard)}", err=True
+        )
+
+
+def _show_waiting(waiting: Sequence[Move]) -> None:
+    for move in waiting:
+        way = "finish" if move.step is Step.SOAK else "resume"
+        click.echo(
+            f"shard {move.shard} is left out: its move {move.id} from {move.source} to {move.target} is at step "
+            f"{move.step.word}; `shardkit moves {way} {move.id}`, then run this again",
+            err=True,
         )
 
 

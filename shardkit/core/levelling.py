@@ -57,11 +57,16 @@ def fair_shares(servers: Mapping[str, float], total: float) -> dict[str, float]:
 
 
 def level(
-    current: Mapping[int, str | None], servers: Mapping[str, float], *, loads: Mapping[int, float], tolerance: float
+    current: Mapping[int, str | None],
+    servers: Mapping[str, float],
+    *,
+    loads: Mapping[int, float],
+    fixed: Collection[int] = frozenset(),
+    tolerance: float,
 ) -> dict[int, str]:
     """Placement with no server more than *tolerance* above its share of *loads*, as far as the shards allow.
 
-    *loads* must have every shard of *current*, and a sum above zero.
+    *loads* must have every shard of *current*, and a sum above zero. Those in *fixed* stay where they are.
     """
     if not current:
         return {}
@@ -76,7 +81,7 @@ def level(
         else:
             placement[shard] = pile.name
             pile.add(loads[shard])
-            if loads[shard] > 0:
+            if loads[shard] > 0 and shard not in fixed:
                 pile.movable.append((loads[shard], shard))
     for negative, shard in sorted(homeless):  # heaviest first: the light ones then fill what is left uneven
         target = _emptiest(piles.values(), -negative)

@@ -10,7 +10,7 @@ Where loads are given, shards are weighed instead of counted (``levelling``): ev
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
@@ -85,12 +85,14 @@ def plan(
     servers: Mapping[str, float],
     *,
     loads: Mapping[int, float] | None = None,
+    fixed: Collection[int] = frozenset(),
     tolerance: float = 0.02,
 ) -> Plan:
     """Best placement that can be reached from *current* (shard → server, or None) with the fewest moves.
 
     *servers* (name → weight) are those that may hold shards: one that drains or was removed is only in *current* and
     loses everything. Leave shards of a server that is down out of *current*, since nothing can be copied from it.
+    Shards in *fixed* cannot move now and count where they are; each must be on one of *servers*.
 
     Without *loads* every server ends at its quota with the least possible number of moves. With *loads* (shard → bytes,
     or any other figure; a shard without one counts as the mean of the others) little is moved, until no server is more
@@ -102,11 +104,11 @@ def plan(
         raise PlacementError(f"a tolerance of {tolerance!r} makes no sense: give a fraction such as 0.02")
     if loads is None:
         weighed = dict.fromkeys(current, 1.0)
-        placement = _by_count(current, servers)
+        placement = _by_count(current, servers, fixed)
         oversized: tuple[int, ...] = ()
     else:
         weighed = _weighed(current, loads)
-        placement = level(current, servers, loads=weighed, tolerance=tolerance)
+        placement = level(current, servers, loads=weighed, fixed=fixed, tolerance=tolerance)
         largest = (1 + tolerance) * max(fair_shares(servers, math.fsum(weighed.values())).values())
         oversized = tuple(sorted(shard for shard, load in weighed.items() if load > largest * (1 + NOISE)))
     moves = tuple(
@@ -119,7 +121,7 @@ def plan(
     return Plan(MappingProxyType(placement), moves, before, after, oversized)
 
 
-def _by_count(current: Mapping[int, str | None], servers: Mapping[str, float]) -> dict[int, str]:
+def _by_count(current: Mapping[int, str | None], servers: Mapping[str, float], fixed: Collection[int]) -> dict[int, str]:
     """Every server at its quota, with the least number of moves."""
     kept: dict[str, list[int]] = {name: [] for name in sorted(servers)}
     leaving: list[int] = []
@@ -131,9 +133,10 @@ def _by_count(current: Mapping[int, str | None], servers: Mapping[str, float]) -
     for name, shards in kept.items():
         if len(shards) > quota[name]:
             # What the ring would put elsewhere goes first, so that placements drift towards the ring, not away from it.
-            shards.sort(key=lambda shard: ring.get_node(_ring_key(shard)) != name)
-            leaving += shards[quota[name] :]
-            del shards[quota[name] :]
+            shards.sort(key=lambda shard: (shard not in fixed, ring.get_node(_ring_key(shard)) != name))
+            keeps = max(quota[name], sum(shard in fixed for shard in shards))
+            leaving += shards[keeps:]
+            del shards[keeps:]
     for shard in sorted(leaving):
         kept[next(name for name in ring.iterate_nodes(_ring_key(shard)) if len(kept[name]) < quota[name])].append(shard)
     return {shard: name for name, shards in kept.items() for shard in shards}
@@ -146,7 +149,7 @@ def _ring_key(shard: int) -> str:
 def _checked(servers: Mapping[str, float]) -> dict[str, Fraction]:
     """The weights, exactly as they were written: 0.1 is a tenth."""
     if not servers:
-        raise PlacementError("there is no active server to place shards on: add one, or take one out of draining")
+        raise PlacementError("there is no active server to place shards on: add one with `shardkit server add`")
     for name, weight in servers.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not (0 < weight < math.inf):
             raise PlacementError(f"server {name!r} has the weight {weight!r}: it must be a positive number")

@@ -9,6 +9,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
+from shardkit.core.names import REFERENCE_SCHEMA
 from shardkit.errors import DeadlineError
 from shardkit.settings import Secret
 from shardkit.sql import statements
@@ -29,19 +30,27 @@ def prepare(connection: Connection) -> None:
 
 
 def publish(connection: Connection) -> None:
-    """Where reference tables are written: their schema, published as a whole."""
-    prepare(connection)
+    """Publish the reference tables where they are written."""
     if not _yes(connection, "has_publication"):
         connection.execute(SQL["publish"])
+    for (table,) in connection.execute(SQL["unpublished"]).fetchall():
+        name = sql.Identifier(REFERENCE_SCHEMA, table)
+        connection.execute(sql.SQL("ALTER PUBLICATION shardkit_reference ADD TABLE {}").format(name))
 
 
 def follow(server: Connection, written: Connection, *, written_url: Secret, slot: str) -> None:
-    """Let *server*, which has the tables, follow the written copy; tables that came since the last time are added."""
+    """Let *server*, which has the tables, follow the written copy; tables that came since the last time are added.
+
+    A server that lost its place in the stream (the written copy was restored from a dump, say), or followed once and left,
+    begins anew: its tables are emptied and filled again.
+    """
     server.execute(SQL["read_only"])
     if not _yes(written, "has_slot", slot=slot):
+        unfollow(server, slot=slot)
         written.execute(SQL["make_slot"], {"slot": slot})
     name = sql.Identifier(slot)
     if not _yes(server, "has_subscription", slot=slot):
+        _empty(server)
         server.execute(
             sql.SQL(
                 "CREATE SUBSCRIPTION {} CONNECTION {} PUBLICATION shardkit_reference "
@@ -49,7 +58,14 @@ def follow(server: Connection, written: Connection, *, written_url: Secret, slot
             ).format(name, sql.Literal(str(written_url)), sql.Literal(slot))
         )
     else:
+        server.execute(sql.SQL("ALTER SUBSCRIPTION {} CONNECTION {}").format(name, sql.Literal(str(written_url))))
         server.execute(sql.SQL("ALTER SUBSCRIPTION {} REFRESH PUBLICATION").format(name))
+
+
+def _empty(server: Connection) -> None:
+    tables = [sql.Identifier(REFERENCE_SCHEMA, table) for (table,) in server.execute(SQL["tables"]).fetchall()]
+    if tables:
+        server.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(tables)))
 
 
 def wait_until_equal(server: Connection, written: Connection, *, slot: str, timeout_s: float) -> None:

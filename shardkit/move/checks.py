@@ -9,6 +9,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
@@ -97,7 +98,7 @@ def check(site: Site) -> list[Finding]:
     """All findings."""
     found = [*of_servers(site), *_leftovers(site)]
     if not any(finding.refuses for finding in found):
-        found += _rehearse(site)
+        found += [*_rehearse(site), *_reach(site)]
     return found
 
 
@@ -283,6 +284,28 @@ def _rehearse(site: Site) -> Iterator[Finding]:
         *(p for p in site.structure if p.phase == AFTER_ROWS),
     ]
     yield from rehearse(site.target.on(), parts)
+
+
+def _reach(site: Site) -> Iterator[Finding]:
+    """Whether the target can subscribe to the source, and for the way back the source to the target: tried, and undone."""
+    for end, publisher, without in (
+        (site.target, site.source, ""),
+        (site.source, site.target, " (or move with --no-soak: without it the old place cannot follow)"),
+    ):
+        on, conninfo = end.on(), str(publisher.conninfo_of_subscription())
+        subscribe = sql.SQL(
+            "CREATE SUBSCRIPTION {} CONNECTION {} PUBLICATION shardkit_reach WITH (create_slot = false, copy_data = false, "
+            "enabled = false, slot_name = NONE)"
+        ).format(sql.Identifier(f"shardkit_reach_{on.info.backend_pid}"), sql.Literal(conninfo))
+        try:
+            with on.transaction(force_rollback=True):
+                on.execute(subscribe)
+        except psycopg.Error as exc:
+            yield Finding(
+                f"server {end.name!r} cannot subscribe to server {publisher.name!r}: {str(exc).strip().partition(chr(10))[0]}",
+                f"let it reach that server under the URL of the settings (or the catalog), with the password in it{without}",
+                refuses=not without,
+            )
 
 
 def rehearse(connection: psycopg.Connection[Any], parts: Sequence[Part]) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from shardkit.catalog import journal
 from shardkit.catalog.rows import load_map
 from shardkit.core.names import session_name
 from shardkit.db.connect import connect_admin, server_url
@@ -46,10 +47,11 @@ class Forecast:
 
 def forecast(settings: Settings, shard: int, target: str, *, options: MoveOptions | None = None) -> Forecast:
     """Run all checks, and estimate. Changes nothing. Raises UnknownShardError, UnknownServerError, MoveRefusedError,
-    ServerDownError.
+    MoveBusyError, ServerDownError.
     """
     with connect_admin(settings.catalog_url, settings) as catalog:
         shardmap = load_map(catalog)
+        journal.refuse_busy(catalog, shard)
     place = shardmap.placement(shard)
     shardmap.server(target)
     if place.server == target:

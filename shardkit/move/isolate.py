@@ -96,6 +96,7 @@ def forecast(
     with connect_admin(settings.catalog_url, settings) as catalog:
         shardmap = load_map(catalog)
         planned = _planned(catalog, shardmap, tenant, target, whole=whole)
+        book.refuse_busy(catalog, planned["shard"])
     move = Move(id=1, step=Step.PLANNED, lease=0, of_move=None, **planned)
     work = TenantWork(settings, SimpleNamespace(move=move), shardmap, options or MoveOptions(), silent)
     try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from shardkit.catalog.changes import set_server_state
-from shardkit.catalog.journal import Move, busy_shards, moves
+from shardkit.catalog.journal import Move, moves
 from shardkit.catalog.loads import lately
 from shardkit.catalog.rows import load_map
 from shardkit.core.moving import Step
@@ -16,24 +17,26 @@ from shardkit.core.names import schema_name
 from shardkit.core.placement import Plan, PlannedMove, plan
 from shardkit.core.shardmap import ServerState, ShardMap
 from shardkit.db.connect import connect_admin, server_url
-from shardkit.errors import PlacementError, ShardKitError
-from shardkit.move.options import MoveOptions, Report, silent
+from shardkit.errors import MoveInterruptedError, PlacementError, ShardKitError
+from shardkit.move.options import MoveOptions, Progress, Report, silent
 from shardkit.move.run import begin, go_on
 from shardkit.settings import Settings
 from shardkit.sql import statements
 
 By = Literal["count", "bytes", "load"]
 Done = Callable[["PlannedMove | Move", "Move | ShardKitError"], None]
+_BEFORE_FENCE: Final = {"copy", "stream", "verify", "fence"}
 
 
 def make_plan(settings: Settings, *, by: By = "count", without: str | None = None) -> Plan:
     """The moves that would make servers even, by number of shards, by bytes, or by units of work in the last hour.
 
-    *without*: that empty the server so named. Raises PlacementError for no server, or where nobody has told of units of work.
+    A shard whose move has not ended stays where that leads. *without*: that empty the server so named. Raises PlacementError
+    for no server, or where nobody has told of units of work.
     """
     with connect_admin(settings.catalog_url, settings) as catalog:
         shardmap = load_map(catalog)
-        busy = busy_shards(catalog)
+        fixed = fixed_places(moves(catalog))
         units = units_of_work(catalog, shardmap) if by == "load" else None
     weights = {
         name: server.weight
@@ -43,11 +46,32 @@ def make_plan(settings: Settings, *, by: By = "count", without: str | None = Non
     current: dict[int, str | None] = {
         shard: place.server
         for shard, place in shardmap.placements.items()
-        if shard not in busy and shardmap.server(place.server).state is not ServerState.DOWN
+        if shard not in fixed and shardmap.server(place.server).state is not ServerState.DOWN
     }
+    staying = {shard: server for shard, server in fixed.items() if shard in shardmap.placements and server in weights}
     if without is not None:
         shardmap.server(without)
-    return plan(current, weights, loads=sizes(settings, shardmap) if by == "bytes" else units)
+    loads = sizes(settings, shardmap) if by == "bytes" else units
+    return plan({**current, **staying}, weights, loads=loads, fixed=staying.keys())
+
+
+def fixed_places(unended: Sequence[Move]) -> dict[int, str]:
+    """Where the shards are, or are on their way to, that cannot be moved because of *unended* moves (the newest first)."""
+    found: dict[int, str] = {}
+    for move in reversed(unended):
+        found[move.shard] = move.target if move.tenant is None else move.source
+        if move.into_shard is not None:
+            found[move.into_shard] = move.target
+    return found
+
+
+def waiting(settings: Settings, *, without: str | None = None) -> list[Move]:
+    """Moves that have not ended and keep a shard from where it should be: at their end, and off *without*; oldest first."""
+    with connect_admin(settings.catalog_url, settings) as catalog:
+        placements, unended = load_map(catalog).placements, moves(catalog)
+    ends = fixed_places(unended)
+    astray = {shard for shard, at in placements.items() if at.server == without or at.server != ends.get(shard, at.server)}
+    return [move for move in reversed(unended) if not astray.isdisjoint((move.shard, move.into_shard))]
 
 
 def units_of_work(catalog: Any, shardmap: ShardMap) -> dict[int, float]:
@@ -93,9 +117,19 @@ def carry_out(
 ) -> tuple[int, list[ShardKitError]]:
     """Move what was planned, *parallel* at a time, no server in two copies at once where that can be helped.
 
-    A move that fails does not stop the others. Gives how many were done, and the errors.
+    A move that fails does not stop the others. Gives how many were done, and the errors. What ends it from outside (Ctrl-C)
+    stops moves whose fence is not committed where they are, waits for the others, and is raised.
     """
     options = options or MoveOptions(soak=False)
+    stopping = threading.Event()
+
+    def heard(progress: Progress) -> None:
+        report(progress)
+        if stopping.is_set() and progress.step in _BEFORE_FENCE:
+            raise MoveInterruptedError(
+                f"move {progress.move_id} was stopped; nothing is lost. `shardkit moves resume {progress.move_id}` goes on"
+            )
+
     left, failed, finished = list(planned_moves), [], 0
     busy: Counter[str] = Counter()
     with ThreadPoolExecutor(parallel) as pool:
@@ -105,7 +139,7 @@ def carry_out(
                 for planned in _next(left, busy, room=parallel - len(running)):
                     left.remove(planned)
                     busy.update(_servers(planned))
-                    running[pool.submit(_one, settings, planned, options, report)] = planned
+                    running[pool.submit(_one, settings, planned, options, heard)] = planned
                 ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in ended:
                     planned = running.pop(future)
@@ -117,6 +151,7 @@ def carry_out(
                         failed.append(exc)
                         done(planned, exc)
         except BaseException:
+            stopping.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return finished, failed

@@ -110,10 +110,11 @@ class Switching:
         """What changes on the source, and on the target; both begin at the same time, since each may have to wait."""
         begun = [
             self._pool.submit(
-                ChangeStream, end, slot=f"{name}_v", publication=name, tables=tables, timeout_s=self.w.options.slot_timeout_s
+                ChangeStream, end, slot=self.w.following(name), publication=name, tables=tables,
+                timeout_s=self.w.options.slot_timeout_s,
             )
             for end, name in ((self.w.source, self.w.out), (self.w.target, self.w.back))
-        ]
+        ]  # fmt: skip
         try:
             return [one.result() for one in begun]
         except BaseException:

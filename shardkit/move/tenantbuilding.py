@@ -58,9 +58,7 @@ class TenantBuilding(Building):
         def copied(more: int) -> None:
             nonlocal done
             done += more
-            progress = self.w.tell("copy", done=done)
-            if self.w.options.throttle is not None and (pause_s := self.w.options.throttle(progress)) > 0:
-                time.sleep(pause_s)
+            self.w.ease(self.w.tell("copy", done=done))
 
         copy_tables(
             self.w.source, target, self.w.schema, self.w.tables(), snapshot=None, copied=copied, into=self.w.into,

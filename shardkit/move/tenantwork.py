@@ -20,7 +20,7 @@ from shardkit.core.names import (
     schema_name,
 )
 from shardkit.errors import MoveError, MoveInterruptedError, NotEqualError
-from shardkit.move.ends import End
+from shardkit.move.ends import SQL, End
 from shardkit.move.share import Share, share_of, survey, tables_of_share
 from shardkit.move.stream import ChangeStream
 from shardkit.move.structure import Part, Table, differences, renamed, structure_of
@@ -57,7 +57,9 @@ class TenantWork(Work):
         self.target.close()
 
     def watch_wal(self) -> None:
-        """The changes are followed through a session's own slot, which ends with it: there is none to be found by name."""
+        """Raise WalLimitError where the slot of the session that follows the changes, if there is one, holds back too much."""
+        row = self.source.on().execute(SQL["slot"], {"name": self.following(self.out)}).fetchone()
+        self.within_wal_limit(0 if row is None else row[1] or 0)
 
     @property
     def share(self) -> Share:

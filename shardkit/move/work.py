@@ -161,9 +161,18 @@ class Work:
             raise MoveError(
                 f"the slot {self.out} is gone from the source: abort the move and begin again; the source goes on serving"
             )
-        if (row[1] or 0) > self.options.wal_limit:
+        self.within_wal_limit(row[1] or 0)
+
+    @staticmethod
+    def following(stream: str) -> str:
+        """Name of the slot of a session that follows the changes of *stream*, which ends with that session."""
+        return f"{stream}_v"
+
+    def within_wal_limit(self, held: int) -> None:
+        """Raise WalLimitError where *held* bytes of WAL are more than the move may hold back on the source."""
+        if held > self.options.wal_limit:
             raise WalLimitError(
-                f"the move held back {row[1] >> 20} MB of WAL on server {self.source.name!r}, more than the "
+                f"the move held back {held >> 20} MB of WAL on server {self.source.name!r}, more than the "
                 f"{self.options.wal_limit >> 20} MB it may (--max-wal): the target is too slow"
             )
 

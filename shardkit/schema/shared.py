@@ -19,7 +19,7 @@ def make_shared_tables(settings: Settings, metadata: MetaData, *, timeout_s: flo
     """Make what is missing of the global and reference tables of *metadata*, everywhere; gives their names.
 
     Returns when every server has all rows. May be run again at any time: for new models, and after a server was added. It makes
-    tables; it does not change those that are there. Needs the right to make subscriptions (``pg_create_subscription``).
+    tables; it does not change those that are there. Needs the rights of a move (``REPLICATION``, ``pg_create_subscription``).
     Raises TableKindError before anything is done, DeadlineError when a server lags: then the work goes on by itself.
     """
     check_kinds(metadata)
@@ -27,8 +27,10 @@ def make_shared_tables(settings: Settings, metadata: MetaData, *, timeout_s: flo
     with connect_admin(settings.catalog_url, settings) as written:
         shard_map = load_map(written)
         if everywhere:
-            publish(written)
+            prepare(written)
         _create(settings.catalog_url, settings, [t for t in metadata.sorted_tables if t in {*in_one_place, *everywhere}])
+        if everywhere:
+            publish(written)
         for server in shard_map.servers.values() if everywhere else ():
             url, slot = server_url(server, settings), slot_name(server.server_id)
             with connect_admin(url, settings, name=f"server {server.name!r}") as connection:

@@ -12,8 +12,18 @@ REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA shardkit_referen
 SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = 'shardkit_reference')
 
 -- publish --
--- Everything in the schema, also tables that come later.
-CREATE PUBLICATION shardkit_reference FOR TABLES IN SCHEMA shardkit_reference
+-- Table by table: to publish the schema as a whole only a superuser may.
+CREATE PUBLICATION shardkit_reference
+
+-- tables --
+-- All tables of the schema.
+SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace('shardkit_reference') AND relkind = 'r'
+
+-- unpublished --
+-- Tables of the schema that are not published yet.
+SELECT c.relname FROM pg_class c WHERE c.relnamespace = to_regnamespace('shardkit_reference') AND c.relkind = 'r'
+    AND NOT EXISTS (SELECT FROM pg_publication_tables p
+                    WHERE (p.pubname, p.schemaname, p.tablename) = ('shardkit_reference', 'shardkit_reference', c.relname))
 
 -- has_slot --
 -- Whether a server's place in the stream is there.

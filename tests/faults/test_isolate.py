@@ -10,11 +10,13 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 from psycopg.types.json import Jsonb
 from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text, func, select, text
 
 from shardkit.catalog.changes import pin
 from shardkit.core import moving as m
+from shardkit.core.easing import Limits
 from shardkit.core.names import ID_SEQUENCE, schema_name
 from shardkit.db.connect import connect_admin
 from shardkit.errors import (
@@ -26,12 +28,15 @@ from shardkit.errors import (
     PastNoReturnError,
     ShardKitError,
     ShardMovedError,
+    WalLimitError,
 )
-from shardkit.move import run
+from shardkit.move import easing, run, work
 from shardkit.move.isolate import begin_isolate, forecast
+from shardkit.move.options import MoveOptions
 from tests.faults.illtreat import FAULTS, Hit, copy_refuses, ill_treat, just_before, kill_mover, stall_once
 from tests.faults.isolatelab import NEIGHBOUR, TABLES, Lab
 from tests.faults.lab import ACCOUNTS, BALANCE, QUICK, TENANT, Load
+from tests.faults.test_move_room import sleeps
 
 EFFECTS, EFFECTS_OF_END, EFFECTS_BACK = 25, 4, 17  # of an isolate until it soaks, of its end, and of its rollback
 CASES = list(itertools.product(range(EFFECTS + EFFECTS_OF_END), FAULTS))
@@ -438,3 +443,31 @@ def test_the_checkers_see_what_is_planted(lab):
     assert any("left behind" in complaint for complaint in lab.complaints())
     lab.go_on(move, "finish")
     go_home(lab)
+
+
+def test_an_isolate_spares_its_source_as_a_move_does(lab, monkeypatch, eventually):
+    monkeypatch.setattr(easing, "LOOK_EVERY_S", 0.01)
+    heard = []
+
+    def report(news):
+        if news.note.startswith("paused"):
+            heard.append(news)
+            busy.cancel_safe()
+
+    with lab.on(lab.home.server) as busy:
+        sleeper = threading.Thread(target=sleeps, args=(busy,), daemon=True)
+        sleeper.start()
+        eventually(lambda: busy.info.transaction_status is TransactionStatus.ACTIVE)  # or there would be nothing to cancel yet
+        move = lab.go_on(lab.begin(soak=False), options=MoveOptions(limits=Limits(active=0)), report=report)
+        sleeper.join(30)
+    assert move.step is m.Step.FINISHED
+    assert (heard[0].step, heard[0].note) == ("copy", "paused: 1 other sessions are at work on the source (limit 0)")
+
+
+def test_an_isolate_that_holds_back_too_much_wal_undoes_itself(lab, monkeypatch):
+    monkeypatch.setattr(work, "WAL_EVERY_S", -1.0)
+    home, move = lab.route(), lab.begin()
+    with pytest.raises(WalLimitError, match=rf"of WAL on server '{home.server}'.*It was undone"):
+        lab.go_on(move, options=MoveOptions(wal_limit=1))
+    assert lab.find(move).step is m.Step.ABORTED
+    assert lab.route() == home

@@ -153,3 +153,40 @@ def test_a_shard_on_its_way_back_is_not_finished_with_the_others(settings, shard
     assert followers(shardkit) == [first, back.id]
     shardkit("moves", "resume", back.id)
     assert followers(shardkit) == []
+
+
+def test_a_plan_counts_the_shards_that_soak_where_they_are(settings, shardkit):
+    shardkit("move", 0, "--to", other(settings, 0), "--yes")
+    shardkit("rebalance", "--soak", "--yes")
+    held = {name: len(current_map(settings).shards_on(name)) for name in ("pg1", "pg2")}
+    assert held == {"pg1": 2, "pg2": 2}
+    assert json.loads(shardkit("plan", "--json").stdout)["moves"] == []  # though the soaking ones cannot be moved now
+    assert "has a move that has not ended" in shardkit("move", 0, "--to", other(settings, 0), "--dry-run", code=1).output
+    shardkit("moves", "finish", "--all", "--yes")
+
+
+def test_a_drain_names_the_shards_it_has_to_leave_and_does_not_end_as_if_done(settings, shardkit):
+    first = where(settings, 0)[0]
+    number = run.begin(settings, 0, other(settings, 0)).id  # and it stops there
+    said = shardkit("drain", first, "--yes", code=3).output
+    assert f"shard 0 is left out: its move {number} from {first} to {other(settings, 0)} is at step planned" in said
+    assert "is left out" in shardkit("drain", first, "--yes", code=3).output
+    shardkit("moves", "resume", number)
+    (soaking,) = [move for move in rebalance.to_finish(settings) if move.id == number]
+    shardkit("drain", first, "--yes")
+    assert current_map(settings).shards_on(first) == []
+    assert rebalance.waiting(settings) == []  # it is where it should be,
+    assert rebalance.waiting(settings, without=soaking.target) == [soaking]  # but could not go from there
+    shardkit("moves", "finish", number, "--yes")
+
+
+def test_stamp_names_the_shards_that_a_move_keeps_from_it(settings, shardkit, tmp_path):
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "env.py").write_text("from shardkit.schema import run_env\n\nrun_env(None)\n")
+    (tmp_path / "versions" / "a.py").write_text('revision = "a"\ndown_revision = None\n\n\ndef upgrade(): ...\n')
+    number = run.begin(settings, 0, other(settings, 0)).id
+    said = shardkit("migrate", "stamp", "head", "--tree", tmp_path, "--yes", code=3).output
+    assert "3 shards stamped" in said
+    assert "1 behind: being moved" in said
+    shardkit("moves", "abort", number, "--yes")
+    assert "4 shards stamped" in shardkit("migrate", "stamp", "head", "--tree", tmp_path, "--yes").output

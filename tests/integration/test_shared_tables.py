@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from shardkit import Settings, ShardedBase, ShardKey, ShardKit, TenantScoped
 from shardkit.catalog.membership import join, leave, plan_joining, plan_leaving
+from shardkit.db.reference import drop_slot
 from shardkit.schema.blueprint import from_metadata
 from shardkit.schema.bootstrap import initialize
 from shardkit.schema.shared import make_shared_tables
@@ -117,6 +118,26 @@ def test_server_that_joins_follows_and_one_that_leaves_keeps_no_log(place, shard
         )  # the first copy of a table has one of its own, dropped late
         leave(settings, plan_leaving(settings, "pg9"))
         assert connection.execute(slots).fetchone() == (2,)
+        connection.execute("UPDATE shardkit_reference.regions SET id = 8")
+        join(settings, plan_joining(settings, "pg9", url))  # and comes back, with what it had
+        make_shared_tables(settings, Base.metadata, timeout_s=20)
+        with psycopg.connect(url, autocommit=True) as fresh:
+            assert fresh.execute("SELECT id FROM shardkit_reference.regions").fetchall() == [(8,)]
+        leave(settings, plan_leaving(settings, "pg9"))
+
+
+def test_servers_begin_anew_where_the_written_copy_was_restored_from_a_dump(place):
+    databases, settings = place
+    make_shared_tables(settings, Base.metadata)
+    with psycopg.connect(databases.catalog_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO shardkit_reference.regions VALUES (7)")
+        make_shared_tables(settings, Base.metadata)
+        slots = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"
+        for (slot,) in connection.execute(slots).fetchall():
+            drop_slot(connection, slot=slot)  # a dump has none
+        connection.execute("UPDATE shardkit_reference.regions SET id = 8")  # in a stream that nobody follows
+        make_shared_tables(settings, Base.metadata, timeout_s=20)
+    assert on_every_server(databases, "SELECT string_agg(id::text, ',') FROM shardkit_reference.regions") == {"8"}
 
 
 def test_run_again_it_changes_nothing_and_brings_what_is_new(place):

@@ -73,3 +73,12 @@ def test_the_dashboard_is_one():
 def test_the_alerts_say_what_to_do():
     text = (DOCS / "monitoring/alerts.yml").read_text("utf-8")
     assert text.count("- alert: ") == text.count("what_to_do: ") == text.count("severity: ") > 5
+
+
+def test_the_reference_names_every_logger():
+    files = (DOCS.parents[1] / "shardkit").rglob("*.py")
+    logger = re.compile(r'getLogger\("(shardkit\.\w+)"\)')
+    loggers = {name for file in files for name in logger.findall(file.read_text("utf-8"))}
+    documented = (DOCS / "metrics.md").read_text("utf-8")
+    assert "shardkit.catalog" in loggers
+    assert [name for name in sorted(loggers) if f"`{name}`" not in documented] == []

@@ -399,3 +399,18 @@ def test_servers_that_found_no_step_are_tried_again_when_that_can_help(seed, n_s
     current = {shard: draw.choice(list(servers)) for shard in loads}
     found = levelling.level(current, servers, loads=loads, tolerance=tolerance)
     assert found == level_trying_everything(current, servers, loads=loads, tolerance=tolerance)
+
+
+@given(st.integers(0, 1000), FLEETS, SHARDS, st.booleans())
+def test_shards_that_cannot_move_now_stay_and_count_where_they_are(seed, servers, shards, weighed):
+    draw = random.Random(seed)
+    current = {shard: draw.choice(list(servers)) for shard in range(shards)}
+    fixed = {shard for shard in current if draw.random() < 0.3}
+    loads = {shard: draw.paretovariate(1.1) for shard in current} if weighed else None
+    found = plan(current, servers, loads=loads, fixed=fixed)
+    assert fixed.isdisjoint(move.shard for move in found.moves)
+    assert set(found.placement) == set(current)
+    if not weighed:
+        held, pinned = Counter(found.placement.values()), Counter(current[shard] for shard in fixed)
+        quota = quotas(servers, shards, held=Counter(current.values()))
+        assert all(held[name] <= max(quota[name], pinned[name]) for name in servers)

@@ -178,7 +178,7 @@ def _bare(facts: Facts, name: str, found: ServerFacts) -> Iterator[Finding]:
             name,
             f"{len(bare)} shards lack {_some(wanted)}: {_some([schema.name for schema in bare])}",
             "they were made by an older release, or something was dropped: ids, unique keys or effects fail there. "
-            "Move such a shard's tenants, or make the tables as in a new shard",
+            "`shardkit migrate upgrade` makes the tables; make a function or sequence that is gone as it is in another shard",
         )
 
 
