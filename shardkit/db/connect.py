@@ -271,7 +271,7 @@ def _check(
     """Whether this is the server, and the living primary of it (or a standby, for a *replica*)."""
     check_identity(server, cluster_id, row)
     check_standing(server.name, connection, row)
-    connection.timeline = row[6] if row else None
+    connection.timeline, connection.life = row[6:] if row else (None, None)
     check_living(server, connection.timeline, replica=replica is not None, lineage=lineage)
 
 

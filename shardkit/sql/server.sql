@@ -77,13 +77,23 @@ END $$
 SELECT cluster_id, server_id FROM shardkit.identity
 
 -- look_around --
--- Asked by every new connection: whose database this is, who answers, what the login may do, and the timeline.
+-- Asked by every new connection: whose database this is, who answers, what the login may do, the timeline, and the life.
 SELECT cluster_id, server_id, pg_backend_pid(), current_user::text,
        (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = session_user),
        pg_has_role(session_user, 'shardkit_app', 'MEMBER'),
        -- not from pg_control_checkpoint(): it still names the old timeline on a server that was just promoted
-       CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
+       CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
+       -- statistics outlive a shutdown and begin anew after a crash, also where the postmaster itself lived on
+       (SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_wal)
 FROM shardkit.identity
+
+-- standing --
+-- The timeline and the life of a primary, as look_around gives them.
+SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), 8), (SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_wal)
+
+-- became --
+-- What became of a transaction.
+SELECT pg_xact_status(%(xid)s::text::xid8)
 
 -- has_identity --
 -- Whether the identity table is there at all.
