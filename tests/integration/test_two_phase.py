@@ -60,6 +60,16 @@ def test_a_coordinator_killed_at_any_step_leaves_all_or_nothing(fleet, kit, apar
     decisions.close()
 
 
+@pytest.mark.parametrize("others", [slice(1), slice(3)], ids=["one tenant", "over servers"])
+def test_what_it_wrote_is_seen_in_the_block_it_stands_in(kit, apart, others):
+    with kit.tenant(apart[0]):
+        with kit.transaction(*apart[others]) as tx:
+            for name in apart[others]:
+                tx[name].add(Order(note="trail"))
+            assert not kit.wrote
+        assert kit.wrote
+
+
 def killed(fleet, step, *tenants):
     arguments = [sys.executable, str(HERE / "coordinator.py"), fleet.catalog_url, step, step, *tenants]
     path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
