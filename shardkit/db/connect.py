@@ -297,6 +297,8 @@ def explained(server: Server, exc: BaseException) -> BaseException:
         return WrongServerError(
             f"the database behind server {server.name!r} holds no shardkit identity: it was not used. Correct the server's DSN"
         )
+    if isinstance(exc, psycopg.OperationalError):
+        return down(server, exc)
     return exc
 
 

@@ -135,7 +135,9 @@ def crash_before_commit(cluster, fleet, note, *, and_then=lambda _xid: None):
         runs.append(1)
         if len(runs) == 1:
             with fleet.admin("pg2") as admin:
-                (xid,) = admin.execute("SELECT backend_xid::text FROM pg_stat_activity WHERE backend_xid IS NOT NULL").fetchone()
+                (xid,) = admin.execute(
+                    "SELECT backend_xid::text FROM pg_stat_activity WHERE backend_xid IS NOT NULL"
+                ).fetchone()
             cluster.kill_server("pg2")
             cluster.start_server("pg2")
             and_then(xid)
