@@ -11,7 +11,7 @@ import psycopg
 from psycopg import pq, sql
 
 from shardkit.errors import MoveRefusedError
-from shardkit.move.ends import End, wait_for_answer
+from shardkit.move.ends import End, answers, wait_for_answer
 from shardkit.move.structure import Table
 
 BLOCK: Final = 128 * 1024
@@ -77,10 +77,18 @@ def copy_tables(
 def pipe(
     reader: psycopg.Connection[Any], out: sql.Composed, writer: psycopg.Connection[Any], into: sql.Composed, copied: Copied
 ) -> None:
-    """Send what the COPY *out* gives on *reader* into the COPY *into* on *writer*."""
-    source, target = reader.pgconn, writer.pgconn
-    _begin(source, out.as_bytes(reader), pq.ExecStatus.COPY_OUT)
-    _begin(target, into.as_bytes(writer), pq.ExecStatus.COPY_IN)
+    """Send what the COPY *out* gives on *reader* into the COPY *into* on *writer*. Where that fails both are closed."""
+    try:
+        _begin(reader.pgconn, out.as_bytes(reader), pq.ExecStatus.COPY_OUT)
+        _begin(writer.pgconn, into.as_bytes(writer), pq.ExecStatus.COPY_IN)
+        _carry(reader.pgconn, writer.pgconn, copied)
+    except BaseException:  # in the middle of a COPY nothing else can be asked
+        reader.close()
+        writer.close()
+        raise
+
+
+def _carry(source: Any, target: Any, copied: Copied) -> None:
     block = bytearray()
     while True:
         count, data = source.get_copy_data(1)
@@ -94,19 +102,14 @@ def pipe(
             source.consume_input()
             continue
         if block:
-            target.put_copy_data(bytes(block))
+            _put(target, bytes(block))
             copied(len(block))
             block.clear()
         if count < 0:
             break
-    read = source.get_result()
+    answers(source)
     target.put_copy_end()
-    written = target.get_result()
-    for wire in (source, target):
-        while wire.get_result():
-            pass
-    _check(read)
-    _check(written)
+    answers(target)
 
 
 def _begin(wire: Any, command: bytes, expected: pq.ExecStatus) -> None:
@@ -115,6 +118,13 @@ def _begin(wire: Any, command: bytes, expected: pq.ExecStatus) -> None:
         raise psycopg.errors.error_from_result(result)
 
 
-def _check(result: Any) -> None:
-    if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
-        raise psycopg.errors.error_from_result(result)
+def _put(wire: Any, block: bytes) -> None:
+    """Send *block*, and wait until the server takes it: libpq would keep whatever it does not take yet. Raises what it says."""
+    wire.put_copy_data(block)
+    while True:
+        if select.select([wire.socket], [wire.socket], [])[0]:  # before the end it has only errors to tell
+            wire.consume_input()
+            wire.put_copy_end(b"the server spoke in the middle of a copy")
+            answers(wire)
+        if not wire.flush():
+            return

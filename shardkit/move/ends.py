@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import time
 from typing import Any, Final
@@ -102,18 +103,31 @@ def wait_for_answer(
     """Results of *command*; None, and it is cancelled, after *timeout_s*. For what no server-side time-out ends."""
     wire, deadline = connection.pgconn, time.monotonic() + timeout_s
     wire.send_query(command.as_bytes(connection))
-    results: list[pq.abc.PGresult] = []
+    found = answers(wire, deadline=deadline)
+    if found is None:
+        connection.cancel_safe(timeout=5)
+    return found
+
+
+def answers(wire: pq.abc.PGconn, *, deadline: float = math.inf) -> list[pq.abc.PGresult] | None:
+    """All results of what was sent on *wire*; None once *deadline* has passed. Raises the first error among them.
+
+    libpq's own way to wait holds up every thread of the process, and never ends where the server answered while it was still
+    being sent to.
+    """
+    found: list[pq.abc.PGresult] = []
     while True:
-        while wire.is_busy():
+        while (unsent := wire.flush()) or wire.is_busy():
             left = deadline - time.monotonic()
             if left <= 0:
-                connection.cancel_safe(timeout=5)
                 return None
-            if select.select([wire.socket], [], [], min(left, 1.0))[0]:
+            if select.select([wire.socket], [wire.socket] if unsent else [], [], min(left, 1.0))[0]:
                 wire.consume_input()
         result = wire.get_result()
         if result is None:
-            return results
+            break
+        found.append(result)
+    for result in found:
         if result.status == pq.ExecStatus.FATAL_ERROR:
             raise psycopg.errors.error_from_result(result)
-        results.append(result)
+    return found
