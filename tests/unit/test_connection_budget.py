@@ -55,7 +55,7 @@ def test_threads_that_connect_at_the_same_time_do_not_disturb_each_other():
                 count_in(there, held[-1])
                 if number % 50 == 49:
                     held.clear()
-        except Exception as exc:  # noqa: BLE001  # whatever it is, the test fails
+        except Exception as exc:  # whatever it is, the test fails
             problems.append(exc)
 
     interval = sys.getswitchinterval()

@@ -52,4 +52,5 @@ def test_of_a_server_that_changed_none_is_kept(idle, now):
     idle.give(now, after)
     assert idle.take(now, now=1.0) is after
     assert idle.clear() == [elsewhere]
-    assert not (after.closed or elsewhere.closed)
+    assert not after.closed
+    assert not elsewhere.closed
