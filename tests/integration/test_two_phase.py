@@ -171,6 +171,30 @@ def test_a_patient_resolver_leaves_what_is_under_way(fleet, kit, apart, monkeypa
     assert counts(fleet, kit, apart, "patient") == [1, 1, 1]
 
 
+def test_a_server_lost_after_the_decision_holds_nobody_else_back(fleet, kit, apart, monkeypatch, eventually):
+    first, other, beside = apart
+
+    def lose(step):
+        if step == "commit 0":
+            with fleet.admin(kit.locate(first).server) as connection:
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query LIKE 'PREPARE TRANSACTION%'"
+                    " AND datname = current_database() AND pid <> pg_backend_pid()"
+                )
+
+    monkeypatch.setattr(sync_transaction, "reached", lose)
+    monkeypatch.setattr(resolver.BackgroundResolver, "start", lambda _: None)
+    with kit.transaction(first, other, beside) as tx:
+        for tenant in apart:
+            tx[tenant].add(Order(note="lost"))
+    assert counts(fleet, kit, [other], "lost") == [1]
+    assert {(part.server, part.outcome) for part in in_doubt(fleet.settings(), fleet.map)} == {
+        (kit.locate(first).server, "commit")
+    }
+    eventually(lambda: settled(fleet), within_s=10)
+    assert counts(fleet, kit, apart, "lost") == [1, 1, 1]
+
+
 def test_a_snapshot_does_not_see_half_a_transaction(fleet, kit, apart, monkeypatch):
     mine = select(func.count(Order.id)).where(Order.note == "half")
     seen = {}
