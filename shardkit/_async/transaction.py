@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -65,25 +66,28 @@ class AsyncTransaction:
                 await self._commit()
         finally:
             for session in self._sessions.values():
-                await session.close()
+                with suppress(ServerError):  # a rollback on a connection that is gone; what became of it is said, or decided
+                    await session.close()
 
     async def _commit(self) -> None:
         for session in self._sessions.values():
             await session.flush()
         begun = [session for session in self._sessions.values() if session.in_transaction()]
         wrote = begun if len(begun) == 1 else [session for session in begun if await session.scalar(_WROTE)]
+        lost: list[AsyncRoutedSession] = []
         if len(wrote) > 1:
-            await self._two_phases(wrote)
+            lost = await self._two_phases(wrote)
         elif wrote:
             await wrote[0].commit()
         for session in begun:
-            await session.commit()
+            if session not in lost:
+                await session.commit()
 
-    async def _two_phases(self, wrote: list[AsyncRoutedSession]) -> None:
-        """Prepare all, record the decision, commit all."""
+    async def _two_phases(self, wrote: list[AsyncRoutedSession]) -> list[AsyncRoutedSession]:
+        """Prepare all, record the decision, commit all; gives those whose commit is left to a resolver."""
         began = time.monotonic()
         parts = [gid(self._router.cluster_id.hex, self.id.hex, part, self._patience_s) for part in range(len(wrote))]
-        servers = sorted({session.route.server for session in wrote})
+        homes = [session.route.server for session in wrote]
         drivers = [await colour.driver_of(session) for session in wrote]
         for session in wrote:
             inner: Any = inner_of(session)
@@ -95,12 +99,12 @@ class AsyncTransaction:
                 await driver.execute(prepare(parts[part]))
             except DriverError as exc:
                 await self._undo(drivers, parts, done)
-                raise self._not_prepared(exc, wrote[part].route.server) from exc
+                raise self._not_prepared(exc, homes[part]) from exc
             done.append(part)
         reached("decide")
         left_s = self._patience_s - (time.monotonic() - began)
         try:
-            decision = await colour.in_thread(self._decide, servers, max(left_s, 0.0))
+            decision = await colour.in_thread(self._decide, sorted(set(homes)), max(left_s, 0.0))
         except ServerError as exc:
             raise CommitUnknownError(
                 f"the decision of transaction {self.id} could not be recorded: the catalog does not answer. It is committed "
@@ -112,19 +116,23 @@ class AsyncTransaction:
             raise TwoPhaseError(
                 f"transaction {self.id} took longer than its {self._patience_s} s: it was rolled back everywhere"
             )
+        lost = []
         for part, driver in enumerate(drivers):
             reached(f"commit {part}")
             try:
                 await driver.execute(end(parts[part], commit=True))
             except DriverError as exc:
                 if exc.sqlstate != GONE:  # else a resolver was faster
-                    log.warning("transaction %s is committed; a resolver will carry it out on %s", self.id, servers)
-                    return
+                    log.warning("transaction %s is committed; a resolver will carry it out on %s", self.id, homes[part])
+                    lost.append(wrote[part])
+        if lost:
+            return lost
         reached("finish")
         try:
             await colour.in_thread(self._decisions.finish, self.id)
         except ServerError as exc:
             log.warning("transaction %s is committed everywhere; the catalog was not told: %s", self.id, exc)
+        return lost
 
     def _decide(self, servers: list[str], within_s: float) -> str:
         return self._decisions.decide(self.id, "commit", servers, within_s=within_s)

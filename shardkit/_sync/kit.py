@@ -175,10 +175,14 @@ class ShardKit:
         tenant = self._context.resolve(tenant)
         give_up, pause = time.monotonic() + left(RUN_BUDGET_S), RUN_FIRST_PAUSE_S
         while True:
+            worked = False
             try:
                 with self.begin(tenant, tracked=True) as session:
                     result = work(session, *args, **keywords)
+                    worked = True
             except CommitUnknownError as exc:
+                if not worked:  # the work met it: it is about a COMMIT that is not ours
+                    raise
                 outcome = colour.in_thread(self._router.settle, exc)
                 if outcome is Outcome.DONE:
                     return result
@@ -254,12 +258,10 @@ class ShardKit:
         at the latest *patience_s* after it was prepared; until then its rows stay locked. Raises TwoPhaseError (rolled back
         everywhere), TwoPhaseDisabledError, CommitUnknownError.
         """
-        for tenant in tenants:
-            self._context.resolve(tenant)
-            self._router.locate(tenant)
-        if len(set(tenants)) > 1:
+        sessions = {tenant: self.session(tenant) for tenant in tenants}
+        if len(sessions) > 1:
             self._resolver.start()
-        return Transaction(self._router, self._decisions, {t: self._open(t) for t in tenants}, patience_s=patience_s)
+        return Transaction(self._router, self._decisions, sessions, patience_s=patience_s)
 
     def fan_out(self, statement: Any, params: Mapping[str, Any] | None = None, **options: Any) -> FanOutResult:
         """Rows of a select() over all shards, as one database with all rows would give them.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -66,25 +67,28 @@ class Transaction:
                 self._commit()
         finally:
             for session in self._sessions.values():
-                session.close()
+                with suppress(ServerError):  # a rollback on a connection that is gone; what became of it is said, or decided
+                    session.close()
 
     def _commit(self) -> None:
         for session in self._sessions.values():
             session.flush()
         begun = [session for session in self._sessions.values() if session.in_transaction()]
         wrote = begun if len(begun) == 1 else [session for session in begun if session.scalar(_WROTE)]
+        lost: list[RoutedSession] = []
         if len(wrote) > 1:
-            self._two_phases(wrote)
+            lost = self._two_phases(wrote)
         elif wrote:
             wrote[0].commit()
         for session in begun:
-            session.commit()
+            if session not in lost:
+                session.commit()
 
-    def _two_phases(self, wrote: list[RoutedSession]) -> None:
-        """Prepare all, record the decision, commit all."""
+    def _two_phases(self, wrote: list[RoutedSession]) -> list[RoutedSession]:
+        """Prepare all, record the decision, commit all; gives those whose commit is left to a resolver."""
         began = time.monotonic()
         parts = [gid(self._router.cluster_id.hex, self.id.hex, part, self._patience_s) for part in range(len(wrote))]
-        servers = sorted({session.route.server for session in wrote})
+        homes = [session.route.server for session in wrote]
         drivers = [colour.driver_of(session) for session in wrote]
         for session in wrote:
             inner: Any = inner_of(session)
@@ -96,12 +100,12 @@ class Transaction:
                 driver.execute(prepare(parts[part]))
             except DriverError as exc:
                 self._undo(drivers, parts, done)
-                raise self._not_prepared(exc, wrote[part].route.server) from exc
+                raise self._not_prepared(exc, homes[part]) from exc
             done.append(part)
         reached("decide")
         left_s = self._patience_s - (time.monotonic() - began)
         try:
-            decision = colour.in_thread(self._decide, servers, max(left_s, 0.0))
+            decision = colour.in_thread(self._decide, sorted(set(homes)), max(left_s, 0.0))
         except ServerError as exc:
             raise CommitUnknownError(
                 f"the decision of transaction {self.id} could not be recorded: the catalog does not answer. It is committed "
@@ -113,19 +117,23 @@ class Transaction:
             raise TwoPhaseError(
                 f"transaction {self.id} took longer than its {self._patience_s} s: it was rolled back everywhere"
             )
+        lost = []
         for part, driver in enumerate(drivers):
             reached(f"commit {part}")
             try:
                 driver.execute(end(parts[part], commit=True))
             except DriverError as exc:
                 if exc.sqlstate != GONE:  # else a resolver was faster
-                    log.warning("transaction %s is committed; a resolver will carry it out on %s", self.id, servers)
-                    return
+                    log.warning("transaction %s is committed; a resolver will carry it out on %s", self.id, homes[part])
+                    lost.append(wrote[part])
+        if lost:
+            return lost
         reached("finish")
         try:
             colour.in_thread(self._decisions.finish, self.id)
         except ServerError as exc:
             log.warning("transaction %s is committed everywhere; the catalog was not told: %s", self.id, exc)
+        return lost
 
     def _decide(self, servers: list[str], within_s: float) -> str:
         return self._decisions.decide(self.id, "commit", servers, within_s=within_s)

@@ -229,13 +229,16 @@ def down(server: Server, exc: BaseException) -> ServerDownError:
     return ServerDownError(f"server {server.name!r} does not answer: {_first_line(exc)}; nothing was sent")
 
 
-_held: defaultdict[tuple[UUID, str | None], weakref.WeakSet[Any]] = defaultdict(weakref.WeakSet)
-"""Connections of this process, by server and replica: the budget counts those of all pools together."""
+_held: defaultdict[tuple[UUID, str | None], weakref.WeakValueDictionary[int, Any]] = defaultdict(weakref.WeakValueDictionary)
+"""Connections of this process, by server and replica: the budget counts those of all pools together. (``valuerefs`` takes them
+in one step; going through a WeakSet fails where another thread connects meanwhile.)
+"""
 
 
 def check_budget(server: Server, settings: Settings, *, replica: str | None = None) -> None:
     """Refuse one more connection to *server* (or to its *replica*) than the budget of this process allows."""
-    held = sum(not connection.closed for connection in list(_held[server.server_id, replica]))
+    found = (known() for known in _held[server.server_id, replica].valuerefs())
+    held = sum(connection is not None and not connection.closed for connection in found)
     if held >= settings.connection_budget:
         raise PoolTimeoutError(
             f"this process holds {held} connections to server {server.name!r}, all its budget allows: nothing was sent. "
@@ -245,7 +248,7 @@ def check_budget(server: Server, settings: Settings, *, replica: str | None = No
 
 def count_in(server: Server, connection: Any, *, replica: str | None = None) -> None:
     """Count *connection* in the budget until it is closed."""
-    _held[server.server_id, replica].add(connection)
+    _held[server.server_id, replica][id(connection)] = connection
 
 
 def _tune(
@@ -271,7 +274,7 @@ def _check(
     """Whether this is the server, and the living primary of it (or a standby, for a *replica*)."""
     check_identity(server, cluster_id, row)
     check_standing(server.name, connection, row)
-    connection.timeline = row[6] if row else None
+    connection.timeline, connection.life = row[6:] if row else (None, None)
     check_living(server, connection.timeline, replica=replica is not None, lineage=lineage)
 
 
@@ -294,6 +297,8 @@ def explained(server: Server, exc: BaseException) -> BaseException:
         return WrongServerError(
             f"the database behind server {server.name!r} holds no shardkit identity: it was not used. Correct the server's DSN"
         )
+    if isinstance(exc, psycopg.OperationalError):
+        return down(server, exc)
     return exc
 
 

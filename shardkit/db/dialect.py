@@ -201,7 +201,8 @@ def _is_announced(options: Any) -> bool:
 
 def _in_commit(exc: Any, driver: Any) -> None:
     """Mark an error as one of the COMMIT phase, with what is known for finding out what became of it."""
-    exc.in_commit, exc.xid, exc.timeline, exc.backend_pid = True, driver.commit_xid, driver.timeline, driver.backend_pid
+    exc.in_commit, exc.xid = True, driver.commit_xid
+    exc.timeline, exc.life, exc.backend_pid = driver.timeline, driver.life, driver.backend_pid
 
 
 def _note_time(leg: Leg, began: float) -> None:

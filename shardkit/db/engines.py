@@ -231,7 +231,8 @@ def _typed(server: Server) -> Any:
                     "Look before you repeat it"
                 )
                 unknown.server, unknown.xid = server.name, getattr(original, "xid", None)
-                unknown.timeline, unknown.backend_pid = original.timeline, original.backend_pid  # type: ignore[attr-defined]  # as in_commit
+                known: Any = original  # as in_commit
+                unknown.timeline, unknown.life, unknown.backend_pid = known.timeline, known.life, known.backend_pid
                 return unknown
             return None
         if sqlstate == "25006" and context.connection is not None:

@@ -16,8 +16,8 @@ from shardkit.core.names import APP_ROLE
 from shardkit.db.wire import AsyncRoutedConnection, RoutedConnection
 from shardkit.errors import SettingsError
 
-Row = tuple[UUID, UUID, int, str, bool, bool, str | None]
-"""Cluster, server, backend's process id, role, login too powerful, login a member, timeline (of a primary)."""
+Row = tuple[UUID, UUID, int, str, bool, bool, str | None, str | None]
+"""Cluster, server, backend's process id, role, login too powerful, login a member, timeline (of a primary), life."""
 _FOUND: Final = (
     "something that pools connections stands between this program and server {!r}, and the setting pooler is 'none': a tenant "
     'could read another\'s rows, so it was not used. Set pooler = "pgbouncer-transaction", or connect to PostgreSQL itself'
@@ -27,7 +27,7 @@ _FOUND: Final = (
 def check_standing(name: str, connection: RoutedConnection | AsyncRoutedConnection, row: Row | None) -> None:
     """Whether the way to server *name* is what the setting ``pooler`` says, and the login no more than it may be."""
     assert row is not None  # its identity was checked
-    _, _, backend_pid, role, powerful, member, _ = row
+    _, _, backend_pid, role, powerful, member, *_ = row
     if connection.pooled:
         if powerful or not member:
             raise SettingsError(

@@ -23,7 +23,7 @@ from shardkit.core.shardmap import Server
 from shardkit.db.connect import connect
 from shardkit.db.forked import in_forked_child
 from shardkit.db.lineage import Lineage
-from shardkit.errors import ServerError
+from shardkit.errors import ShardKitError
 from shardkit.settings import Settings
 
 log = logging.getLogger("shardkit.replicas")
@@ -134,7 +134,7 @@ class ReplicaWatch:
                         )
                         connection.call_timeout_s = max(1.0, _SILENT_AFTER * self._settings.replica_check_s)
                     look(connection)
-                except (ServerError, psycopg.Error) as exc:
+                except (ShardKitError, psycopg.Error) as exc:
                     log.info("a replica of server %r, or its primary, could not be asked: %s", server.name, exc)
                     if dsn is not None:
                         self.lost(server, dsn)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections import OrderedDict
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
@@ -135,17 +134,22 @@ class Idle:
         self._lifetime_s = settings.connection_lifetime_s
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._waiting: OrderedDict[Server, list[Any]] = OrderedDict()
+        self._waiting: dict[UUID, tuple[Server, list[Any]]] = {}
+        """By server: what the map said of it when they were made, and the connections."""
 
     def take(self, server: Server, *, now: float) -> Any:
-        """The connection used last, or None; those too old come out with ``closed`` set."""
+        """The connection used last, or None. Those too old are closed, and those of a server of which the map says something
+        else now (it was promoted, it is somewhere else): nobody would ask for them again, and the budget counts them.
+        """
         with self._lock:
             if self._pid != os.getpid():
-                self._pid, self._waiting = os.getpid(), OrderedDict()  # the parent's sockets: neither to use nor to close
-            waiting = self._waiting.get(server, [])
+                self._pid, self._waiting = os.getpid(), {}  # the parent's sockets: neither to use nor to close
+            known, waiting = self._waiting.setdefault(server.server_id, (server, []))
+            if known != server:
+                self._waiting[server.server_id] = server, []
             while waiting:
                 connection = waiting.pop()
-                if not connection.closed and now - connection.born < self._lifetime_s:
+                if known == server and not connection.closed and now - connection.born < self._lifetime_s:
                     return connection
                 connection.pgconn.finish()
         return None
@@ -153,12 +157,16 @@ class Idle:
     def give(self, server: Server, connection: Any) -> None:
         """Keep *connection* for the next one."""
         with self._lock:
-            self._waiting.setdefault(server, []).append(connection)
+            known, waiting = self._waiting.setdefault(server.server_id, (server, []))
+            if known == server:
+                waiting.append(connection)
+            else:
+                connection.pgconn.finish()
 
     def clear(self) -> list[Any]:
         """All of them, to be closed."""
         with self._lock:
-            found = [c for waiting in self._waiting.values() for c in waiting]
+            found = [c for _, waiting in self._waiting.values() for c in waiting]
             self._waiting.clear()
         return found if self._pid == os.getpid() else []
 

@@ -56,13 +56,14 @@ def survey(connection: psycopg.Connection[Any], name: str) -> str:
     """
     row = connection.execute(SQL["place"]).fetchone()
     assert row is not None
-    mark, major, encoding, may_create, has_roles, standby = row
+    mark, major, encoding, may_create, has_roles, standby, may_take_roles = row
     wrong = {
         f"runs PostgreSQL {major}; shardkit needs {OLDEST_POSTGRES} or newer": major < OLDEST_POSTGRES,
         f"has encoding {encoding}; shardkit needs UTF8": encoding != "UTF8",
         "is a standby; give the URL of its primary": standby,
         "lets its login make no schemas; GRANT CREATE ON DATABASE to it": not may_create,
         f"has no roles {APP_ROLE} and {OPERATOR_ROLE}, and its login may not make them; grant it CREATEROLE": not has_roles,
+        f"has roles {APP_ROLE} and {OPERATOR_ROLE} that its login cannot take on; GRANT them to it": not may_take_roles,
     }
     for problem, holds in wrong.items():
         if holds:
@@ -116,11 +117,8 @@ def _roles(connection: psycopg.Connection[Any]) -> None:
             connection.execute(SQL[_ROLES[name]])
         except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
             continue
-    row = connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
-    if row and not row[0]:
-        connection.execute(
-            sql.SQL("GRANT {}, {} TO CURRENT_USER").format(sql.Identifier(APP_ROLE), sql.Identifier(OPERATOR_ROLE))
-        )
+    for (name,) in connection.execute(SQL["roles_to_take"]).fetchall():
+        connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(name)))
 
 
 def open_schemas(connection: psycopg.Connection[Any]) -> list[ShardSchema]:

@@ -97,6 +97,8 @@ class Routed(psycopg.BaseConnection[Any]):
     """A point of the server's log after the COMMIT, where the leg wants to know."""
     timeline: str | None = None
     """The server's timeline when this connection was made."""
+    life: str | None = None
+    """Since when the server has lived without a crash, as it says: ids of transactions that a crash took are given again."""
     backend_pid: int = 0
     pooled: bool = False
     """A pooler stands between: what is set outside a transaction reaches whoever gets the server's connection next."""

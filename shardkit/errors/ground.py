@@ -157,8 +157,11 @@ class CommitUnknownError(ServerError):
     server: str | None = None
     """Name of the server that was asked to commit."""
     xid: str | None = None
-    """The transaction's id, if the server had told it; `pg_xact_status` on the same timeline knows the outcome."""
+    """The transaction's id, if the server had told it; `pg_xact_status` on the same timeline, and where the server has not
+    crashed since (`life`), knows the outcome.
+    """
     timeline: str | None = None
+    life: str | None = None
     backend_pid: int | None = None
 
 

@@ -105,7 +105,7 @@ WITH ours AS (
     FROM shardkit_catalog.moves m JOIN shardkit_catalog.placements p USING (shard)
     WHERE m.id = %(id)s AND m.lease = %(lease)s AND p.server = m.source AND p.epoch = m.epoch
       AND (SELECT t.shard FROM shardkit_catalog.pins t WHERE t.tenant = m.tenant) IS NOT DISTINCT FROM %(pin)s::integer
-    FOR UPDATE OF m, p
+    FOR NO KEY UPDATE OF m, p
 ), version AS (
     UPDATE shardkit_catalog.cluster SET map_version = map_version + 1 WHERE EXISTS (SELECT FROM ours) RETURNING map_version
 ), raised AS (
@@ -136,7 +136,8 @@ SELECT server, epoch FROM shardkit_catalog.placements WHERE shard = %(shard)s
 -- The flip, in one statement: the map's version, the placement by compare-and-set, the journal's step, and the news of it.
 WITH ours AS (
     SELECT m.id, m.lease FROM shardkit_catalog.moves m JOIN shardkit_catalog.placements p USING (shard)
-    WHERE m.id = %(id)s AND m.lease = %(lease)s AND p.server = m.source AND p.epoch = m.epoch FOR UPDATE
+    WHERE m.id = %(id)s AND m.lease = %(lease)s AND p.server = m.source AND p.epoch = m.epoch
+    FOR NO KEY UPDATE  -- a pin to the shard, which holds the map's version already, looks the shard up by its key meanwhile
 ), version AS (
     UPDATE shardkit_catalog.cluster SET map_version = map_version + 1 WHERE EXISTS (SELECT FROM ours) RETURNING map_version
 ), placed AS (

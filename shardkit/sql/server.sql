@@ -11,6 +11,11 @@ CREATE ROLE shardkit_operator NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREAT
 SELECT name FROM unnest(ARRAY['shardkit_app', 'shardkit_operator']) AS name
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name)
 
+-- roles_to_take --
+-- Which of our roles this login cannot take on yet.
+SELECT rolname FROM pg_roles WHERE rolname IN ('shardkit_app', 'shardkit_operator') AND NOT pg_has_role(
+    current_user, oid, CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)
+
 -- base --
 -- Schema of ours on a server: its identity, and the right to look at it.
 CREATE SCHEMA IF NOT EXISTS shardkit;
@@ -77,13 +82,23 @@ END $$
 SELECT cluster_id, server_id FROM shardkit.identity
 
 -- look_around --
--- Asked by every new connection: whose database this is, who answers, what the login may do, and the timeline.
+-- Asked by every new connection: whose database this is, who answers, what the login may do, the timeline, and the life.
 SELECT cluster_id, server_id, pg_backend_pid(), current_user::text,
        (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = session_user),
        pg_has_role(session_user, 'shardkit_app', 'MEMBER'),
        -- not from pg_control_checkpoint(): it still names the old timeline on a server that was just promoted
-       CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
+       CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
+       -- statistics outlive a shutdown and begin anew after a crash, also where the postmaster itself lived on
+       (SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_wal)
 FROM shardkit.identity
+
+-- standing --
+-- The timeline and the life of a primary, as look_around gives them.
+SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), 8), (SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_wal)
+
+-- became --
+-- What became of a transaction.
+SELECT pg_xact_status(%(xid)s::text::xid8)
 
 -- has_identity --
 -- Whether the identity table is there at all.
@@ -110,7 +125,12 @@ SELECT pg_postmaster_start_time()::text || ' ' || d.oid, current_setting('server
     current_setting('server_encoding'), has_database_privilege(current_database(), 'CREATE'),
     r.rolsuper OR r.rolcreaterole
         OR (SELECT count(*) = 2 FROM pg_roles WHERE rolname IN ('shardkit_app', 'shardkit_operator')),
-    pg_is_in_recovery()
+    pg_is_in_recovery(),
+    -- whether those that are there can be taken on, or granted to oneself: since 16 CREATEROLE alone is not enough for that
+    NOT EXISTS (SELECT FROM pg_roles o WHERE o.rolname IN ('shardkit_app', 'shardkit_operator')
+        AND NOT pg_has_role(r.oid, o.oid, 'MEMBER WITH ADMIN OPTION')
+        AND CASE WHEN current_setting('server_version_num')::int >= 160000 THEN NOT pg_has_role(r.oid, o.oid, 'SET')
+                 ELSE NOT (r.rolcreaterole OR pg_has_role(r.oid, o.oid, 'MEMBER')) END)
 FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = current_user
 
 -- size --

@@ -17,7 +17,7 @@ PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from shardkit.cli imp
 
 def environment(**variables: str) -> dict[str, str]:
     """The process's own, without settings of shardkit but those given, and the patience of these tests."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("SHARDKIT_")}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("SHARDKIT_") or key == "SHARDKIT_PG_BIN"}
     return {**kept, **patience.VARIABLES, **variables}
 
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, select, text
 
 from shardkit import Outcome, ShardKit, run_local
-from shardkit.errors import ServerDownError
+from shardkit.errors import CommitUnknownError, ServerDownError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
@@ -111,3 +111,63 @@ def test_run_waits_for_a_server_that_restarts(cluster, fleet, eventually):
             assert len(calls) > 1
         finally:
             thread.join()
+
+
+@pytest.fixture
+def lazy_writer(fleet):
+    """The log of pg2 reaches the disk with a COMMIT, not sooner: what is open when it is killed has left no trace."""
+    with fleet.admin("pg2") as admin:
+        admin.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
+        admin.execute("SELECT pg_reload_conf()")
+    yield
+    with fleet.admin("pg2") as admin:
+        admin.execute("ALTER SYSTEM RESET wal_writer_delay")
+        admin.execute("SELECT pg_reload_conf()")
+
+
+def crash_before_commit(cluster, fleet, note, *, and_then=lambda _xid: None):
+    """A unit of work whose server dies of a crash, and is back, when its COMMIT is sent for the first time."""
+    runs = []
+
+    def work(s):
+        s.add_all([Order(note=note), Order(note=f"{note} too")])
+        s.flush()
+        runs.append(1)
+        if len(runs) == 1:
+            with fleet.admin("pg2") as admin:
+                (xid,) = admin.execute(
+                    "SELECT backend_xid::text FROM pg_stat_activity WHERE backend_xid IS NOT NULL"
+                ).fetchone()
+            cluster.kill_server("pg2")
+            cluster.start_server("pg2")
+            and_then(xid)
+        return len(runs)
+
+    return work
+
+
+def test_a_transaction_that_a_crash_took_is_not_done_and_is_run_again(cluster, fleet, lazy_writer):
+    with ShardKit(settings=fleet.settings(servers=fleet.servers)) as kit:
+        name = tenant_on(kit, "pg2")
+        with kit.begin(name) as s:
+            s.add(Order(note="before the crash"))
+        assert kit.run(name, crash_before_commit(cluster, fleet, "taken")) == 2
+        with kit.session(name) as s:
+            assert s.scalar(COUNT.where(Order.note == "taken")) == 1
+
+
+def test_an_id_that_was_given_again_after_a_crash_says_nothing(cluster, fleet, lazy_writer):
+    def same_id(xid):
+        with fleet.admin("pg2") as admin:
+            admin.execute("CREATE TABLE public.of_another AS SELECT pg_current_xact_id()::text AS xid")
+            assert admin.execute("SELECT xid FROM public.of_another").fetchone() == (xid,)
+            admin.execute("DROP TABLE public.of_another")
+
+    with ShardKit(settings=fleet.settings(servers=fleet.servers)) as kit:
+        name = tenant_on(kit, "pg2")
+        with kit.begin(name) as s:
+            s.add(Order(note="before another's"))
+        with pytest.raises(CommitUnknownError):
+            kit.run(name, crash_before_commit(cluster, fleet, "another's", and_then=same_id))
+        with kit.session(name) as s:
+            assert s.scalar(COUNT.where(Order.note == "another's")) == 0

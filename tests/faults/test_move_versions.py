@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from every_kind import EVERY_KIND
+from every_kind import OF_EVERY_RELEASE
 
 from shardkit.catalog.membership import join, plan_joining
 from shardkit.core import moving as m
@@ -62,7 +62,7 @@ def lab(request):
 
 
 class RichLab(Lab):
-    BLUEPRINT = f"{Lab.BLUEPRINT};{EVERY_KIND}".replace("v int GENERATED ALWAYS AS (id * 3) VIRTUAL,", "")  # new in 18
+    BLUEPRINT = f"{Lab.BLUEPRINT};{OF_EVERY_RELEASE}"
 
 
 @contextlib.contextmanager

@@ -50,3 +50,6 @@ INSERT INTO child SELECT n, n, n FROM generate_series(1, 50) n;
 INSERT INTO by_index VALUES ('Ä', 'NaN'), ('ä', '-Infinity'), ('', 0.1); INSERT INTO many_to_many VALUES (1, 2);
 SELECT nextval('"Odd Seq"'), nextval('"Odd Seq"'), nextval('down'); REFRESH MATERIALIZED VIEW m; REFRESH MATERIALIZED VIEW a_m
 """
+VIRTUAL = "v int GENERATED ALWAYS AS (id * 3) VIRTUAL,"
+"""A column of "Mixed" that came with PostgreSQL 18."""
+OF_EVERY_RELEASE = EVERY_KIND.replace(VIRTUAL, "")

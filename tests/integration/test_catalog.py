@@ -16,13 +16,15 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy import exc, func, select, text
 
 from shardkit import Settings, ShardKit
-from shardkit.catalog import changes
+from shardkit.catalog import changes, journal
 from shardkit.catalog.rows import load_map
 from shardkit.catalog.watch import MapWatch
 from shardkit.core.shardmap import Server
+from shardkit.db import connect
 from shardkit.errors import (
     CatalogError,
     CatalogUnavailableError,
+    FanOutError,
     MapConflictError,
     NotInitializedError,
     Outcome,
@@ -99,6 +101,18 @@ def test_a_server_that_is_not_there_is_a_typed_error_and_the_other_one_serves(fl
         assert (caught.value.outcome, caught.value.retryable) == (Outcome.NOT_DONE, True)
         with kit.shard(kit.map.shards_on("pg2")[0]).session() as s:
             assert s.scalar(COUNT) >= 0
+
+
+def test_a_connection_that_breaks_while_it_is_looked_at_is_a_server_that_is_down(fleet, tenant, monkeypatch):
+    def broken(*_):
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    with open_kit(fleet.settings()) as kit:
+        monkeypatch.setattr(connect, "check_identity", broken)
+        with pytest.raises(FanOutError, match="does not answer: server closed"):
+            kit.fan_out(select(Order.id))
+        with pytest.raises(ServerDownError, match="does not answer: server closed"), kit.session(tenant) as s:
+            s.scalar(COUNT)
 
 
 def test_without_catalog_and_without_file_a_program_does_not_start(fleet, nobody_home, tmp_path):
@@ -318,3 +332,31 @@ def test_a_closed_watch_leaves_no_connection(fleet, eventually):
             watch.close()
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'closed watch%'"
         eventually(lambda: catalog.execute(query).fetchone() == (0,))  # a backend whose client has left takes its time to end
+
+
+def test_a_flip_and_a_pin_to_the_shard_that_moves_wait_for_each_other_in_turn(fleet, tenant, eventually):
+    route = fleet.map.locate(tenant)
+    flipped = []
+    with fleet.admin() as catalog, fleet.admin() as operator, fleet.admin() as watcher:
+        move = journal.begin(
+            operator, shard=route.shard, source=route.server, target=fleet.other(route.server), epoch=route.epoch
+        )
+        working = journal.Journal(operator, move.id)
+        thread = threading.Thread(target=lambda: flipped.append(working.flip()))
+        with changes.change(catalog, expected=None) as version:
+            thread.start()
+            eventually(lambda: waits(watcher, operator.info.backend_pid))
+            catalog.execute(changes.SQL["put_pin"], {"tenant": "deadlocked", "shard": route.shard, "version": version})
+        thread.join()
+        assert flipped == [None]
+        assert load_map(catalog).placement(route.shard).epoch == route.epoch + 1
+        watcher.execute("UPDATE shardkit_catalog.placements SET server = %s, epoch = %s WHERE shard = %s",
+                        (route.server, route.epoch, route.shard))  # fmt: skip
+        changes.pin(catalog, "deadlocked", None)
+        watcher.execute("UPDATE shardkit_catalog.moves SET ended = true WHERE id = %s", (move.id,))
+
+
+def waits(watcher, pid):
+    """Whether a session waits for a lock."""
+    asked = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+    return watcher.execute(asked, (pid,)).fetchone() == (True,)

@@ -11,10 +11,12 @@ import psycopg
 import pytest
 from fleet import BLUEPRINT, Order
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import CheckConstraint, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from shardkit import Settings, ShardKey, ShardKit, TenantScoped
+from shardkit.db.servers import _roles
 from shardkit.errors import (
     ClusterExistsError,
     NameRejectedError,
@@ -24,6 +26,7 @@ from shardkit.errors import (
     SettingsError,
     TenantKeyError,
 )
+from shardkit.local.databases import FreshDatabases
 from shardkit.schema.blueprint import from_metadata
 from shardkit.schema.bootstrap import initialize
 
@@ -207,6 +210,41 @@ def test_a_killed_init_is_finished_by_the_next_one(databases):
     )
     assert child.returncode == -9
     assert len(init(databases).placements) == 8
+
+
+@pytest.fixture
+def by_plain(databases):
+    """The databases named with the login ``plain``, which may make schemas in them and nothing else."""
+    urls = [*databases.servers.values(), databases.catalog_url]
+    for url in urls:
+        with psycopg.connect(url, autocommit=True) as connection:
+            _roles(connection)  # somebody else has made them
+            if connection.execute("SELECT FROM pg_roles WHERE rolname = 'plain'").fetchone() is None:
+                connection.execute("CREATE ROLE plain LOGIN")
+            name = sql.Identifier(connection.info.dbname)
+            connection.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO plain").format(name))
+    named = [make_conninfo(url, user="plain") for url in urls]
+    yield FreshDatabases(servers=dict(zip(databases.servers, named, strict=False)), catalog_url=named[-1]), urls
+    for url in urls:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP OWNED BY plain CASCADE")
+    for url in urls:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP ROLE IF EXISTS plain")
+
+
+def test_a_login_makes_a_cluster_with_roles_that_were_made_for_it(by_plain):
+    named, urls = by_plain
+    with pytest.raises(SettingsError, match="its login cannot take on; GRANT them to it; nothing was changed"):
+        init(named)
+    for url in urls:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("GRANT shardkit_app, shardkit_operator TO plain")
+    init(named)
+    with ShardKit(catalog_url=named.catalog_url) as kit:
+        with kit.begin("acme") as s:
+            s.add(Order(note="fine"))
+        assert kit.fan_out_scalar(select(func.count()).select_from(Order)) == 1
 
 
 def test_a_cluster_of_int_tenants(databases):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import psycopg
 import pytest
-from every_kind import EVERY_KIND
+from every_kind import EVERY_KIND, OF_EVERY_RELEASE
 
 from shardkit import Settings
 from shardkit.core.moving import Step
@@ -20,7 +20,9 @@ from shardkit.schema.bootstrap import initialize
 def moved(local_cluster):
     with fresh_databases(local_cluster.servers, 2) as databases:
         settings = Settings(catalog_url=databases.catalog_url)
-        shardmap = initialize(settings, servers=databases.servers, shard_count=1, blueprint=Blueprint(EVERY_KIND))
+        with psycopg.connect(databases.catalog_url) as connection:
+            kinds = EVERY_KIND if connection.info.server_version >= 180_000 else OF_EVERY_RELEASE
+        shardmap = initialize(settings, servers=databases.servers, shard_count=1, blueprint=Blueprint(kinds))
         source = shardmap.placement(0).server
         target = next(name for name in databases.servers if name != source)
         with psycopg.connect(databases.servers[source], autocommit=True) as connection:

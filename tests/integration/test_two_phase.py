@@ -60,6 +60,16 @@ def test_a_coordinator_killed_at_any_step_leaves_all_or_nothing(fleet, kit, apar
     decisions.close()
 
 
+@pytest.mark.parametrize("others", [slice(1), slice(3)], ids=["one tenant", "over servers"])
+def test_what_it_wrote_is_seen_in_the_block_it_stands_in(kit, apart, others):
+    with kit.tenant(apart[0]):
+        with kit.transaction(*apart[others]) as tx:
+            for name in apart[others]:
+                tx[name].add(Order(note="trail"))
+            assert not kit.wrote
+        assert kit.wrote
+
+
 def killed(fleet, step, *tenants, patience_s):
     arguments = [sys.executable, str(HERE / "coordinator.py"), fleet.catalog_url, str(patience_s), step, step, *tenants]
     path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
@@ -159,6 +169,30 @@ def test_a_patient_resolver_leaves_what_is_under_way(fleet, kit, apart, monkeypa
             tx[tenant].add(Order(note="patient"))
     assert seen == [([], [True] * 3)]
     assert counts(fleet, kit, apart, "patient") == [1, 1, 1]
+
+
+def test_a_server_lost_after_the_decision_holds_nobody_else_back(fleet, kit, apart, monkeypatch, eventually):
+    first, other, beside = apart
+
+    def lose(step):
+        if step == "commit 0":
+            with fleet.admin(kit.locate(first).server) as connection:
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query LIKE 'PREPARE TRANSACTION%'"
+                    " AND datname = current_database() AND pid <> pg_backend_pid()"
+                )
+
+    monkeypatch.setattr(sync_transaction, "reached", lose)
+    monkeypatch.setattr(resolver.BackgroundResolver, "start", lambda _: None)
+    with kit.transaction(first, other, beside) as tx:
+        for tenant in apart:
+            tx[tenant].add(Order(note="lost"))
+    assert counts(fleet, kit, [other], "lost") == [1]
+    assert {(part.server, part.outcome) for part in in_doubt(fleet.settings(), fleet.map)} == {
+        (kit.locate(first).server, "commit")
+    }
+    eventually(lambda: settled(fleet), within_s=10)
+    assert counts(fleet, kit, apart, "lost") == [1, 1, 1]
 
 
 def test_a_snapshot_does_not_see_half_a_transaction(fleet, kit, apart, monkeypatch):

@@ -7,7 +7,8 @@ from fleet import Line, Order
 from sqlalchemy import delete, exc, func, insert, select, text, update
 from sqlalchemy.orm import selectinload
 
-from shardkit.errors import NoTenantError, SessionError, TenantKeyError, UnknownShardError
+from shardkit.db import settle
+from shardkit.errors import CommitUnknownError, NoTenantError, SessionError, TenantKeyError, UnknownShardError
 
 
 async def notes(kit, tenant):
@@ -266,6 +267,26 @@ async def test_run_passes_arguments_and_gives_the_result(kit, tenant):
     oid = await kit.run(tenant, place, "run", amount=3)
     async with kit.read(tenant) as s:
         assert (await s.get(Order, oid)).amount == 3
+
+
+async def test_a_commit_of_another_session_is_not_taken_for_the_units_own(kit, tenant):
+    async with kit.session(tenant) as other:
+        other.add(Order(note="another's"))
+        await other.flush()
+        lost = CommitUnknownError("the answer to another COMMIT was lost")
+        lost.server, lost.xid = other.route.server, await other.scalar(text("SELECT pg_current_xact_id()::text"))
+        lost.timeline, lost.life = (await other.execute(text(settle.SQL["standing"]))).one()
+        await other.commit()
+    with pytest.raises(CommitUnknownError) as caught:
+        await kit.run(tenant, _write_and_raise, lost)
+    assert caught.value is lost
+    assert await notes(kit, tenant) == ["another's"]
+
+
+async def _write_and_raise(session, error):
+    session.add(Order(note="the unit's own"))
+    await session.flush()
+    raise error
 
 
 async def test_run_does_not_repeat_the_programs_own_errors(kit, tenant):

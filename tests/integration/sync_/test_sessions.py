@@ -8,7 +8,8 @@ from fleet import Line, Order
 from sqlalchemy import delete, exc, func, insert, select, text, update
 from sqlalchemy.orm import selectinload
 
-from shardkit.errors import NoTenantError, SessionError, TenantKeyError, UnknownShardError
+from shardkit.db import settle
+from shardkit.errors import CommitUnknownError, NoTenantError, SessionError, TenantKeyError, UnknownShardError
 
 
 def notes(kit, tenant):
@@ -267,6 +268,26 @@ def test_run_passes_arguments_and_gives_the_result(kit, tenant):
     oid = kit.run(tenant, place, "run", amount=3)
     with kit.read(tenant) as s:
         assert (s.get(Order, oid)).amount == 3
+
+
+def test_a_commit_of_another_session_is_not_taken_for_the_units_own(kit, tenant):
+    with kit.session(tenant) as other:
+        other.add(Order(note="another's"))
+        other.flush()
+        lost = CommitUnknownError("the answer to another COMMIT was lost")
+        lost.server, lost.xid = other.route.server, other.scalar(text("SELECT pg_current_xact_id()::text"))
+        lost.timeline, lost.life = (other.execute(text(settle.SQL["standing"]))).one()
+        other.commit()
+    with pytest.raises(CommitUnknownError) as caught:
+        kit.run(tenant, _write_and_raise, lost)
+    assert caught.value is lost
+    assert notes(kit, tenant) == ["another's"]
+
+
+def _write_and_raise(session, error):
+    session.add(Order(note="the unit's own"))
+    session.flush()
+    raise error
 
 
 def test_run_does_not_repeat_the_programs_own_errors(kit, tenant):
