@@ -25,6 +25,18 @@ KINDS = {
     "acceptance": "the installed program",
     "faults": "real servers, ill-treated",
 }
+LONG = {
+    "test_cache_history.py",
+    "test_dashboard.py",
+    "test_demo.py",
+    "test_docs.py",
+    "test_fleet_faults.py",
+    "test_isolate.py",
+    "test_move_versions.py",
+    "test_moves.py",
+    "test_photos_browser.py",
+}
+"""Begun first: each is one worker's, and the other one would wait for the last of them."""
 PATIENT = {"integration", "acceptance"}
 
 
@@ -35,7 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{kind}: {meaning}")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
         if item.path.is_relative_to(HERE):
             kind = item.path.relative_to(HERE).parts[0]
