@@ -8,7 +8,7 @@ celery = pytest.importorskip("celery", reason="Celery is not installed (extra: t
 
 from celery import chain, group
 from celery.contrib.testing.worker import start_worker
-from celery.signals import before_task_publish
+from celery.signals import before_task_publish, setup_logging
 from fleet import Order
 from sqlalchemy import select, text
 
@@ -17,6 +17,18 @@ from shardkit.contrib.celery import HEADER, tenant_task
 from shardkit.errors import NoTenantError, TenantKeyError, TenantLockedError
 
 WAIT_S = 60
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_left_alone():
+    """A worker would set the level of the process's root logger, for all tests to come."""
+
+    def leave_it(**_):
+        """Who hears this signal configures logging himself."""
+
+    setup_logging.connect(leave_it)
+    yield
+    setup_logging.disconnect(leave_it)
 
 
 @pytest.fixture
