@@ -10,8 +10,7 @@ from typing import Final
 
 import psycopg
 from psycopg import sql
-from sqlalchemy import BigInteger, Engine, create_engine, event
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import BigInteger, Engine, create_engine, event, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateTable
@@ -116,7 +115,7 @@ def furnish(connection: psycopg.Connection) -> None:
         connection.execute(statement)
     connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(SCHEMA)))
     for table in Base.metadata.sorted_tables:
-        dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+        dialect = make_url("postgresql+psycopg://").get_dialect()()
         connection.execute(str(CreateTable(table).compile(dialect=dialect)).encode())
 
 

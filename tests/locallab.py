@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from shardkit.local.control import Control
 
@@ -34,3 +38,33 @@ def one(url, query="SELECT 1", *arguments):
     with psycopg.connect(url, autocommit=True, connect_timeout=60) as connection:
         cursor = connection.execute(query, arguments)
         return cursor.fetchone()[0] if cursor.description else None
+
+
+@contextlib.contextmanager
+def at_work(connection):
+    """*connection* has a statement under way, until it is cancelled or the block ends."""
+
+    def work():
+        with contextlib.suppress(psycopg.errors.QueryCanceled):
+            connection.execute("SELECT pg_sleep(280)")
+
+    worker, give_up = threading.Thread(target=work, daemon=True), time.monotonic() + 60
+    worker.start()
+    while connection.info.transaction_status is not TransactionStatus.ACTIVE:  # or there would be nothing to cancel yet
+        assert time.monotonic() < give_up
+    try:
+        yield
+    finally:
+        connection.cancel_safe()
+        worker.join(120)
+
+
+def drop_subscriptions(urls):
+    """Those of each database: the slot they have elsewhere would keep that database."""
+    for url in urls:
+        with psycopg.connect(url, autocommit=True) as connection:
+            query = (
+                "SELECT subname FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE datname = current_database()"
+            )
+            for (name,) in connection.execute(query).fetchall():
+                connection.execute(sql.SQL("DROP SUBSCRIPTION {}").format(sql.Identifier(name)))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import signal
 import subprocess
 import sys
-import threading
 
 import psycopg
+from locallab import at_work
 
 from shardkit.catalog.overview import current_map
 from shardkit.schema.blueprint import Blueprint
@@ -26,18 +25,10 @@ def heeds_ctrl_c():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def sleeps(connection):
-    with connection, contextlib.suppress(psycopg.errors.QueryCanceled):
-        connection.execute("SELECT pg_sleep(280)")
-
-
 def stopped_while_it_copies(databases, config, source, *command):
     """What a command said that was stopped with Ctrl-C while its move waited for a busy source, and that move's number."""
-    busy = psycopg.connect(databases.servers[source], autocommit=True)
-    work = threading.Thread(target=sleeps, args=(busy,), daemon=True)
-    work.start()
     command = [*command, "--yes", "--json", "--max-source-load", "0", "--config", str(config)]
-    with subprocess.Popen(
+    with psycopg.connect(databases.servers[source], autocommit=True) as busy, at_work(busy), subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         env=environment(), preexec_fn=heeds_ctrl_c,  # noqa: PLW1509  no threads are in its way
     ) as process:  # fmt: skip
@@ -49,8 +40,6 @@ def stopped_while_it_copies(databases, config, source, *command):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=200)
     assert process.returncode == 130, said
-    busy.cancel_safe()
-    work.join(120)
     return said, json.loads(line)["move"]
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import psycopg
 import pytest
-from psycopg.pq import TransactionStatus
+from locallab import at_work
 from psycopg.types.json import Jsonb
 from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text, func, select, text
 
@@ -36,7 +36,6 @@ from shardkit.move.options import MoveOptions
 from tests.faults.illtreat import FAULTS, Hit, copy_refuses, ill_treat, just_before, kill_mover, stall_once
 from tests.faults.isolatelab import NEIGHBOUR, TABLES, Lab
 from tests.faults.lab import ACCOUNTS, BALANCE, QUICK, TENANT, Load
-from tests.faults.test_move_room import sleeps
 
 EFFECTS, EFFECTS_OF_END, EFFECTS_BACK = 25, 4, 17  # of an isolate until it soaks, of its end, and of its rollback
 CASES = list(itertools.product(range(EFFECTS + EFFECTS_OF_END), FAULTS))
@@ -445,7 +444,7 @@ def test_the_checkers_see_what_is_planted(lab):
     go_home(lab)
 
 
-def test_an_isolate_spares_its_source_as_a_move_does(lab, monkeypatch, eventually):
+def test_an_isolate_spares_its_source_as_a_move_does(lab, monkeypatch):
     monkeypatch.setattr(easing, "LOOK_EVERY_S", 0.01)
     heard = []
 
@@ -454,12 +453,8 @@ def test_an_isolate_spares_its_source_as_a_move_does(lab, monkeypatch, eventuall
             heard.append(news)
             busy.cancel_safe()
 
-    with lab.on(lab.home.server) as busy:
-        sleeper = threading.Thread(target=sleeps, args=(busy,), daemon=True)
-        sleeper.start()
-        eventually(lambda: busy.info.transaction_status is TransactionStatus.ACTIVE)  # or there would be nothing to cancel yet
+    with lab.on(lab.home.server) as busy, at_work(busy):
         move = lab.go_on(lab.begin(soak=False), options=MoveOptions(limits=Limits(active=0)), report=report)
-        sleeper.join(30)
     assert move.step is m.Step.FINISHED
     assert (heard[0].step, heard[0].note) == ("copy", "paused: 1 other sessions are at work on the source (limit 0)")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from locallab import drop_subscriptions
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import MetaData
@@ -142,7 +143,4 @@ def test_the_same_rights_let_every_server_follow_reference_tables(databases):
                 found = connection.execute("SELECT code, name FROM shardkit_reference.countries, shardkit_reference.plans")
                 assert found.fetchall() == [("PT", "free")]
     finally:
-        for url in named.servers.values():  # a slot would keep its database
-            with psycopg.connect(url, autocommit=True) as connection:
-                for (name,) in connection.execute("SELECT subname FROM pg_subscription").fetchall():
-                    connection.execute(sql.SQL("DROP SUBSCRIPTION {}").format(sql.Identifier(name)))
+        drop_subscriptions(named.servers.values())

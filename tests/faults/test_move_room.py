@@ -6,13 +6,12 @@ import contextlib
 import os
 import struct
 import subprocess
-import threading
 
 import psycopg
 import pytest
+from locallab import at_work
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import TransactionStatus
 
 from shardkit.core import moving as m
 from shardkit.core.easing import Limits
@@ -163,17 +162,8 @@ def test_the_session_that_holds_the_copys_snapshot_is_no_standby(lab, eventually
     standby.connection.close()
 
 
-def test_the_copy_waits_while_the_source_has_much_to_do(lab, monkeypatch, eventually):
+def test_the_copy_waits_while_the_source_has_much_to_do(lab, monkeypatch):
     monkeypatch.setattr(easing, "LOOK_EVERY_S", 0.01)
-    with lab.on(lab.place.server) as busy:
-        sleeper = threading.Thread(target=sleeps, args=(busy,), daemon=True)
-        sleeper.start()
-        eventually(lambda: busy.info.transaction_status is TransactionStatus.ACTIVE)  # or there would be nothing to cancel yet
+    with lab.on(lab.place.server) as busy, at_work(busy):
         heard = heard_pauses(lab, lab.begin(soak=False), Limits(active=0), busy.cancel_safe)
-        sleeper.join(30)
     assert "1 other sessions are at work on the source (limit 0)" in heard[0]
-
-
-def sleeps(connection):
-    with contextlib.suppress(psycopg.errors.QueryCanceled):
-        connection.execute("SELECT pg_sleep(120)")
