@@ -6,7 +6,9 @@ import contextlib
 
 import pytest
 
+import shardkit._async.fanout
 import shardkit._async.filling
+import shardkit._sync.fanout
 import shardkit._sync.filling
 from shardkit import Settings
 from shardkit.catalog import pulse, resolver
@@ -32,6 +34,9 @@ def patience():
             patch.setitem(Settings.__init__.__kwdefaults__, name, value)
         for colour in (shardkit._async, shardkit._sync):
             patch.setattr(colour.filling, "LEASE_MS", 120_000)
+        for fan_out in (shardkit._async.fanout.AsyncFanOut, shardkit._sync.fanout.FanOut):
+            for asks in (fan_out.rows, fan_out.stream, fan_out.each):
+                patch.setitem(asks.__kwdefaults__, "deadline_s", 200.0)
         patch.setattr(pulse, "PATIENCE_S", 60.0)
         patch.setattr(replicas, "_SILENT_AFTER", 1200)
         patch.setattr(resolver, "INTERVAL_S", 3600.0)

@@ -44,7 +44,7 @@ class RedisServer:
 
     def _run(self, argv) -> None:
         self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline, pause = time.monotonic() + 20, threading.Event()
+        deadline, pause = time.monotonic() + 120, threading.Event()
         while True:
             try:
                 return self.ask("PING")
@@ -59,7 +59,7 @@ class RedisServer:
         return f"redis://{HOST}:{self.port}/0"
 
     def ask(self, *command: object):
-        with redis.Redis(host=HOST, port=self.port, password=self.password, socket_timeout=5) as client:
+        with redis.Redis(host=HOST, port=self.port, password=self.password, socket_timeout=60) as client:
             return client.execute_command(*command)
 
     def freeze(self) -> None:
@@ -70,7 +70,7 @@ class RedisServer:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -116,7 +116,7 @@ class Relay:
             except OSError:
                 return
             try:
-                there = socket.create_connection((HOST, self.target), timeout=5)
+                there = socket.create_connection((HOST, self.target), timeout=60)
             except OSError:
                 here.close()
                 continue

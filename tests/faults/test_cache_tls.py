@@ -46,7 +46,7 @@ def terminator(server, authority):
 def open_kit(fleet):
     with contextlib.ExitStack() as opened:
         yield lambda url: opened.enter_context(
-            ShardKit(settings=fleet.settings(redis_url=url, cache_on_down="strict", cache_timeout_s=5.0))
+            ShardKit(settings=fleet.settings(redis_url=url, cache_on_down="strict", cache_timeout_s=60.0))
         )
 
 
@@ -84,7 +84,7 @@ def test_async_takes_them_too(fleet, terminator, authority, key):
     url = f"rediss://app:{QUOTED}@127.0.0.1:{terminator.port}/0?ssl_ca_certs={authority.certificate}"
 
     async def run():
-        async with AsyncShardKit(settings=fleet.settings(redis_url=url, cache_timeout_s=5.0)) as kit:
+        async with AsyncShardKit(settings=fleet.settings(redis_url=url, cache_timeout_s=60.0)) as kit:
             for _ in range(2):
                 assert (await kit.cache.get_row(Photo, key, tenant=TENANT)).title == "first"
             return kit.cache.stats().hits

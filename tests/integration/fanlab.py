@@ -60,7 +60,7 @@ FLOATS = [0.0, -0.0, 0.25, 1.5, -2.5, 1e6, float("inf"), float("-inf"), float("n
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # Hypothesis prints what it gives a test, and the reason of a failure comes after it
 class Lab:
     kit: ShardKit
     flat: Engine

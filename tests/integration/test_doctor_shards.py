@@ -168,9 +168,9 @@ def test_a_table_that_takes_too_long_is_named(fleet, route):
     with fleet.admin(route.server) as other:
         with other.transaction():
             other.execute(on("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", (route.schema, "orders")))
-            assert f"1 tables could not be read to the end in time: {route.schema}.orders" in only(
-                found(fleet, "rows", row_timeout_s=2.0)
-            )
+            said = only(found(fleet, "rows", row_timeout_s=2.0))  # a stall may add other tables
+            assert "could not be read to the end in time" in said
+            assert f"{route.schema}.orders" in said
 
 
 def test_a_schema_that_no_map_names(fleet, route):

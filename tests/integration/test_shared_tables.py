@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from locallab import drop_subscriptions
 from sqlalchemy import ForeignKey, MetaData, select
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Mapped, mapped_column
@@ -53,12 +54,7 @@ def place(shardkit_databases):
     settings = Settings(catalog_url=databases.catalog_url)
     initialize(settings, servers=databases.servers, shard_count=8, blueprint=from_metadata(Base.metadata))
     yield databases, settings
-    for url in databases.servers.values():  # a slot outlives its database's subscription, and would keep the database
-        with psycopg.connect(url, autocommit=True) as connection:
-            for (name,) in connection.execute(
-                "SELECT subname FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE datname = current_database()"
-            ).fetchall():
-                connection.execute(psycopg.sql.SQL("DROP SUBSCRIPTION {}").format(psycopg.sql.Identifier(name)))
+    drop_subscriptions(databases.servers.values())
 
 
 def on_every_server(databases, query):
@@ -120,7 +116,7 @@ def test_server_that_joins_follows_and_one_that_leaves_keeps_no_log(place, shard
         assert connection.execute(slots).fetchone() == (2,)
         connection.execute("UPDATE shardkit_reference.regions SET id = 8")
         join(settings, plan_joining(settings, "pg9", url))  # and comes back, with what it had
-        make_shared_tables(settings, Base.metadata, timeout_s=20)
+        make_shared_tables(settings, Base.metadata, timeout_s=120)
         with psycopg.connect(url, autocommit=True) as fresh:
             assert fresh.execute("SELECT id FROM shardkit_reference.regions").fetchall() == [(8,)]
         leave(settings, plan_leaving(settings, "pg9"))
@@ -136,7 +132,7 @@ def test_servers_begin_anew_where_the_written_copy_was_restored_from_a_dump(plac
         for (slot,) in connection.execute(slots).fetchall():
             drop_slot(connection, slot=slot)  # a dump has none
         connection.execute("UPDATE shardkit_reference.regions SET id = 8")  # in a stream that nobody follows
-        make_shared_tables(settings, Base.metadata, timeout_s=20)
+        make_shared_tables(settings, Base.metadata, timeout_s=120)
     assert on_every_server(databases, "SELECT string_agg(id::text, ',') FROM shardkit_reference.regions") == {"8"}
 
 

@@ -191,7 +191,7 @@ def test_a_server_lost_after_the_decision_holds_nobody_else_back(fleet, kit, apa
     assert {(part.server, part.outcome) for part in in_doubt(fleet.settings(), fleet.map)} == {
         (kit.locate(first).server, "commit")
     }
-    eventually(lambda: settled(fleet), within_s=10)
+    eventually(lambda: settled(fleet))
     assert counts(fleet, kit, apart, "lost") == [1, 1, 1]
 
 
