@@ -37,7 +37,8 @@ FROM pg_roles r WHERE r.rolname IN ('shardkit_app', 'shardkit_operator')
 -- tables --
 -- Tenants' tables where something is amiss, asked as the application role: whether its rows are filtered, by what.
 -- pg_get_expr waits for whoever locks the table, so those are left out.
-WITH locked AS MATERIALIZED (SELECT relation FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted)
+WITH locked AS MATERIALIZED (SELECT relation FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 SELECT * FROM (
     SELECT n.nspname, c.relname, row_security_active(c.oid),
         EXISTS (SELECT FROM pg_policy p, LATERAL pg_get_expr(p.polqual, p.polrelid) AS uses,

@@ -81,6 +81,7 @@ FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON 
 SELECT a.pid, (extract(epoch FROM clock_timestamp() - a.xact_start) * 1000)::float, a.state, coalesce(a.usename, ''), coalesce(a.application_name, '')
 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY (%(tables)s::oid[]) AND l.mode <> 'AccessShareLock'
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND l.pid <> pg_backend_pid() AND a.backend_type = 'client backend' AND a.xact_start IS NOT NULL
 GROUP BY 1, 2, 3, 4, 5 ORDER BY 2 DESC
 

@@ -219,7 +219,8 @@ WHERE c.relkind = 'r' ORDER BY c.relname
 -- it is asked while writers are held off, on servers with thousands of shards.
 SELECT md5(string_agg(x, ',' ORDER BY x)), (
     SELECT count(*) FROM pg_locks l WHERE l.locktype = 'object' AND l.classid = 'pg_namespace'::regclass
-        AND l.objid = to_regnamespace(%(schema)s) AND l.pid <> pg_backend_pid())
+        AND l.objid = to_regnamespace(%(schema)s) AND l.pid <> pg_backend_pid()
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 FROM (
     SELECT concat(d.classid, '.', d.objid, '.', c.xmin, t.xmin, p.xmin) AS x FROM pg_depend d
     LEFT JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid

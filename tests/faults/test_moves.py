@@ -12,6 +12,8 @@ import threading
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shardkit.catalog.ledger import hold_shards
 from shardkit.core import moving as m
@@ -29,8 +31,9 @@ from shardkit.errors import (
     UnknownMoveError,
 )
 from shardkit.move import run
-from shardkit.move.ends import End
+from shardkit.move.ends import SQL, End
 from shardkit.move.fence import Fence
+from shardkit.move.structure import stamp
 from tests.faults.illtreat import (
     FAULTS,
     Killed,
@@ -274,6 +277,29 @@ def test_a_blocker_that_stays_is_named_and_the_move_can_be_resumed(lab):
         assert ended.step is m.Step.FINISHED
         with pytest.raises(psycopg.OperationalError):
             idle.execute("SELECT 1")
+
+
+def test_a_session_in_a_database_with_the_same_oids_is_no_blocker(shardkit_databases):
+    """As in a copy made from a template: who is at work there holds no move up, nor is he ended for it."""
+    url = shardkit_databases(1).servers["pg1"]
+    name = conninfo_to_dict(url)["dbname"]
+    there = {which: make_conninfo(url, dbname=which) for which in ("postgres", f"{name}_twin")}
+    with psycopg.connect(url, autocommit=True) as here:
+        here.execute("CREATE SCHEMA s CREATE TABLE t ()")
+        (oid,) = here.execute("SELECT 's.t'::regclass::oid").fetchone()
+    with psycopg.connect(there["postgres"], autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*map(sql.Identifier, (f"{name}_twin", name))))
+        try:
+            with psycopg.connect(there[f"{name}_twin"]) as other:
+                other.execute("LOCK TABLE s.t IN ROW EXCLUSIVE MODE; CREATE TABLE s.more ()")
+                found = []
+                for where in (url, there[f"{name}_twin"]):
+                    with psycopg.connect(where) as asked:
+                        blockers = [pid for pid, *_ in asked.execute(SQL["blockers"], {"tables": [oid]})]
+                        found.append((blockers, stamp(asked, "s", [])[1]))
+                assert found == [([], 0), ([other.info.backend_pid], 1)]
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(f"{name}_twin")))
 
 
 def test_a_row_changed_behind_the_movers_back_is_found(lab):
