@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from shardkit.catalog.decisions import Decisions
 from shardkit.core.shardmap import Server, ShardMap
-from shardkit.db.connect import connect
+from shardkit.db.connect import connect, said
 from shardkit.db.two_phase import Prepared, end_prepared, prepared
-from shardkit.errors import ShardKitError
+from shardkit.errors import ServerError, ShardKitError
 from shardkit.settings import Settings
 
 log = logging.getLogger("shardkit.transactions")
@@ -54,7 +54,7 @@ def outcomes(settings: Settings, waiting: Mapping[str, Sequence[Prepared]]) -> I
 def resolve(settings: Settings, shardmap: ShardMap, decisions: Decisions | None = None) -> list[InDoubt]:
     """End every part whose transaction was decided or whose time is over; gives those that were ended here.
 
-    A server that does not answer is left for the next time, and said in the log.
+    A server that does not answer, or refuses to end a part, is left for the next time, and said in the log.
     """
     own = decisions or Decisions(settings)
     ended = []
@@ -63,10 +63,11 @@ def resolve(settings: Settings, shardmap: ShardMap, decisions: Decisions | None 
         reached = set()
         for server in shardmap.servers.values():
             try:
-                ended += _resolve_on(server, settings, shardmap, own)
+                for part in _resolve_on(server, settings, shardmap, own):
+                    ended.append(part)  # noqa: PERF402  # what was ended before an error is ended
                 reached.add(server.name)
             except ShardKitError as exc:
-                log.warning("transactions on server %r could not be looked at: %s", server.name, exc)
+                log.warning("transactions on server %r wait for the next time: %s", server.name, exc)
         for txn, servers in unfinished:
             if reached.issuperset(servers):
                 own.finish(txn)
@@ -76,22 +77,37 @@ def resolve(settings: Settings, shardmap: ShardMap, decisions: Decisions | None 
     return ended
 
 
-def _resolve_on(server: Server, settings: Settings, shardmap: ShardMap, decisions: Decisions) -> list[InDoubt]:
-    ended = []
+def _resolve_on(server: Server, settings: Settings, shardmap: ShardMap, decisions: Decisions) -> Iterator[InDoubt]:
+    """The parts ended on *server*. What kept one from being ended is raised once the others have been tried."""
+    refused = None
     with connect(server, settings, cluster_id=shardmap.cluster_id) as connection:
-        for part in prepared(connection, cluster=shardmap.cluster_id.hex):
+        for part in _waiting(connection, server, shardmap):
             txn = UUID(part.gid.txn)
             outcome = decisions.outcome(txn)
             if outcome is None and part.overdue:
                 outcome = decisions.decide(txn, "abort", [server.name], within_s=0)
-            if outcome is not None and end_prepared(connection, part.name, commit=outcome == "commit"):
+            if outcome is None:
+                continue
+            try:
+                with said(f"server {server.name!r}", then=f"{part.name} was not ended"):
+                    ended = end_prepared(connection, part.name, commit=outcome == "commit")
+            except ServerError as exc:
+                refused = exc
+                continue
+            if ended:
                 log.warning("transaction %s: part %s on server %r was ended here: %s", txn, part.gid.part, server.name, outcome)
-                ended.append(InDoubt(server.name, txn, part, outcome))
-    return ended
+                yield InDoubt(server.name, txn, part, outcome)
+    if refused is not None:
+        raise refused
 
 
 def _prepared(server: Server, settings: Settings, shardmap: ShardMap) -> list[Prepared]:
     with connect(server, settings, cluster_id=shardmap.cluster_id) as connection:
+        return _waiting(connection, server, shardmap)
+
+
+def _waiting(connection: Any, server: Server, shardmap: ShardMap) -> list[Prepared]:
+    with said(f"server {server.name!r}", then="nothing was changed"):
         return prepared(connection, cluster=shardmap.cluster_id.hex)
 
 

@@ -215,9 +215,15 @@ def at(url: str, settings: Settings, *, name: str, then: str = "nothing was chan
     *then* ends the message: what has become of the work, and what to do.
     """
     connection = connect_admin(url, settings, name=name)
+    with said(name, then=then), connection:
+        yield connection
+
+
+@contextmanager
+def said(name: str, *, then: str) -> Iterator[None]:
+    """What PostgreSQL says in the block becomes an error of ours; as in ``at``."""
     try:
-        with connection:
-            yield connection
+        yield
     except psycopg.OperationalError as exc:
         raise ServerDownError(f"{name} failed or went away: {_first_line(exc)}; {then}") from exc
     except psycopg.Error as exc:

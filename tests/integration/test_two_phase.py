@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from fleet import Order, fleet_on
@@ -21,7 +23,7 @@ from shardkit.catalog.decisions import Decisions
 from shardkit.catalog.overview import overview
 from shardkit.catalog.resolver import in_doubt, resolve
 from shardkit.cli import status
-from shardkit.core.names import gid, parse_gid
+from shardkit.core.names import APP_ROLE, gid, parse_gid
 from shardkit.errors import NameRejectedError, NoSnapshotError, TenantMismatchError, TwoPhaseDisabledError, TwoPhaseError
 
 HERE = Path(__file__).parent
@@ -193,6 +195,29 @@ def test_a_server_lost_after_the_decision_holds_nobody_else_back(fleet, kit, apa
     }
     eventually(lambda: settled(fleet))
     assert counts(fleet, kit, apart, "lost") == [1, 1, 1]
+
+
+def test_a_part_that_may_not_be_ended_holds_nobody_else_back(fleet, caplog):
+    """Another role has prepared it: the server refuses, now and whenever it is asked again."""
+    cluster, servers = fleet.map.cluster_id.hex, list(fleet.map.servers)
+    names = {server: gid(cluster, uuid4().hex, 0, 0) for server in ("foreign", *servers)}
+    parts = [(servers[0], names["foreign"], "NONE"), *((server, names[server], APP_ROLE) for server in servers)]
+    for server, name, role in parts:
+        with fleet.admin(server) as connection:
+            connection.execute(f"BEGIN; SET LOCAL ROLE {role}; SELECT pg_current_xact_id(); PREPARE TRANSACTION '{name}'")
+    try:
+        ended = resolve(fleet.settings(), fleet.map)
+        assert {part.part.name for part in ended} == {names[server] for server in servers}
+        assert f"{names['foreign']} was not ended" in caplog.text
+        assert [part.part.name for part in in_doubt(fleet.settings(), fleet.map)] == [names["foreign"]]
+        resolve(fleet.settings(), fleet.map)
+        with contextlib.closing(Decisions(fleet.settings())) as decisions:
+            left = {txn.hex for txn, _ in decisions.unfinished()}
+        assert left == {parse_gid(names[part]).txn for part in ("foreign", servers[0])}  # a server that refused may have more
+    finally:
+        with fleet.admin(servers[0]) as connection:
+            connection.execute(f"ROLLBACK PREPARED '{names['foreign']}'")
+        assert settled(fleet)
 
 
 def test_a_snapshot_does_not_see_half_a_transaction(fleet, kit, apart, monkeypatch):
