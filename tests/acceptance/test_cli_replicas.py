@@ -91,6 +91,7 @@ def test_what_is_no_replica_of_the_server_is_refused(databases, config, url, sta
     assert "pg9" in refused(*add, "pg9", url, *more)
     assert "does not answer" in refused(*add, "pg2", "postgresql://127.0.0.1:1/nothing", *more)
     assert "could not be parsed" in refused(*add, "pg2", "postgresql://[half/x", *more)
+    assert "standby" in refused("server", "change", "pg2", "--url", url, *more)
     assert "sslmode=verify-full" in refused(*add, "pg2", "postgresql://db.example.org/x", *more)
     assert replicas(databases) == {"pg1": 0, "pg2": 0}
 
