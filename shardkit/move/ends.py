@@ -53,8 +53,7 @@ class End:
 
     def conninfo(self, **extra: Any) -> str:
         """Libpq connection string of such a session."""
-        options = {} if extra.get("replication") else {"options": SESSION}
-        return conninfo(self.url, self._settings, application_name=self.session, **options, **extra)
+        return conninfo(self.url, self._settings, application_name=self.session, options=SESSION, **extra)
 
     def conninfo_of_subscription(self) -> str:
         """How the other server reaches this one, to apply its changes."""

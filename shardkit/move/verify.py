@@ -32,7 +32,11 @@ _BOUND: Final = sql.SQL("SELECT ARRAY[{texts}] FROM {rows} t WHERE {within} ORDE
 _RANGE: Final = sql.SQL("SELECT count(*), coalesce(sum({hash}), 0)::text FROM {rows} t WHERE {within}")
 _BLOCKS: Final = sql.SQL("t.ctid >= '({},0)' AND t.ctid < '({},0)'")
 _ROWS: Final = sql.SQL("SELECT ARRAY[{texts}], {hash} FROM {rows} t WHERE {within}")
-_KEYS: Final = sql.SQL("SELECT ARRAY[{texts}], {hash} FROM {rows} t JOIN unnest({arrays}) AS w ({names}) ON {join}")
+_KEYS: Final = sql.SQL(
+    "SELECT w.place, {hash} FROM {rows} t JOIN unnest({arrays}) WITH ORDINALITY AS w ({names}, place) ON {join}"
+)
+"""Rows by the place of their key among those asked for: the stream writes a key as its type does (``t``), a cast to text may
+write it otherwise (``true``, ``10.0.0.1/32``, a ``char(n)`` without its blanks)."""
 
 
 Content = tuple[int, int]
@@ -137,7 +141,6 @@ class Verifier:
     def _by_key(self, end: End, table: Table, keys: Sequence[Key]) -> dict[Key, int]:
         names = [sql.Identifier(f"k{n}") for n in range(len(table.key))]
         query = _KEYS.format(
-            texts=_texts(table),
             hash=_hash(table),
             rows=self._rows(end, table),
             names=sql.SQL(", ").join(names),
@@ -148,7 +151,7 @@ class Verifier:
             ),
         )
         columns = [[key[n] for key in keys] for n in range(len(table.key))]
-        return {tuple(key): h for key, h in end.on("verify").execute(query, columns, prepare=True)}
+        return {keys[place - 1]: h for place, h in end.on("verify").execute(query, columns, prepare=True)}
 
     def _compare_ranges(self, tables: Sequence[Table], compared: Callable[[int], object]) -> None:
         """Each side goes through the ranges at its own pace; where one ends is looked up one range ahead.

@@ -342,6 +342,29 @@ def test_what_somebody_else_does_to_the_copy_is_made_good(lab, change):
     lab.go_back(move)
 
 
+def test_a_change_under_way_is_carried_however_its_key_is_written(lab):
+    key = "tenant_id text, flag boolean, code char(5), host inet, at timestamptz"
+    with lab.on(lab.home.server) as home:
+        home.execute(f"SET search_path TO {lab.route().schema}, shardkit")
+        home.execute(f"CREATE TABLE odd ({key}, n int, PRIMARY KEY (tenant_id, flag, code, host, at)); SELECT protect('odd')")
+        home.execute("INSERT INTO odd VALUES (%s, true, 'ab', '10.0.0.1', now(), 0)", (TENANT,))
+
+    def change():
+        with lab.on(move.source) as source:
+            source.execute(f"UPDATE {schema_name(move.shard, move.epoch)}.odd SET n = n + 1 RETURNING n")
+            changes.append(1)
+
+    try:
+        move, changes = lab.begin(), []
+        assert lab.go_on(move, around=just_before(m.Lock, change)).step is m.Step.SOAK
+        assert lab.rows("SELECT n FROM odd") == [(len(changes),)]
+        lab.go_back(move)
+    finally:
+        lab.end_moves()
+        with lab.on(lab.home.server) as home:
+            home.execute(f"DROP TABLE {lab.route(NEIGHBOUR).schema}.odd")
+
+
 def test_the_copy_refuses_writes_of_its_own(lab):
     move = lab.begin()
     copy_refuses(lab, move, f"INSERT INTO {schema_name(move.into_shard, 1)}.tokens (tenant_id, what) VALUES ('acme', 'x')")

@@ -6,11 +6,17 @@ import pytest
 
 from shardkit.core import moving as m
 from shardkit.core.names import schema_name
+from shardkit.errors import NotEqualError
 from shardkit.move import verify
 from tests.faults.lab import Load
 from tests.faults.movelab import Lab
 
 ROWS = 4000
+ODD_KEYS = """
+CREATE TABLE {}.odd_keys (flag boolean, code char(5), host inet, day date, at timestamptz, ago interval, n int, what text,
+                          PRIMARY KEY (flag, code, host, day, at, ago));
+INSERT INTO {}.odd_keys VALUES (true, 'ab', '10.0.0.1', '2026-03-04', '2026-03-04 12:00+00', '1 day -02:03', 0, 'mine')
+"""
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +75,48 @@ def test_a_table_that_is_written_anew_in_between_is_read_again(lab, monkeypatch)
 
     seen = compared(lab, monkeypatch, once=rewrite)
     assert sum(seen[0]) > ROWS * 1.05
+
+
+@pytest.fixture
+def odd_keys(lab):
+    """A table whose key reads otherwise as text, by its types and by what the databases say of dates."""
+    home, settings = lab.place.server, {"datestyle": "SQL, DMY", "timezone": "Asia/Tokyo", "intervalstyle": "sql_standard"}
+    for name in lab.servers:
+        with lab.on(name) as server:
+            for setting, value in settings.items():
+                server.execute(f"ALTER DATABASE {server.info.dbname} SET {setting} = '{value}'")
+    with lab.on(home) as source:
+        schema = schema_name(0, lab.place.epoch)
+        source.execute(ODD_KEYS.format(schema, schema))
+    yield
+    for name in lab.servers:
+        with lab.on(name) as server:
+            for setting in settings:
+                server.execute(f"ALTER DATABASE {server.info.dbname} RESET {setting}")
+    lab.end_moves()
+    with lab.on(lab.place.server) as source:
+        source.execute(f"DROP TABLE {schema_name(0, lab.place.epoch)}.odd_keys")
+
+
+@pytest.mark.usefixtures("odd_keys")
+def test_a_change_is_compared_however_its_key_is_written(lab):
+    move = lab.begin(soak=False)
+    schema = schema_name(0, move.epoch)
+
+    def around(effect, do):
+        if isinstance(effect, m.Lock):  # after the comparison: the stream names the key
+            with lab.on(move.source) as source:
+                source.execute(f"UPDATE {schema}.odd_keys SET n = n + 1")
+        if isinstance(effect, m.VerifyChanged):  # it is applied; what an apply worker does wrong comes from an origin too
+            with lab.on(move.target) as target:
+                target.execute("SELECT pg_replication_origin_create('forger')")
+                try:
+                    target.execute("SELECT pg_replication_origin_session_setup('forger')")
+                    target.execute(f"SET session_replication_role = replica; UPDATE {schema}.odd_keys SET what = 'forged'")
+                finally:
+                    target.execute("SELECT pg_replication_origin_session_reset(), pg_replication_origin_drop('forger')")
+        return do(effect)
+
+    with pytest.raises(NotEqualError, match="table odd_keys: the row with key t"):
+        lab.go_on(move, around=around)
+    assert lab.go_on(move, "abort").step is m.Step.ABORTED
