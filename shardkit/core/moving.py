@@ -216,6 +216,12 @@ SEQUENCE_MARGIN: Final = 100
 """How many values other sequences jump, in steps of their increment."""
 
 
+def goes_on_at(last: int, *, increment: int, lowest: int, highest: int, margin: int) -> int:
+    """The value from which a sequence goes on whose last one was *last*: *margin* steps further, or half of what is left."""
+    left = (highest - last if increment > 0 else last - lowest) // abs(increment)
+    return last + increment * min(margin, left // 2)
+
+
 Script = Generator[Effect, Any, Step]
 """Yields effects, is fed their results (or their exceptions), returns the step it ended at."""
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, sql
 
 from shardkit.core import moving as m
 from shardkit.core.names import ID_ORIGIN_SEQUENCE, ID_SEQUENCE
@@ -193,9 +193,26 @@ class Switching:
 
     def _values(self, schema: str, id_margin: int) -> list[NextValue]:
         """Where sequences go on that stand in *schema* on the source."""
-        given = {"ids": ID_SEQUENCE, "origin": ID_ORIGIN_SEQUENCE, "id_margin": id_margin, "margin": self.sequence_margin}
-        rows = self.w.source.on().execute(SQL["sequences"], {"schema": schema, **given}, prepare=True)
-        return [NextValue(*row) for row in rows]
+        margins = {ID_SEQUENCE: id_margin, ID_ORIGIN_SEQUENCE: 0}
+        rows = self.w.source.on().execute(SQL["sequences"], {"schema": schema}, prepare=True).fetchall()
+        unused = self._first_values(schema, [name for name, last, *_ in rows if last is None])
+        return [
+            NextValue(
+                name,
+                m.goes_on_at(
+                    unused[name] if last is None else last, increment=increment, lowest=lowest, highest=highest,
+                    margin=margins.get(name, self.sequence_margin),
+                ),
+                increment > 0,
+            )
+            for name, last, increment, lowest, highest in rows
+        ]  # fmt: skip
+
+    def _first_values(self, schema: str, names: Sequence[str]) -> dict[str, int]:
+        """What sequences will give first, from which nothing was drawn since they were made, or set: only they know that."""
+        one = sql.SQL("SELECT {}, last_value FROM {}")
+        asked = [one.format(sql.Literal(name), sql.Identifier(schema, name)) for name in names]
+        return dict(self.w.source.on().execute(sql.SQL(" UNION ALL ").join(asked)).fetchall()) if asked else {}
 
     def _commit_fence(self, _: m.CommitFence) -> None:
         assert self._fence is not None

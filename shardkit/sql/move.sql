@@ -67,13 +67,8 @@ SELECT s.pid, s.latest_end_lsn::text, t.apply_error_count FROM pg_stat_subscript
 LEFT JOIN pg_stat_subscription_stats t USING (subid) WHERE s.subname = %(name)s AND s.relid IS NULL
 
 -- sequences --
--- Sequences of a schema with the value to go on from, a margin past the one given last, and whether they count upwards.
-SELECT c.relname, CASE
-    WHEN c.relname = %(origin)s THEN coalesce(pg_sequence_last_value(c.oid), s.seqmin)
-    WHEN s.seqincrement > 0 THEN least(s.seqmax::numeric, coalesce(pg_sequence_last_value(c.oid), s.seqstart)::numeric
-         + s.seqincrement::numeric * CASE WHEN c.relname = %(ids)s THEN %(id_margin)s ELSE %(margin)s END)::bigint
-    ELSE greatest(s.seqmin::numeric, coalesce(pg_sequence_last_value(c.oid), s.seqstart)::numeric + s.seqincrement::numeric * %(margin)s)::bigint END,
-    s.seqincrement > 0
+-- Sequences of a schema: the value given last (null where none was since it was made or set), step, and limits.
+SELECT c.relname, pg_sequence_last_value(c.oid), s.seqincrement, s.seqmin, s.seqmax
 FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
 
 -- blockers --

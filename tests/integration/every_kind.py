@@ -8,6 +8,7 @@ CREATE DOMAIN posint AS int DEFAULT 3 CONSTRAINT pos CHECK (VALUE > 0);
 CREATE TYPE pair AS (a int, b text COLLATE "C");
 CREATE SEQUENCE "Odd Seq" AS smallint INCREMENT 5 MINVALUE 5 MAXVALUE 500 START 10 CYCLE CACHE 3;
 CREATE SEQUENCE unused_by_models; CREATE SEQUENCE down INCREMENT -2 MINVALUE -1000 MAXVALUE 1000 START 900;
+CREATE SEQUENCE set_ahead; CREATE SEQUENCE nearly_over AS smallint;
 CREATE FUNCTION two(x int DEFAULT 7) RETURNS int LANGUAGE sql IMMUTABLE RETURN x * 2;
 CREATE TABLE "Mixed" (id serial PRIMARY KEY, ident bigint GENERATED ALWAYS AS IDENTITY (START 100 INCREMENT 10), m mood
   DEFAULT 'ok',
@@ -48,7 +49,7 @@ INSERT INTO "Mixed" (t, b, pr, m) SELECT 'zeile ' || n, decode(md5(n::text), 'he
 INSERT INTO child SELECT n, n, n FROM generate_series(1, 50) n;
   INSERT INTO grandchild (a, b) SELECT n, n FROM generate_series(1, 50) n;
 INSERT INTO by_index VALUES ('Ä', 'NaN'), ('ä', '-Infinity'), ('', 0.1); INSERT INTO many_to_many VALUES (1, 2);
-SELECT nextval('"Odd Seq"'), nextval('"Odd Seq"'), nextval('down'); REFRESH MATERIALIZED VIEW m; REFRESH MATERIALIZED VIEW a_m
+SELECT nextval('"Odd Seq"'), nextval('"Odd Seq"'), nextval('down'), setval('set_ahead', 1000000, false), setval('nearly_over', 32760); REFRESH MATERIALIZED VIEW m; REFRESH MATERIALIZED VIEW a_m
 """
 VIRTUAL = "v int GENERATED ALWAYS AS (id * 3) VIRTUAL,"
 """A column of "Mixed" that came with PostgreSQL 18."""

@@ -83,6 +83,8 @@ def test_sequences_go_on_past_what_was_given(moved):
     assert (new[2], new[3]) == (2 * new[0], "new!")
     assert target.execute("SELECT nextval('down')").fetchone()[0] < 900
     assert target.execute("SELECT nextval('unused_by_models')").fetchone()[0] >= 1
+    assert target.execute("SELECT nextval('set_ahead')").fetchone()[0] >= 1_000_000
+    assert target.execute("SELECT nextval('nearly_over')").fetchone()[0] > 32760
     assert 5 <= target.execute("SELECT nextval('\"Odd Seq\"')").fetchone()[0] <= 500
     with pytest.raises(psycopg.errors.GeneratedAlways):
         target.execute("INSERT INTO \"Mixed\" (t, ident) VALUES ('x', 1)")
