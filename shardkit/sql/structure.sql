@@ -7,8 +7,9 @@ rel AS (
     SELECT c.*, format('%%I.%%I', ns.nspname, c.relname) AS full_name,
            CASE c.relkind WHEN 'r' THEN 'TABLE' WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
                           WHEN 'i' THEN 'INDEX' WHEN 'c' THEN 'TYPE' END AS word,
-           coalesce(' WITH (' || array_to_string(c.reloptions, ', ') || ')', '') AS with_options
-    FROM pg_class c JOIN ns ON c.relnamespace = ns.oid WHERE c.relkind IN ('r', 'v', 'm', 'S', 'i', 'c')
+           coalesce(' WITH (' || nullif(array_to_string(c.reloptions || ARRAY(SELECT 'toast.' || unnest(o.reloptions)), ', '), '') || ')',
+                    '') AS with_options
+    FROM pg_class c JOIN ns ON c.relnamespace = ns.oid LEFT JOIN pg_class o ON o.oid = c.reltoastrelid WHERE c.relkind IN ('r', 'v', 'm', 'S', 'i', 'c')
 ),
 seq AS (
     SELECT s.seqrelid, format(' AS %%s', format_type(s.seqtypid, NULL)) AS as_type,
@@ -33,7 +34,7 @@ col AS (
                           CASE a.attidentity WHEN 'a' THEN 'ALWAYS' ELSE 'BY DEFAULT' END, r.full_name, q.options)
             FROM seq q JOIN rel r ON r.oid = q.seqrelid
             WHERE q.deptype = 'i' AND q.owner_table = a.attrelid AND q.owner_column = a.attnum) END,
-        CASE WHEN a.attnotnull THEN coalesce(' CONSTRAINT ' || quote_ident(nn.conname), '') || ' NOT NULL' END) AS definition
+        CASE WHEN a.attnotnull AND nn.convalidated IS NOT FALSE THEN coalesce(' CONSTRAINT ' || quote_ident(nn.conname), '') || ' NOT NULL' END) AS definition
     FROM pg_attribute a JOIN rel ON rel.oid = a.attrelid JOIN pg_type t ON t.oid = a.atttypid
     LEFT JOIN pg_attrdef e ON e.adrelid = a.attrelid AND e.adnum = a.attnum
     LEFT JOIN pg_constraint nn ON nn.conrelid = a.attrelid AND nn.contype = 'n' AND nn.conkey = ARRAY[a.attnum]
@@ -60,6 +61,8 @@ owners AS (
            AND NOT EXISTS (SELECT FROM seq WHERE seq.seqrelid = rel.oid AND seq.deptype IS NOT NULL)
     UNION ALL SELECT CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END, p.oid::regprocedure::text, p.proowner
            FROM pg_proc p JOIN ns ON p.pronamespace = ns.oid
+    UNION ALL SELECT 'TYPE', t.oid::regtype::text, t.typowner FROM pg_type t JOIN ns ON t.typnamespace = ns.oid
+           WHERE t.typtype IN ('e', 'd') OR (t.typtype = 'c' AND EXISTS (SELECT FROM rel WHERE rel.oid = t.typrelid AND rel.relkind = 'c'))
 ),
 remarks AS (
     SELECT d.classoid, d.objoid, d.objsubid, d.description FROM pg_description d
@@ -71,9 +74,13 @@ result (phase, rank, kind, name, ddl) AS (
         WHEN 'c' THEN format('CREATE TYPE %%s AS (%%s)', t.oid::regtype,
                              (SELECT string_agg(definition, ', ' ORDER BY attnum) FROM col WHERE attrelid = t.typrelid))
         WHEN 'd' THEN concat(format('CREATE DOMAIN %%s AS %%s', t.oid::regtype, format_type(t.typbasetype, t.typtypmod)),
-                             ' DEFAULT ' || t.typdefault, CASE WHEN t.typnotnull THEN ' NOT NULL' END,
+                             (SELECT format(' COLLATE %%I.%%I', n.nspname, o.collname) FROM pg_collation o
+                              JOIN pg_namespace n ON n.oid = o.collnamespace JOIN pg_type b ON b.oid = t.typbasetype
+                              WHERE o.oid = t.typcollation AND t.typcollation <> b.typcollation),
+                             ' DEFAULT ' || coalesce(pg_get_expr(t.typdefaultbin, 0), t.typdefault),  -- the text has the names of then
+                             CASE WHEN t.typnotnull THEN ' NOT NULL' END,
                              (SELECT string_agg(format(' CONSTRAINT %%I %%s', conname, pg_get_constraintdef(oid)), '' ORDER BY conname)
-                              FROM pg_constraint WHERE contypid = t.oid AND contype = 'c')) END
+                              FROM pg_constraint WHERE contypid = t.oid AND contype = 'c' AND convalidated)) END
     FROM pg_type t JOIN ns ON t.typnamespace = ns.oid
     WHERE t.typtype IN ('e', 'd') OR (t.typtype = 'c' AND EXISTS (SELECT FROM rel WHERE rel.oid = t.typrelid AND rel.relkind = 'c'))
     UNION ALL
@@ -102,9 +109,16 @@ result (phase, rank, kind, name, ddl) AS (
     FROM rel q JOIN seq ON seq.seqrelid = q.oid AND seq.deptype = 'a' JOIN rel t ON t.oid = seq.owner_table
     JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = seq.owner_column
     UNION ALL
-    SELECT 2, 10, 'constraint', format('%%s on %%s', quote_ident(k.conname), rel.full_name),
-           format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', rel.full_name, k.conname, pg_get_constraintdef(k.oid))
-    FROM pg_constraint k JOIN rel ON rel.oid = k.conrelid WHERE k.contype IN ('p', 'u', 'x')
+    SELECT 2, 5, 'constraint', format('%%I on %%s', k.conname, t.oid::regtype),
+           format('ALTER DOMAIN %%s ADD CONSTRAINT %%I %%s', t.oid::regtype, k.conname, pg_get_constraintdef(k.oid))
+    FROM pg_constraint k JOIN pg_type t ON t.oid = k.contypid JOIN ns ON t.typnamespace = ns.oid
+    WHERE k.contype = 'c' AND NOT k.convalidated
+    UNION ALL
+    SELECT 2, 10, 'constraint', format('%%s on %%s', quote_ident(k.conname), rel.full_name), concat(
+           format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', rel.full_name, k.conname, pg_get_constraintdef(k.oid)),
+           '; ALTER INDEX ' || i.full_name || ' SET (' || array_to_string(i.reloptions, ', ') || ')')
+    FROM pg_constraint k JOIN rel ON rel.oid = k.conrelid LEFT JOIN rel i ON i.oid = k.conindid AND i.reloptions IS NOT NULL
+    WHERE k.contype IN ('p', 'u', 'x')
     UNION ALL
     SELECT 2, 20, 'index', i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid)
     FROM pg_index i JOIN rel ON rel.oid = i.indrelid AND rel.relkind = 'r'
@@ -112,7 +126,7 @@ result (phase, rank, kind, name, ddl) AS (
     UNION ALL
     SELECT 2, 30, 'constraint', format('%%s on %%s', quote_ident(k.conname), rel.full_name),
            format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', rel.full_name, k.conname, pg_get_constraintdef(k.oid))
-    FROM pg_constraint k JOIN rel ON rel.oid = k.conrelid WHERE k.contype = 'c'
+    FROM pg_constraint k JOIN rel ON rel.oid = k.conrelid WHERE k.contype = 'c' OR (k.contype = 'n' AND NOT k.convalidated)
     UNION ALL
     SELECT 2, 40, 'constraint', format('%%s on %%s', quote_ident(k.conname), rel.full_name),
            format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', rel.full_name, k.conname, pg_get_constraintdef(k.oid))
@@ -124,18 +138,35 @@ result (phase, rank, kind, name, ddl) AS (
                 WHERE i.indrelid = rel.oid AND i.indisreplident) END)
     FROM rel WHERE relkind = 'r' AND relreplident <> 'd'
     UNION ALL
+    SELECT 2, 55, 'clustered', t.full_name, format('ALTER TABLE %%s CLUSTER ON %%I', t.full_name, i.relname)
+    FROM pg_index x JOIN rel t ON t.oid = x.indrelid AND t.relkind = 'r' JOIN rel i ON i.oid = x.indexrelid WHERE x.indisclustered
+    UNION ALL
     SELECT 2, 60, 'view', full_name, format('CREATE %%s %%s (%%s)%%s AS %%s', word, full_name,
            (SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM col WHERE attrelid = rel.oid), with_options,
-           rtrim(pg_get_viewdef(rel.oid), ';'))
+           rtrim(pg_get_viewdef(rel.oid), ';') || CASE WHEN relispopulated THEN '' ELSE ' WITH NO DATA' END)
     FROM rel WHERE relkind IN ('v', 'm')
+    UNION ALL
+    SELECT 2, 62, 'view column', format('%%s.%%I', full_name, a.attname),
+           format('ALTER VIEW %%s ALTER COLUMN %%I SET DEFAULT %%s', full_name, a.attname, pg_get_expr(e.adbin, e.adrelid))
+    FROM rel JOIN pg_attrdef e ON e.adrelid = rel.oid JOIN pg_attribute a ON a.attrelid = rel.oid AND a.attnum = e.adnum
+    WHERE relkind = 'v'
     UNION ALL
     SELECT 2, 65, 'index', i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid)
     FROM pg_index i JOIN rel ON rel.oid = i.indrelid AND rel.relkind = 'm'
     UNION ALL
-    SELECT 2, 70, 'rule', format('%%I on %%s', r.rulename, rel.full_name), pg_get_ruledef(r.oid)
+    SELECT 2, 68, 'index column', format('%%s.%%s', full_name, a.attnum),
+           format('ALTER INDEX %%s ALTER COLUMN %%s SET STATISTICS %%s', full_name, a.attnum, a.attstattarget)
+    FROM rel JOIN pg_attribute a ON a.attrelid = rel.oid WHERE relkind = 'i' AND coalesce(a.attstattarget, -1) >= 0
+    UNION ALL
+    SELECT 2, 70, 'rule', format('%%I on %%s', r.rulename, rel.full_name), concat(pg_get_ruledef(r.oid), CASE r.ev_enabled
+           WHEN 'D' THEN format(' ALTER TABLE %%s DISABLE RULE %%I', rel.full_name, r.rulename)
+           WHEN 'R' THEN format(' ALTER TABLE %%s ENABLE REPLICA RULE %%I', rel.full_name, r.rulename)
+           WHEN 'A' THEN format(' ALTER TABLE %%s ENABLE ALWAYS RULE %%I', rel.full_name, r.rulename) END)
     FROM pg_rewrite r JOIN rel ON rel.oid = r.ev_class WHERE r.rulename <> '_RETURN'
     UNION ALL
-    SELECT 2, 75, 'statistics', format('%%I.%%I', ns.nspname, s.stxname), pg_get_statisticsobjdef(s.oid)
+    SELECT 2, 75, 'statistics', format('%%I.%%I', ns.nspname, s.stxname), concat(pg_get_statisticsobjdef(s.oid),
+           CASE WHEN coalesce(s.stxstattarget, -1) >= 0
+                THEN format('; ALTER STATISTICS %%I.%%I SET STATISTICS %%s', ns.nspname, s.stxname, s.stxstattarget) END)
     FROM pg_statistic_ext s JOIN ns ON s.stxnamespace = ns.oid
     UNION ALL
     SELECT 2, 80, 'trigger', format('%%I on %%s', g.tgname, rel.full_name), concat(pg_get_triggerdef(g.oid), CASE g.tgenabled
@@ -177,6 +208,10 @@ result (phase, rank, kind, name, ddl) AS (
         UNION ALL SELECT 'pg_type'::regclass, t.oid, 0, format('TYPE %%s', t.oid::regtype) FROM pg_type t JOIN ns ON t.typnamespace = ns.oid
         UNION ALL SELECT 'pg_constraint'::regclass, k.oid, 0, format('CONSTRAINT %%I ON %%s', k.conname, rel.full_name)
                FROM pg_constraint k JOIN rel ON rel.oid = k.conrelid
+        UNION ALL SELECT 'pg_constraint'::regclass, k.oid, 0, format('CONSTRAINT %%I ON DOMAIN %%s', k.conname, t.oid::regtype)
+               FROM pg_constraint k JOIN pg_type t ON t.oid = k.contypid JOIN ns ON t.typnamespace = ns.oid
+        UNION ALL SELECT 'pg_rewrite'::regclass, r.oid, 0, format('RULE %%I ON %%s', r.rulename, rel.full_name)
+               FROM pg_rewrite r JOIN rel ON rel.oid = r.ev_class WHERE r.rulename <> '_RETURN'
         UNION ALL SELECT 'pg_trigger'::regclass, g.oid, 0, format('TRIGGER %%I ON %%s', g.tgname, rel.full_name)
                FROM pg_trigger g JOIN rel ON rel.oid = g.tgrelid
         UNION ALL SELECT 'pg_policy'::regclass, p.oid, 0, format('POLICY %%I ON %%s', p.polname, rel.full_name)

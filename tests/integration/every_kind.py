@@ -5,7 +5,7 @@ from __future__ import annotations
 EVERY_KIND = """
 CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
 CREATE DOMAIN posint AS int DEFAULT 3 CONSTRAINT pos CHECK (VALUE > 0);
-CREATE TYPE pair AS (a int, b text COLLATE "C");
+CREATE TYPE pair AS (a int, b text COLLATE "C"); CREATE TYPE deeper AS (p pair, m mood);
 CREATE SEQUENCE "Odd Seq" AS smallint INCREMENT 5 MINVALUE 5 MAXVALUE 500 START 10 CYCLE CACHE 3;
 CREATE SEQUENCE unused_by_models; CREATE SEQUENCE down INCREMENT -2 MINVALUE -1000 MAXVALUE 1000 START 900;
 CREATE SEQUENCE set_ahead; CREATE SEQUENCE nearly_over AS smallint;
@@ -49,8 +49,30 @@ INSERT INTO "Mixed" (t, b, pr, m) SELECT 'zeile ' || n, decode(md5(n::text), 'he
 INSERT INTO child SELECT n, n, n FROM generate_series(1, 50) n;
   INSERT INTO grandchild (a, b) SELECT n, n FROM generate_series(1, 50) n;
 INSERT INTO by_index VALUES ('Ä', 'NaN'), ('ä', '-Infinity'), ('', 0.1); INSERT INTO many_to_many VALUES (1, 2);
-SELECT nextval('"Odd Seq"'), nextval('"Odd Seq"'), nextval('down'), setval('set_ahead', 1000000, false), setval('nearly_over', 32760); REFRESH MATERIALIZED VIEW m; REFRESH MATERIALIZED VIEW a_m
+SELECT nextval('"Odd Seq"'), nextval('"Odd Seq"'), nextval('down'), setval('set_ahead', 1000000, false),
+  setval('nearly_over', 32760);
+REFRESH MATERIALIZED VIEW m; REFRESH MATERIALIZED VIEW a_m;
+CREATE DOMAIN sorted AS text COLLATE "C" DEFAULT two(1)::text CONSTRAINT filled CHECK (VALUE <> '');
+CREATE TABLE of_domain (s sorted PRIMARY KEY WITH (fillfactor = 70), ms mood[], deep deeper, n text)
+  WITH (toast.autovacuum_enabled = false, autovacuum_vacuum_scale_factor = 0.01);
+CREATE INDEX by_n ON of_domain (lower(n)); ALTER INDEX by_n ALTER COLUMN 1 SET STATISTICS 300;
+ALTER TABLE of_domain CLUSTER ON of_domain_pkey; ALTER STATISTICS st SET STATISTICS 200;
+INSERT INTO of_domain VALUES ('Ä', '{ok,NULL,sad}', ROW(ROW(1, 'x')::pair, 'happy')), ('z', '{}', NULL);
+ALTER DOMAIN sorted ADD CONSTRAINT no_z CHECK (VALUE <> 'z') NOT VALID;
+ALTER TABLE of_domain ADD CONSTRAINT has_n CHECK (n IS NOT NULL) NOT VALID;
+ALTER TABLE of_domain ADD CONSTRAINT needs_n NOT NULL n NOT VALID;
+CREATE RULE sleeping AS ON UPDATE TO of_domain DO INSTEAD NOTHING; ALTER TABLE of_domain DISABLE RULE sleeping;
+CREATE VIEW with_default AS SELECT s, n FROM of_domain; ALTER VIEW with_default ALTER n SET DEFAULT 'new';
+CREATE MATERIALIZED VIEW no_data AS SELECT 1 / (n - n) AS n FROM m WITH NO DATA;
+COMMENT ON RULE sleeping ON of_domain IS 'r'; COMMENT ON CONSTRAINT no_z ON DOMAIN sorted IS 'd';
+COMMENT ON COLUMN deeper.p IS 'a'; ALTER TYPE deeper OWNER TO shardkit_operator
 """
-VIRTUAL = "v int GENERATED ALWAYS AS (id * 3) VIRTUAL,"
-"""A column of "Mixed" that came with PostgreSQL 18."""
-OF_EVERY_RELEASE = EVERY_KIND.replace(VIRTUAL, "")
+NEW_IN_18 = (
+    "v int GENERATED ALWAYS AS (id * 3) VIRTUAL,",
+    "ALTER TABLE of_domain ADD CONSTRAINT needs_n NOT NULL n NOT VALID;",
+)
+"""What came with PostgreSQL 18."""
+OF_EVERY_RELEASE = EVERY_KIND
+for _new in NEW_IN_18:
+    assert _new in OF_EVERY_RELEASE
+    OF_EVERY_RELEASE = OF_EVERY_RELEASE.replace(_new, "")

@@ -3,12 +3,15 @@ wrong."""
 
 from __future__ import annotations
 
+import subprocess
+
 import psycopg
 import pytest
 from every_kind import EVERY_KIND, OF_EVERY_RELEASE
 
 from shardkit import Settings
 from shardkit.core.moving import Step
+from shardkit.local.binaries import find_postgres
 from shardkit.local.databases import fresh_databases
 from shardkit.move import run
 from shardkit.move.structure import differences, structure_of
@@ -31,18 +34,27 @@ def moved(local_cluster):
                 part._replace(name=rename(part.name), ddl=rename(part.ddl)) for part in structure_of(connection, "s0000_e1")
             ]
             rows = contents(connection, "s0000_e1")
+        told = dumped(databases.servers[source], "s0000_e1")
         move = run.begin(settings, 0, target, options=run.MoveOptions(soak=False))
         assert run.go_on(settings, move.id, options=run.MoveOptions(soak=False)).step is Step.FINISHED
         with psycopg.connect(databases.servers[target], autocommit=True) as connection:
             connection.execute("SET search_path = ''")
-            yield before, (rows, contents(connection, "s0000_e2")), connection
+            after = contents(connection, "s0000_e2")
+            yield before, (rows, after), connection, (told, dumped(databases.servers[target], "s0000_e2"))
 
 
 def rename(text):
     return text.replace("s0000_e1", "s0000_e2")
 
 
-TABLES = ('"Mixed"', "child", "grandchild", "many_to_many", "by_index", "empty_one", "m", "a_m")
+def dumped(url, schema):
+    """What another program has to tell of a schema: each line of pg_dump's, in the new shard's words."""
+    command = [find_postgres()["pg_dump"], "--schema-only", "-n", schema, url]
+    lines = rename(subprocess.run(command, check=True, capture_output=True, text=True).stdout).splitlines()
+    return sorted(line for line in lines if line and not line.startswith(("--", "\\")))
+
+
+TABLES = ('"Mixed"', "child", "grandchild", "many_to_many", "by_index", "empty_one", "m", "a_m", "of_domain")
 
 
 def contents(connection, schema):
@@ -53,15 +65,21 @@ def contents(connection, schema):
 
 
 def test_the_structure_is_the_same(moved):
-    before, _, target = moved
+    before, _, target, _ = moved
     after = structure_of(target, "s0000_e2")
     assert len(after) > 60
     assert differences(before, after) == []
     assert [part for part in before if part not in after] == []
 
 
+def test_pg_dump_tells_the_same_of_both(moved):
+    *_, (before, after) = moved
+    assert len(before) > 300
+    assert after == before
+
+
 def test_the_comparison_sees_what_is_missing_more_and_other(moved):
-    before, _, target = moved
+    before, _, target, _ = moved
     after = structure_of(target, "s0000_e2")
     assert differences(before[1:], after)
     assert differences(before, after[1:])
@@ -69,13 +87,13 @@ def test_the_comparison_sees_what_is_missing_more_and_other(moved):
 
 
 def test_rows_are_the_same_and_no_trigger_fired_for_them(moved):
-    _, (before, after), _ = moved
+    _, (before, after), *_ = moved
     assert after == before
     assert len(after['"Mixed"']) == 300
 
 
 def test_sequences_go_on_past_what_was_given(moved):
-    _, _, target = moved
+    _, _, target, _ = moved
     target.execute("SET search_path TO s0000_e2")
     (new,) = target.execute("INSERT INTO \"Mixed\" (t) VALUES ('new') RETURNING id, ident, g, t").fetchall()
     assert new[0] > 300
@@ -92,7 +110,7 @@ def test_sequences_go_on_past_what_was_given(moved):
 
 
 def test_constraints_hold(moved):
-    _, _, target = moved
+    _, _, target, _ = moved
     with pytest.raises(psycopg.errors.ForeignKeyViolation):
         target.execute("INSERT INTO s0000_e2.many_to_many VALUES (9999, 1)")
     with pytest.raises(psycopg.errors.UniqueViolation):
@@ -100,6 +118,6 @@ def test_constraints_hold(moved):
 
 
 def test_the_id_sequence_keeps_rising(moved):
-    _, _, target = moved
+    _, _, target, _ = moved
     first, second = (target.execute("SELECT s0000_e2.next_id()").fetchone()[0] for _ in range(2))
     assert 0 < first < second
