@@ -221,7 +221,11 @@ def _contents(site: Site) -> Iterator[Finding]:
         )
     questions = {
         "triggers": ("trigger {} fires for replicated rows as well", "ALTER TABLE … ENABLE TRIGGER … for the time of the move"),
-        "bodies": ("function {} names the schema in its text", "leave the schema out: it gets a new name with every move"),
+        "bodies": (
+            "function {} names the schema in its text or its SET",
+            "leave the schema out: it gets a new name with every move, and sessions have it in their search_path",
+        ),
+        "half_made": ("unique index {} was not finished", "DROP INDEX it, or REINDEX INDEX CONCURRENTLY"),
         "strangers": ("{} lies outside of the shard and depends on it", "drop it, or move it into the shard"),
         "large_objects": (
             "column {} may name large objects, and this database has some",

@@ -29,12 +29,12 @@ SELECT format('%%I on %%I', g.tgname, c.relname) FROM pg_trigger g JOIN pg_class
 JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s WHERE NOT g.tgisinternal AND g.tgenabled IN ('A', 'R')
 
 -- bodies --
--- Functions whose text names the schema, which is about to get another name.
+-- Functions whose text or settings name the schema, which is about to get another name.
 SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = %(schema)s
-WHERE p.prosqlbody IS NULL AND p.prosrc ~ ('\m' || %(schema)s || '\M')
+WHERE concat(CASE WHEN p.prosqlbody IS NULL THEN p.prosrc END, ' ', p.proconfig) ~ ('\m' || %(schema)s || '\M')
 
 -- strangers --
--- What lies outside the schema and depends on its tables.
+-- What lies outside the schema and depends on what is in it: it would stay behind, and go with the old place in the end.
 SELECT format('foreign key %%I of %%s', k.conname, k.conrelid::regclass) FROM pg_constraint k
 JOIN pg_class c ON c.oid = k.confrelid JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
 JOIN pg_class o ON o.oid = k.conrelid WHERE k.contype = 'f' AND o.relnamespace <> c.relnamespace
@@ -42,6 +42,24 @@ UNION
 SELECT format('view %%s', v.oid::regclass) FROM pg_depend d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
 JOIN pg_class v ON v.oid = r.ev_class JOIN pg_class c ON d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid
 JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s WHERE v.relnamespace <> c.relnamespace
+UNION
+SELECT pg_describe_object(d.classid, d.objid, d.objsubid) FROM (
+    SELECT 'pg_class'::regclass AS class, oid FROM pg_class WHERE relnamespace = to_regnamespace(%(schema)s)
+    UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type WHERE typnamespace = to_regnamespace(%(schema)s)
+    UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_proc WHERE pronamespace = to_regnamespace(%(schema)s)
+) own JOIN pg_depend d ON d.refclassid = own.class AND d.refobjid = own.oid AND d.deptype <> 'i'
+LEFT JOIN pg_attrdef e ON d.classid = 'pg_attrdef'::regclass AND e.oid = d.objid
+LEFT JOIN pg_trigger g ON d.classid = 'pg_trigger'::regclass AND g.oid = d.objid
+LEFT JOIN pg_policy p ON d.classid = 'pg_policy'::regclass AND p.oid = d.objid
+LEFT JOIN pg_class c ON c.oid = coalesce(e.adrelid, g.tgrelid, p.polrelid, CASE d.classid WHEN 'pg_class'::regclass THEN d.objid END)
+LEFT JOIN pg_proc f ON d.classid = 'pg_proc'::regclass AND f.oid = d.objid
+WHERE coalesce(c.relnamespace, f.pronamespace) <> to_regnamespace(%(schema)s)
+  AND c.relpersistence IS DISTINCT FROM 't'  -- its session will be gone by then
+
+-- half_made --
+-- Unique indexes that were not finished: made for good they fail where rows are not unique, once all of them are copied.
+SELECT i.indexrelid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid AND c.relkind = 'r'
+JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s WHERE i.indisunique AND NOT i.indisvalid
 
 -- large_objects --
 -- Columns that may name large objects, which no logical replication carries, where the database has any.

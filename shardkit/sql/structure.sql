@@ -233,6 +233,12 @@ WHERE d.classid NOT IN ('pg_class'::regclass, 'pg_type'::regclass, 'pg_proc'::re
                         'pg_publication_namespace'::regclass)
    OR c.relkind = 'f'
    OR p.prokind IN ('a', 'w') OR t.typtype IN ('r', 'm', 'b') AND t.typelem = 0
+UNION
+SELECT pg_describe_object(d.classid, d.objid, 0) FROM pg_depend d
+LEFT JOIN pg_type t ON d.refclassid = 'pg_type'::regclass AND t.oid = d.refobjid
+LEFT JOIN pg_proc p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+WHERE d.classid IN ('pg_cast'::regclass, 'pg_event_trigger'::regclass, 'pg_transform'::regclass)
+  AND coalesce(t.typnamespace, p.pronamespace) = to_regnamespace(%(schema)s)
 
 -- tables --
 -- Tables of a schema: name, columns to copy, all columns, key columns with their types, bytes, estimated rows.
@@ -257,15 +263,20 @@ SELECT md5(string_agg(x, ',' ORDER BY x)), (
         AND l.objid = to_regnamespace(%(schema)s) AND l.pid <> pg_backend_pid()
         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 FROM (
-    SELECT concat(d.classid, '.', d.objid, '.', c.xmin, t.xmin, p.xmin) AS x FROM pg_depend d
+    SELECT concat_ws('.', d.classid, d.objid, c.xmin, t.xmin, p.xmin, s.xmin, e.oid, e.xmin, k.oid, k.xmin) AS x FROM pg_depend d
     LEFT JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
     LEFT JOIN pg_type t ON d.classid = 'pg_type'::regclass AND t.oid = d.objid
     LEFT JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
+    LEFT JOIN pg_statistic_ext s ON d.classid = 'pg_statistic_ext'::regclass AND s.oid = d.objid
+    LEFT JOIN pg_enum e ON e.enumtypid = t.oid
+    LEFT JOIN pg_constraint k ON k.contypid = t.oid
     WHERE d.refclassid = 'pg_namespace'::regclass AND d.refobjid = to_regnamespace(%(schema)s)
     UNION ALL SELECT a.attrelid || '.' || a.attnum || '.' || a.xmin FROM pg_attribute a WHERE a.attrelid = ANY (%(tables)s::oid[]) AND a.attnum > 0
     UNION ALL SELECT k.oid || '.' || k.xmin FROM pg_constraint k WHERE k.conrelid = ANY (%(tables)s::oid[])
     UNION ALL SELECT d.oid || '.' || d.xmin FROM pg_attrdef d WHERE d.adrelid = ANY (%(tables)s::oid[])
     UNION ALL SELECT g.oid || '.' || g.xmin FROM pg_trigger g WHERE g.tgrelid = ANY (%(tables)s::oid[])
     UNION ALL SELECT p.oid || '.' || p.xmin FROM pg_policy p WHERE p.polrelid = ANY (%(tables)s::oid[])
-    UNION ALL SELECT i.indexrelid || '.' || i.xmin FROM pg_index i WHERE i.indrelid = ANY (%(tables)s::oid[])
+    UNION ALL SELECT r.oid || '.' || r.xmin FROM pg_rewrite r WHERE r.ev_class = ANY (%(tables)s::oid[])
+    UNION ALL SELECT concat_ws('.', i.indexrelid, i.xmin, c.xmin) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+              WHERE i.indrelid = ANY (%(tables)s::oid[])
 ) changed

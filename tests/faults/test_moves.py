@@ -338,12 +338,22 @@ def test_the_copy_refuses_writes_of_its_own(lab):
         (m.Lock, "CREATE TABLE late (id int PRIMARY KEY)"),
         (m.Lock, "CREATE FUNCTION late() RETURNS int LANGUAGE sql RETURN 1"),
         (m.Verify, "CREATE INDEX late_idx ON tokens (what)"),
+        (m.Lock, "ALTER TYPE hue ADD VALUE 'blue'"),
+        (m.Lock, "ALTER DOMAIN short ADD CONSTRAINT one CHECK (length(VALUE) = 1)"),
+        (m.Lock, "CREATE RULE late AS ON UPDATE TO ruled DO INSTEAD NOTHING"),
+        (m.Lock, "ALTER INDEX tokens_what RENAME TO late_idx"),
     ],
 )
 def test_ddl_during_the_move_is_found_before_the_flip(lab, moment, ddl):
     move = lab.begin()
     schema = schema_name(0, move.epoch)
     done = []
+    with lab.on(move.source) as connection:
+        connection.execute(f"SET search_path TO {schema}")
+        connection.execute(
+            "CREATE TYPE hue AS ENUM ('red'); CREATE DOMAIN short AS text; CREATE TABLE ruled (a int PRIMARY KEY); "
+            "CREATE RULE old AS ON DELETE TO ruled DO INSTEAD NOTHING; CREATE INDEX tokens_what ON tokens (what)"
+        )
 
     def around(effect, do):
         if isinstance(effect, moment) and not done:
@@ -360,7 +370,8 @@ def test_ddl_during_the_move_is_found_before_the_flip(lab, moment, ddl):
         connection.execute(f"SET search_path TO {schema}")
         connection.execute(
             "ALTER TABLE tokens DROP COLUMN IF EXISTS more; ALTER TABLE tokens ALTER COLUMN what DROP DEFAULT; "
-            "DROP TABLE IF EXISTS late; DROP FUNCTION IF EXISTS late(); DROP INDEX IF EXISTS late_idx"
+            "DROP TABLE IF EXISTS late; DROP FUNCTION IF EXISTS late(); DROP INDEX IF EXISTS late_idx, tokens_what; "
+            "DROP TABLE ruled; DROP DOMAIN short; DROP TYPE hue"
         )
 
 
@@ -385,6 +396,28 @@ def test_ddl_during_the_move_is_found_before_the_flip(lab, moment, ddl):
             "CREATE FUNCTION f() RETURNS bigint LANGUAGE sql AS $$SELECT count(*) FROM {schema}.tokens$$",
             "DROP FUNCTION f()",
             "names the schema",
+        ),
+        (
+            "CREATE FUNCTION f() RETURNS int LANGUAGE sql SET search_path FROM CURRENT AS 'SELECT 1'",
+            "DROP FUNCTION f()",
+            r"f\(\) names the schema",
+        ),
+        (
+            "CREATE TYPE hue AS ENUM ('red'); CREATE TABLE public.outside (h hue, i int DEFAULT nextval('tokens_id_seq'))",
+            "DROP TABLE public.outside; DROP TYPE hue",
+            "column h of table public.outside lies outside",
+        ),
+        (
+            """CREATE TYPE hue AS ENUM ('red'); CREATE FUNCTION f(hue) RETURNS int LANGUAGE sql RETURN 1;
+            CREATE CAST (hue AS int) WITH FUNCTION f(hue)""",
+            "DROP TYPE hue CASCADE",
+            "cast from .*hue to integer is of a kind",
+        ),
+        (
+            """CREATE UNIQUE INDEX half ON tokens (id);
+            UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'half'::regclass""",
+            "DROP INDEX half",
+            "half was not finished",
         ),
         ("CREATE VIEW public.outside AS SELECT * FROM tokens", "DROP VIEW public.outside", "lies outside"),
         ("CREATE TABLE x (a int PRIMARY KEY, CHECK (public.only_here(a)))", "DROP TABLE x", "cannot be made on the target"),
