@@ -11,7 +11,7 @@ import pytest
 from shardkit.core.health import CHECKS, judge
 from shardkit.core.health.facts import Facts, Limits, MoveFacts, ProgramFacts, ServerFacts, SlotFacts
 from shardkit.core.moving import Step
-from shardkit.core.names import relay_slot_name
+from shardkit.core.names import relay_slot_name, stream_name
 from shardkit.core.shardmap import Placement, Server, ServerState, ShardMap
 
 TESTS = Path(__file__).parents[1] / "integration"
@@ -85,3 +85,22 @@ def test_slot_of_a_cache_relay(server, relays, mb, found):
     for severity, what in findings:
         assert severity == found[0]
         assert found[1] in what
+
+
+@pytest.mark.parametrize(
+    ("step", "held", "active", "mb", "remedy"),
+    [
+        (Step.SOAK, False, False, 2000, "moves finish 4"),
+        (Step.VERIFY, False, False, 2000, "moves resume 4"),
+        (Step.SOAK, False, True, 2000, None),
+        (Step.SOAK, False, False, 900, None),
+        (Step.COPY, True, False, 2000, None),
+    ],
+)
+def test_slot_of_a_move_that_nobody_reads(step, held, active, mb, remedy):
+    slot = SlotFacts(stream_name(ID, 4, "back"), active=active, status="extended", retained_bytes=mb << 20)
+    move = MoveFacts(4, 1, "pg1", "pg2", step, held=held, idle_s=5.0)
+    servers = {"pg1": ServerFacts(version=180000, slots=(slot,))}
+    found = judge(facts(servers=servers, moves=(move,)), checks=["slots"])
+    assert [one.severity for one in found] == (["risk"] if remedy else [])
+    assert all(remedy in one.remedy and "of move 4" in one.what for one in found)

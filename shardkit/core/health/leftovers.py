@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from shardkit.core.health.facts import Facts, Finding, SlotFacts
+from shardkit.core.health.facts import Facts, Finding, MoveFacts, SlotFacts
 from shardkit.core.moving import Step
 from shardkit.core.names import relay_slot_name, relay_slot_prefix, stream_name
 
@@ -19,13 +19,24 @@ def _streams(facts: Facts) -> set[str]:
     return {stream_name(facts.map.cluster_id, move.id, way) for move in facts.moves for way in ("out", "back")}
 
 
+def _left_alone(facts: Facts) -> dict[str, MoveFacts]:
+    """The moves by their streams of which nobody watches how much WAL they hold back: those that soak, or stopped."""
+    busy = {shard for move in facts.moves if move.held for shard in (move.shard, move.into_shard)}
+    return {
+        stream_name(facts.map.cluster_id, move.id, way): move
+        for move in facts.moves
+        for way in ("out", "back")
+        if move.shard not in busy and move.into_shard not in busy - {None}
+    }
+
+
 def _ours(facts: Facts, name: str) -> bool:
     return name.startswith(f"shardkit_{facts.map.cluster_id.hex[:8]}_")
 
 
 def slots(facts: Facts) -> Iterator[Finding]:
     """No slot holds WAL back for nobody."""
-    alive, relays = _streams(facts), relay_slot_prefix(facts.map.cluster_id)
+    alive, relays, alone = _streams(facts), relay_slot_prefix(facts.map.cluster_id), _left_alone(facts)
     for name, found in facts.answered().items():
         for slot in found.slots:
             held = f"{slot.retained_bytes >> 20} MB of WAL"
@@ -44,6 +55,16 @@ def slots(facts: Facts) -> Iterator[Finding]:
                     name,
                     f"the slot {slot.name} has lost its WAL: who reads it cannot go on",
                     "abort that move, or drop it",
+                )
+            elif slot.name in alone and not slot.active and slot.retained_bytes > RETAINED_BYTES:
+                move = alone[slot.name]
+                yield Finding(
+                    "slots",
+                    name,
+                    f"nobody reads the slot {slot.name} of move {move.id}, and it holds back {held}: the disk fills up",
+                    f"`shardkit moves {'finish' if move.step is Step.SOAK else 'resume'} {move.id}`; the log of the server "
+                    "that should read it says why it does not",
+                    "risk",
                 )
             elif not slot.active and slot.name not in alive and slot.retained_bytes > RETAINED_BYTES:
                 yield Finding(
