@@ -8,7 +8,7 @@ equal.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import sql
@@ -17,7 +17,7 @@ from shardkit.move.copy import pipe
 from shardkit.move.ends import End
 from shardkit.move.pgoutput import Key
 from shardkit.move.share import Share
-from shardkit.move.structure import Table
+from shardkit.move.structure import Table, reworded
 from shardkit.move.verify import KEYS_AT_ONCE, Verifier, key_type
 
 
@@ -48,6 +48,10 @@ class Matcher(Verifier):
 
     def _schema_on(self, end: End) -> str:
         return self.schema if end is self.source else self.into
+
+    def _on(self, end: End, table: Table) -> Table:
+        types = (reworded(kind, self.schema, self._schema_on(end)) for kind in table.key_types)
+        return replace(table, key_types=tuple(types))
 
     def _pieces(self, blocks: int) -> Iterator[sql.Composable]:
         """The share at once: its rows are found by an index, and may be few among those of others."""
@@ -89,7 +93,7 @@ class Matcher(Verifier):
 
     def _away(self, table: Table, keys: list[Key]) -> sql.Composed:
         return sql.SQL("DELETE FROM ONLY {} t WHERE {} AND {}").format(
-            table.within(self.into), _among(table, keys), self.share.its(table)
+            table.within(self.into), _among(self._on(self.target, table), keys), self.share.its(table)
         )
 
 

@@ -89,8 +89,12 @@ def differences(ours: Iterable[Part], theirs: Iterable[Part]) -> list[str]:
 
 def renamed(parts: Iterable[Part], schema: str, into: str) -> list[Part]:
     """*parts* as they are called in the schema *into*."""
-    name = re.compile(rf"\b{re.escape(schema)}\b")
-    return [part._replace(name=name.sub(into, part.name), ddl=name.sub(into, part.ddl)) for part in parts]
+    return [part._replace(name=reworded(part.name, schema, into), ddl=reworded(part.ddl, schema, into)) for part in parts]
+
+
+def reworded(text: str, schema: str, into: str) -> str:
+    """*text* of PostgreSQL with *into* for *schema*."""
+    return re.sub(rf"\b{re.escape(schema)}\b", into, text)
 
 
 def retold(connection: psycopg.Connection[Any], parts: Iterable[Part], schema: str) -> list[Part]:

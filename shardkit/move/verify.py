@@ -139,6 +139,7 @@ class Verifier:
                 self.pending.pop(table.name, None)
 
     def _by_key(self, end: End, table: Table, keys: Sequence[Key]) -> dict[Key, int]:
+        table = self._on(end, table)
         names = [sql.Identifier(f"k{n}") for n in range(len(table.key))]
         query = _KEYS.format(
             hash=_hash(table),
@@ -213,7 +214,7 @@ class Verifier:
         is followed. Only where the whole table was written anew in between (VACUUM FULL) rows have moved that did not change.
         """
         if (lower, upper) != (None, None):
-            return self._sum(end, table, [_within(table, lower, upper)], compared)
+            return self._sum(end, table, [_within(self._on(end, table), lower, upper)], compared)
         while True:
             blocks, file = self._file(end, table)
             found = self._sum(end, table, self._pieces(blocks), compared)
@@ -241,6 +242,11 @@ class Verifier:
         del end
         return self.schema
 
+    def _on(self, end: End, table: Table) -> Table:
+        """*table* with its key's types as they are called on *end*."""
+        del end
+        return table
+
     def _pieces(self, blocks: int) -> Iterator[sql.Composable]:
         for first in range(0, blocks, PIECE_BLOCKS):
             yield _BLOCKS.format(first, first + PIECE_BLOCKS)
@@ -257,7 +263,7 @@ class Verifier:
                 pending.setdefault(key, 0)
 
     def _hashes(self, end: End, table: Table, lower: Key | None, upper: Key | None) -> sql.Composed:
-        rows, within = self._rows(end, table), _within(table, lower, upper)
+        rows, within = self._rows(end, table), _within(self._on(end, table), lower, upper)
         return _ROWS.format(texts=_texts(table), hash=_hash(table), rows=rows, within=within)
 
     def _rows(self, end: End, table: Table) -> sql.Composable:

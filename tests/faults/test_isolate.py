@@ -343,11 +343,13 @@ def test_what_somebody_else_does_to_the_copy_is_made_good(lab, change):
 
 
 def test_a_change_under_way_is_carried_however_its_key_is_written(lab):
-    key = "tenant_id text, flag boolean, code char(5), host inet, at timestamptz"
+    key = "tenant_id text, hue hue, flag boolean, code char(5), host inet, at timestamptz"
     with lab.on(lab.home.server) as home:
         home.execute(f"SET search_path TO {lab.route().schema}, shardkit")
-        home.execute(f"CREATE TABLE odd ({key}, n int, PRIMARY KEY (tenant_id, flag, code, host, at)); SELECT protect('odd')")
-        home.execute("INSERT INTO odd VALUES (%s, true, 'ab', '10.0.0.1', now(), 0)", (TENANT,))
+        home.execute("CREATE TYPE hue AS ENUM ('red')")  # called otherwise in the other shard
+        home.execute(f"CREATE TABLE odd ({key}, n int, PRIMARY KEY (tenant_id, hue, flag, code, host, at))")
+        home.execute("SELECT protect('odd')")
+        home.execute("INSERT INTO odd VALUES (%s, 'red', true, 'ab', '10.0.0.1', now(), 0)", (TENANT,))
 
     def change():
         with lab.on(move.source) as source:
@@ -362,7 +364,7 @@ def test_a_change_under_way_is_carried_however_its_key_is_written(lab):
     finally:
         lab.end_moves()
         with lab.on(lab.home.server) as home:
-            home.execute(f"DROP TABLE {lab.route(NEIGHBOUR).schema}.odd")
+            home.execute(f"SET search_path TO {lab.route(NEIGHBOUR).schema}; DROP TABLE odd; DROP TYPE hue")
 
 
 def test_the_copy_refuses_writes_of_its_own(lab):
