@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from sqlalchemy.orm import Bundle
+from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.sql.selectable import CompoundSelect, Select
 from sqlalchemy.util import LRUCache
 
@@ -35,12 +36,30 @@ def _remembered(statement: Any, make: Callable[[Any, Any], Plan]) -> Plan:
     elif not isinstance(statement, Select):
         raise refuse(f"a fan-out takes a select(), not {type(statement).__name__}")
     key = key_of(statement)
-    known = _PLANS.get((make, key.key)) if key is not None else None
+    if key is None:
+        return make(statement, None)
+    place = make, key.key, _equal_values(key.bindparams)
+    known = _PLANS.get(place)
     if known is None:
-        known = make(statement, key)
-        if key is not None:
-            _PLANS[make, key.key] = known
+        _PLANS[place] = known = make(statement, key)
     return known
+
+
+def _equal_values(binds: Sequence[BindParameter[Any]]) -> tuple[int, ...]:
+    """For each parameter the first one of the same value: a plan takes ``sum(x * 2)`` and ``sum(x * 2)`` for one, but the
+    structure of ``sum(x * 2)`` and ``sum(x * 3)`` is no other.
+    """
+    firsts: dict[Any, int] = {}
+    unhashable: list[tuple[Any, int]] = []
+    found = []
+    for place, bind in enumerate(binds):
+        try:
+            first = firsts.setdefault(bind.value, place)
+        except TypeError:
+            first = next((at for value, at in unhashable if value == bind.value), place)
+            unhashable.append((bind.value, first))
+        found.append(first)
+    return tuple(found)
 
 
 def _union(statement: Any, key: Any) -> Plan:
