@@ -6,7 +6,7 @@ scoped tables is tied to the others by equality of tenant or along a foreign key
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Table
@@ -67,11 +67,11 @@ def walk(element: Any, *, into_selects: bool = True) -> Iterator[Any]:
             yield from walk(child, into_selects=into_selects)
 
 
-def value_of(clause: Any) -> int | None:
-    """The number in a LIMIT or OFFSET clause."""
+def value_of(clause: Any, given: Mapping[str, Any]) -> int | None:
+    """The number in a LIMIT or OFFSET clause, whose parameter may be one of *given*."""
     if clause is None:
         return None
-    value = clause.effective_value if isinstance(clause, BindParameter) else None
+    value = given.get(clause.key, clause.effective_value) if isinstance(clause, BindParameter) else None
     if type(value) is not int or value < 0:
         raise refuse("LIMIT and OFFSET have to be numbers")
     return value

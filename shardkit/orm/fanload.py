@@ -16,6 +16,7 @@ from sqlalchemy.orm.context import QueryContext
 from shardkit.core import merge
 from shardkit.db.scatter import DIALECT
 from shardkit.errors import FanOutError, FanOutRefusedError, ResultTooLargeError
+from shardkit.orm.fanhaving import Values
 from shardkit.orm.fanplan import Aggregate, Plan
 from shardkit.orm.session import Guide, RoutedSession
 
@@ -72,7 +73,14 @@ class FanOutResult(Sequence[Row[Any]]):
 
 
 def merged(
-    plan: Plan, statement: Any, answers: Sequence[Answer], *, limit: int | None, offset: int, max_rows: int
+    plan: Plan,
+    statement: Any,
+    params: Mapping[str, Any] | None,
+    answers: Sequence[Answer],
+    *,
+    limit: int | None,
+    offset: int,
+    max_rows: int,
 ) -> tuple[tuple[int, ...], list[merge.Row]]:
     """Oids and rows of the whole: columns as servers send them, or a grouped statement's outputs."""
     oids = agreed(answers)
@@ -80,9 +88,9 @@ def merged(
         raise too_large(max_rows)
     code_points = all(answer.code_points for answer in answers)
     if plan.grouped:
-        oids, rows = _regrouped(plan, statement, oids, answers, code_points=code_points, max_rows=max_rows)
+        values = plan.values_in(statement, params)
+        oids, rows = _regrouped(plan, values, oids, answers, code_points=code_points, max_rows=max_rows)
         if plan.having is not None:
-            values = plan.values_in(statement)
             rows = [row for row in rows if plan.having(row, values)]
         if plan.orders:
             rows.sort(key=key_of(plan, oids, code_points=code_points))
@@ -141,7 +149,7 @@ def canonical(oids: Sequence[int]) -> Callable[[merge.Row], Any]:
 
 
 def _regrouped(
-    plan: Plan, statement: Any, oids: tuple[int, ...], answers: Sequence[Answer], *, code_points: bool, max_rows: int
+    plan: Plan, values: Values, oids: tuple[int, ...], answers: Sequence[Answer], *, code_points: bool, max_rows: int
 ) -> tuple[tuple[int, ...], list[merge.Row]]:
     keys = plan.keys
     lift: dict[int, Callable[[Any], Any]] = {}
@@ -158,7 +166,7 @@ def _regrouped(
         raise too_large(max_rows)
     if not plan.group_by and not rows:
         rows = [tuple(0 if name == "count" else None for name in plan.partials)]
-    defaults = {o: plan.default(o, statement) for o in plan.outputs if isinstance(o, Aggregate)}
+    defaults = {o: None if o.default is None else values(o.default) for o in plan.outputs if isinstance(o, Aggregate)}
 
     def value(row: merge.Row, output: int | Aggregate) -> Any:
         if isinstance(output, int):
