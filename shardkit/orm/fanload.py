@@ -252,6 +252,7 @@ def _objects(
     convert = [c.type._cached_result_processor(DIALECT, oid) for c, oid in zip(columns, oids, strict=True)]
     metadata = _Columns([c.keyname for c in columns], extra=[tuple(c.objects) for c in columns])
     names = [d["name"] for d in statement.column_descriptions]
+    asked = plan.entities(statement) if plan.entities else statement
     by_shard: dict[int, list[int]] = {}
     for number, shard in enumerate(shards):
         by_shard.setdefault(shard, []).append(number)
@@ -260,8 +261,7 @@ def _objects(
         session = BoundSession(guide, shard)
         typed = [tuple(v if c is None else c(v) for v, c in zip(rows[n], convert, strict=True)) for n in numbers]
         context = QueryContext(
-            plan.compiled.compile_state, plan.compiled.compile_state.select_statement, statement, {}, session,
-            QueryContext.default_load_options,
+            plan.compiled.compile_state, asked, asked, {}, session, QueryContext.default_load_options
         )  # fmt: skip
         for number, row in zip(numbers, loading.instances(_Rows(metadata, iter(typed)), context), strict=True):  # type: ignore[arg-type]  # it asks no more of it
             made[number] = tuple(row)[: len(names)]

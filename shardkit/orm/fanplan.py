@@ -55,8 +55,8 @@ class Plan:
     """Of a grouped statement: the aggregates of the columns behind the keys."""
     having: Condition | None = None
     """Of a grouped statement: which merged groups are kept, by their outputs."""
-    entities: bool = False
-    """Whether rows hold ORM objects."""
+    entities: Callable[[Any], Any] | None = None
+    """Where rows hold ORM objects: what shards are asked for a statement; its loader options have that one's values."""
     cache_key: Any = None
 
     @property

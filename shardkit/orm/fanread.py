@@ -11,7 +11,7 @@ from sqlalchemy.sql.selectable import CompoundSelect, Select
 from sqlalchemy.util import LRUCache
 
 from shardkit.orm.fancheck import check_reads, has_aggregate, refuse
-from shardkit.orm.fanexpr import bare, direction, order_key, same
+from shardkit.orm.fanexpr import Direction, bare, direction, order_key, same
 from shardkit.orm.fangroup import grouped
 from shardkit.orm.fanplan import SHARD, Plan, compile_for, key_of, types_of, with_shard
 from shardkit.orm.fanunion import united
@@ -88,11 +88,8 @@ def _each(statement: Select[Any], key: Any) -> Plan:
 
 def _rows(statement: Select[Any], key: Any) -> Plan:
     """Plan of a statement whose rows are sent as they are, each with its shard and what it is sorted by."""
-    inner = statement.order_by(None).limit(None).offset(None)
-    inner._distinct = False
-    directions = [direction(clause, statement) for clause in statement._order_by_clauses]
-    inner = inner.add_columns(*(expression.label(f"shardkit_k{n}") for n, (expression, _, _) in enumerate(directions)))
-    compiled = compile_for(with_shard(inner), key)
+    inner, directions = _asked(statement)
+    compiled = compile_for(inner, key)
     if getattr(compiled.compile_state, "multi_row_eager_loaders", False):
         raise refuse("joinedload() of a collection repeats rows: use selectinload()")
     columns = compiled._result_columns
@@ -119,9 +116,18 @@ def _rows(statement: Select[Any], key: Any) -> Plan:
         types=types_of(compiled, own),
         shard_column=shard_column,
         distinct=statement._distinct,
-        entities=entities,
+        entities=(lambda found: _asked(found)[0]) if entities else None,
         cache_key=key,
     )
+
+
+def _asked(statement: Select[Any]) -> tuple[Select[Any], list[Direction]]:
+    """What every shard is asked for the rows of *statement*, and how those are sorted."""
+    inner = statement.order_by(None).limit(None).offset(None)
+    inner._distinct = False
+    directions = [direction(clause, statement) for clause in statement._order_by_clauses]
+    keys = (expression.label(f"shardkit_k{n}") for n, (expression, _, _) in enumerate(directions))
+    return with_shard(inner.add_columns(*keys)), directions
 
 
 def _is_listed(expression: Any, column: Any, own: Sequence[Any], statement: Select[Any]) -> bool:
