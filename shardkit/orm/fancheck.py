@@ -46,6 +46,7 @@ from shardkit.errors import FanOutRefusedError
 
 AGGREGATES: Final = frozenset({"count", "sum", "min", "max", "avg", "bool_and", "bool_or", "every"})
 _OTHER_AGGREGATES: Final = frozenset({"array_agg", "string_agg", "json_agg", "jsonb_agg", "any_value"})
+_EXTENSIONS: Final = ("_pre_columns_clause", "_post_select_clause", "_post_criteria_clause", "_post_body_clause")
 
 
 class DistinctValues(array_agg[Any]):
@@ -104,6 +105,8 @@ def _check_reads(part: Any) -> None:
             raise refuse("SQL text cannot be looked into, so nobody knows how its answers would have to be merged")
         case UpdateBase():
             raise refuse("a fan-out only reads; write with kit.begin(tenant), or kit.transaction(...) for several tenants")
+        case Select() | CTE() if part._prefixes or part._suffixes or getattr(part, "_statement_hints", None):
+            raise refuse("SQL text before or after a SELECT cannot be looked into")
         case Select() if part._for_update_arg is not None:
             raise refuse("a fan-out only reads: rows of several shards cannot be locked together")
         case FunctionElement() if str(getattr(part, "name", "")).lower() not in PURE_FUNCTIONS:
@@ -129,6 +132,8 @@ def _check_merges(part: Any) -> None:
             raise refuse("TABLESAMPLE is not merged")
         case Select() if part._fetch_clause is not None:
             raise refuse("FETCH FIRST is not merged: use limit()")
+        case Select() if part._distinct_on or any(getattr(part, name, None) is not None for name in _EXTENSIONS):
+            raise refuse("DISTINCT ON and other extensions of SELECT are not merged")
         case FunctionElement() if part.name.lower() in _OTHER_AGGREGATES:
             raise refuse(f"{part.name.lower()}() of all rows is not made from those of the shards")
 

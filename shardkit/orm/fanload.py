@@ -91,7 +91,8 @@ def merged(
         values = plan.values_in(statement, params)
         oids, rows = _regrouped(plan, values, oids, answers, code_points=code_points, max_rows=max_rows)
         if plan.having is not None:
-            rows = [row for row in rows if plan.having(row, values)]
+            widened = merge.as_compared(oids)
+            rows = [row for row in rows if plan.having(widened(row), values)]
         if plan.orders:
             rows.sort(key=key_of(plan, oids, code_points=code_points))
         found: Iterable[merge.Row] = rows
@@ -132,7 +133,7 @@ def agreed(answers: Sequence[Answer]) -> tuple[int, ...]:
 def key_of(plan: Plan, oids: Sequence[int], *, code_points: bool) -> Callable[[merge.Row], Any]:
     """The sort key of the plan's ORDER BY."""
     convert = [
-        merge.comparable(oids[order.column], code_points=code_points, what=f"number {n} in ORDER BY")
+        merge.comparable(oids[order.column], code_points=code_points or order.code_points, what=f"number {n} in ORDER BY")
         for n, order in enumerate(plan.orders, 1)
     ]
     return merge.sort_key(plan.orders, convert)
@@ -155,7 +156,8 @@ def _regrouped(
     lift: dict[int, Callable[[Any], Any]] = {}
     for place, name in enumerate(plan.partials, keys):
         if name in ("min", "max"):
-            merge.comparable(oids[place], code_points=code_points, what=f"the argument of {name}()")
+            ordered = code_points or place - keys in plan.code_points
+            merge.comparable(oids[place], code_points=ordered, what=f"the argument of {name}()")
         elif name == merge.DISTINCT:
             lift[place] = merge.distinct_values(oids[place])
         elif name == "sum" and oids[place] not in merge.FLOATS | merge.INTEGERS | {merge.NUMERIC}:

@@ -53,6 +53,8 @@ class Plan:
     """Of a grouped statement: a group's key by its column, or an aggregate."""
     partials: tuple[str, ...] = ()
     """Of a grouped statement: the aggregates of the columns behind the keys."""
+    code_points: frozenset[int] = frozenset()
+    """Of a grouped statement: which of *partials* are of text that says itself that it is ordered by code points."""
     having: Condition | None = None
     """Of a grouped statement: which merged groups are kept, by their outputs."""
     entities: Callable[[Any], Any] | None = None

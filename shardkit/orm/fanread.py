@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy.orm import Bundle
 from sqlalchemy.sql.elements import BindParameter
@@ -16,7 +16,6 @@ from shardkit.orm.fangroup import grouped
 from shardkit.orm.fanplan import SHARD, Plan, compile_for, key_of, types_of, with_shard
 from shardkit.orm.fanunion import united
 
-_EXTENSIONS: Final = ("_pre_columns_clause", "_post_select_clause", "_post_criteria_clause", "_post_body_clause")
 _PLANS: LRUCache[Any, Plan] = LRUCache(256)
 
 
@@ -67,12 +66,8 @@ def _union(statement: Any, key: Any) -> Plan:
 
 
 def _plan(statement: Select[Any], key: Any) -> Plan:
-    if statement._distinct_on or any(getattr(statement, name, None) is not None for name in _EXTENSIONS):
-        raise refuse("DISTINCT ON and other extensions of SELECT are not merged")
     if statement._fetch_clause is not None:
         raise refuse("FETCH FIRST is not merged: use limit()")
-    if statement._prefixes or statement._suffixes:
-        raise refuse("SQL text before or after a SELECT cannot be looked into")
     if statement._group_by_clauses or statement._having_criteria or any(map(has_aggregate, statement._raw_columns)):
         return grouped(statement, key)
     return _rows(statement, key)
@@ -94,7 +89,10 @@ def _rows(statement: Select[Any], key: Any) -> Plan:
         raise refuse("joinedload() of a collection repeats rows: use selectinload()")
     columns = compiled._result_columns
     at = {column.keyname: place for place, column in enumerate(columns)}
-    own = [place for place, column in enumerate(columns) if not column.keyname.startswith("shardkit_")]
+    added = {SHARD, *(f"shardkit_k{n}" for n in range(len(directions)))}
+    own = [place for place, column in enumerate(columns) if column.keyname not in added]
+    if len(columns) != len(own) + len(added):
+        raise refuse(f"the names {', '.join(sorted(added))} are taken: label its columns with others")
     entities = any(d["expr"] is d.get("entity") or isinstance(d["expr"], Bundle) for d in statement.column_descriptions)
     shard_column: int | None = at[SHARD]
     select = "*"

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
+import psycopg
 import pytest
 from fanlab import Item, Lab, Line, laboratory
-from sqlalchemy import Integer, and_, bindparam, column, exists, func, outerjoin, select, table
+from psycopg import sql
+from sqlalchemy import (
+    REAL,
+    DateTime,
+    Integer,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    desc,
+    exists,
+    func,
+    literal_column,
+    outerjoin,
+    select,
+    table,
+    text,
+    type_coerce,
+)
+from sqlalchemy.dialects.postgresql import array, distinct_on
 from sqlalchemy.orm import Session, aliased, selectinload
 
+from shardkit import ShardKit
 from shardkit.errors import FanOutRefusedError
 
 MANY = Item.world == 4
@@ -180,3 +205,87 @@ def test_null_is_in_no_list_and_out_of_none(lab) -> None:
     check(lab, outer.where(and_(Line.item_id.in_(select(Item.id).where(MANY)), Line.q > 1)).order_by(Line.id))
     check(lab, select(Item.id).where(MANY, Item.id.not_in(select(Line.item_id).where(Line.q == 1))).order_by(Item.id))
     check(lab, select(Item.id, Item.id.in_(select(Line.item_id).where(Line.q == 1))).where(MANY).order_by(Item.id))
+
+
+COMPUTED = (Item.i * 0).label("i")
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        (select(Item.id).order_by(literal_column("1")), "no numbers of columns"),
+        (select(Item.t, Item.id).order_by(literal_column("2").desc()), "no numbers of columns"),
+        (select(Item.i, rows).group_by(literal_column("1")), "no numbers of columns"),
+        (select(Item.id).order_by(text("1")), "SQL text"),
+        (select(Item.id).order_by(desc(text("id"))), "SQL text"),
+        (select(Item.i, rows).group_by(text("i")), "SQL text"),
+        (select(Item.id).with_statement_hint("LIMIT 1"), "SQL text before or after"),
+        (select(Item.id).where(exists(select(Line.id).where(Line.item_id == Item.id).prefix_with("ALL"))), "SQL text before"),
+        (select(Item.id.in_(select(Line.item_id).ext(distinct_on(Line.q)))), "DISTINCT ON"),
+        (select(func.max(Item.t.collate("de_DE"))), "collation"),
+        (select(Item.i, func.min(Item.t.collate("de_DE"))).group_by(Item.i), "collation"),
+        (select(func.count(array([Item.i, Item.i]).distinct())), "of arrays"),
+        (select(COMPUTED, rows).group_by("i"), "pass the expression itself"),
+        (select((Item.i + 1).label("t"), rows).group_by("t"), "pass the expression itself"),
+        (select(Item.id.label("shardkit_k0")).order_by(Item.i), "are taken"),
+    ],
+)
+def test_what_one_database_would_understand_otherwise_is_refused(lab, statement, reason) -> None:
+    with pytest.raises(FanOutRefusedError, match=reason):
+        lab.kit.fan_out(statement)
+
+
+def test_names_of_selected_columns_are_understood_as_in_one_database(lab) -> None:
+    check(lab, select(COMPUTED, rows).where(MANY).group_by(COMPUTED).order_by("i"))
+    check(lab, select((Item.i + 1).label("x"), rows).where(MANY).group_by("x").order_by("x"))
+    check(lab, select(Item.i, rows).where(MANY).group_by("i").order_by("i"))
+    check(lab, select((-Item.i).label("i"), Item.id).where(MANY).order_by("i", Item.id))
+    check(lab, select(Item.id.label("shardkit_x"), Item.i).where(MANY).order_by(Item.id))
+
+
+def test_reals_are_compared_and_averaged_with_all_their_digits(lab) -> None:
+    real = cast(Item.i * Decimal("0.1"), REAL)
+    groups = select(Item.i, func.max(real)).where(MANY, Item.i > 0).group_by(Item.i).order_by(Item.i)
+    assert not check(lab, groups.having(func.max(real) == 0.1))
+    assert check(lab, groups.having(func.max(real) > 0.1))
+    assert check(lab, select(Item.i, func.avg(real)).where(MANY).group_by(Item.i).order_by(Item.i))
+
+
+def test_instants_are_told_apart_where_clocks_are_turned_back(lab) -> None:
+    """The servers' zone has 02:30 twice in a night, and Python calls them equal."""
+    night = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
+    cases = case((Item.id % 3 == 0, night), (Item.id % 3 == 1, night + timedelta(hours=1)), else_=night + timedelta(minutes=20))
+    at = type_coerce(cases, DateTime(timezone=True))
+    statements = [
+        select(at.label("at"), Item.id).where(MANY).order_by(at, Item.id),
+        select(at.label("at"), rows).where(MANY).group_by(at).order_by(at),
+        select(at.label("at")).where(MANY).distinct().order_by(at),
+        select(func.min(at), func.max(at), func.count(at.distinct())).where(MANY),
+        select(Item.i).where(MANY).group_by(Item.i).having(func.max(at) == night + timedelta(hours=1)).order_by(Item.i),
+    ]
+    with zone(lab, "Europe/Berlin"), ShardKit(settings=lab.settings) as kit:
+        for statement in statements:
+            with Session(lab.flat) as session:
+                expected = [tuple(map(instant, row)) for row in session.execute(statement)]
+            assert [tuple(map(instant, row)) for row in kit.fan_out(statement)] == expected
+
+
+def instant(value):
+    return value.astimezone(UTC) if isinstance(value, datetime) else value
+
+
+@contextmanager
+def zone(lab: Lab, name: str) -> Iterator[None]:
+    """New connections to the servers' databases have the time zone *name*."""
+    for url in lab.urls.values():
+        alter(url, f"ALTER DATABASE {{}} SET timezone TO '{name}'")
+    try:
+        yield
+    finally:
+        for url in lab.urls.values():
+            alter(url, "ALTER DATABASE {} RESET timezone")
+
+
+def alter(url: str, change: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL(change).format(sql.Identifier(connection.info.dbname)))
