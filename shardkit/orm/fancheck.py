@@ -19,6 +19,7 @@ from sqlalchemy.sql.elements import (
     BooleanClauseList,
     ColumnClause,
     Grouping,
+    Label,
     Over,
     TextClause,
     WithinGroup,
@@ -188,7 +189,9 @@ class _Ties:
         elif isinstance(element, AliasedReturnsRows):
             place = _inside(element, scope.get(element, (element, place)))
             scope = scope if element._is_lateral else {}
-        for child in element.get_children():
+        # What a CTE's alias is an alias of is another place.
+        children = (element.element,) if isinstance(element, AliasedReturnsRows) else element.get_children()
+        for child in children:
             self._visit(child, scope, place)
 
     def _read(self, select: Select[Any], around: _Scope, place: _Place) -> _Scope:
@@ -326,12 +329,20 @@ def _never_null(column: Any, select: Select[Any], here: tuple[_Scope, _Place]) -
     source = getattr(column, "table", None)
     if source not in scope or scope[source][1] != place or not isinstance(source, Table | Alias):
         return False
-    joins = (part for found in select.get_final_froms() for part in walk(found) if isinstance(part, Join))
-    return not getattr(column, "nullable", True) and not any(join.isouter or join.full for join in joins)
+    outer = [
+        part
+        for found in select.get_final_froms()
+        for part in walk(found)
+        if isinstance(part, Join) and (part.isouter or part.full)
+    ]
+    sides = [side for join in outer for side in ((join.left, join.right) if join.full else (join.right,))]
+    return not getattr(column, "nullable", True) and source not in {part for side in sides for part in walk(side)}
 
 
 def _leaf(column: Any, scope: _Scope) -> tuple[Any, Any] | None:
     """FROM element at its place and table column that *column* is, through subqueries; None for any but a sharded table's."""
+    while isinstance(column, Label | Grouping):
+        column = column.element
     source = getattr(column, "table", None)
     if source not in scope:
         return None
@@ -342,6 +353,8 @@ def _leaf(column: Any, scope: _Scope) -> tuple[Any, Any] | None:
                 return None
             place = (*_inside(source, scope[source]), id(inner))
             return _leaf(inner.selected_columns[column.key], _scope_of(inner, {}, place)[0])
+        case Alias(element=(Subquery() | CTE()) as inner) if column.key in inner.c:
+            return _leaf(inner.c[column.key], {inner: (inner, _inside(source, scope[source]))})
         case Alias(element=TableClause() as table) | (TableClause() as table):
             return (scope[source], table.c.get(column.key, column)) if _is_sharded(source) else None
     return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Integer, literal_column
+from sqlalchemy.exc import CompileError
 from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.sql.selectable import Select
 
@@ -122,9 +123,12 @@ def with_shard(statement: Any) -> Any:
 
 def compile_for(statement: Any, key: Any, check: Callable[[Any], None] = check) -> Any:
     """*statement* compiled for a branch, and checked."""
-    compiled = statement._compiler(
-        DIALECT, cache_key=key, column_keys=[], for_executemany=False, schema_translate_map={None: None}
-    )
+    try:
+        compiled = statement._compiler(
+            DIALECT, cache_key=key, column_keys=[], for_executemany=False, schema_translate_map={None: None}
+        )
+    except CompileError as exc:
+        raise refuse(f"SQLAlchemy does not know how to write it ({exc})") from exc
     resolved = getattr(compiled.compile_state, "statement", statement)
     check(resolved if isinstance(resolved, Select) else statement)
     return compiled

@@ -28,6 +28,7 @@ from sqlalchemy import (
     select,
     table,
     text,
+    tuple_,
     type_coerce,
 )
 from sqlalchemy.dialects.postgresql import array, distinct_on
@@ -182,6 +183,12 @@ def test_subqueries_tied_to_a_tenant_are_answered(lab) -> None:
     twice = select(lines.c.q, again.c.q).join(again, lines.c.item_id == again.c.item_id)
     check(lab, twice.order_by(lines.c.item_id, lines.c.q, again.c.q))
     check(lab, select(Item.id).where(MANY, exists().where(lines.c.item_id == Item.id, lines.c.q > 2)).order_by(Item.id))
+    items = part().add_columns(Item.tenant_id.label("whose")).cte()
+    others = items.alias()
+    both = select(items.c.id, others.c.id).join(others, items.c.whose == others.c.whose)
+    check(lab, both.order_by(items.c.id, others.c.id))
+    alias = lines.alias()
+    check(lab, select(lines.c.q, alias.c.q).join(alias, lines.c.item_id == alias.c.item_id).order_by(lines.c.q, alias.c.q))
     few = select(Item.id).where(MANY, Item.id.in_(select(lines.c.item_id).where(lines.c.q > 3)))
     check(lab, few.order_by(Item.id))
     line = aliased(Line)
@@ -202,6 +209,8 @@ def test_null_is_in_no_list_and_out_of_none(lab) -> None:
     for statement in refused:
         with pytest.raises(FanOutRefusedError, match="different tenants"):
             lab.kit.fan_out(statement)
+    kept = select(Item.id, Line.id).outerjoin(Item.lines).where(MANY, Item.id.not_in(select(Line.item_id).where(Line.q == 1)))
+    check(lab, kept.order_by(Item.id, Line.id))
     check(lab, outer.where(and_(Line.item_id.in_(select(Item.id).where(MANY)), Line.q > 1)).order_by(Line.id))
     check(lab, select(Item.id).where(MANY, Item.id.not_in(select(Line.item_id).where(Line.q == 1))).order_by(Item.id))
     check(lab, select(Item.id, Item.id.in_(select(Line.item_id).where(Line.q == 1))).where(MANY).order_by(Item.id))
@@ -225,6 +234,8 @@ COMPUTED = (Item.i * 0).label("i")
         (select(func.max(Item.t.collate("de_DE"))), "collation"),
         (select(Item.i, func.min(Item.t.collate("de_DE"))).group_by(Item.i), "collation"),
         (select(func.count(array([Item.i, Item.i]).distinct())), "of arrays"),
+        (select(rows, func.count(tuple_(Item.i, Item.t).distinct())).group_by(Item.i), "how to write it"),
+        (select(text("*")).select_from(Item), "how to write it"),
         (select(COMPUTED, rows).group_by("i"), "pass the expression itself"),
         (select((Item.i + 1).label("t"), rows).group_by("t"), "pass the expression itself"),
         (select(Item.id.label("shardkit_k0")).order_by(Item.i), "are taken"),
