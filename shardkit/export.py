@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from datetime import date, datetime
 from decimal import Decimal
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
 from uuid import UUID
@@ -113,16 +114,16 @@ class _Notes:
     """Which shards are done, beside the file, replaced as a whole after each shard."""
 
     def __init__(self, target: Path, query: str, kind: str) -> None:
-        self._path = target.with_name(target.name + ".progress")
+        self.path = target.with_name(target.name + ".progress")
         self._same = hashlib.sha256(f"{kind}\0{query}".encode()).hexdigest()
         self.done: dict[int, int] = {}
         self.rows = 0
         self.columns: list[str] = []
-        if self._path.exists():
-            known = json.loads(self._path.read_text("utf-8"))
+        if self.path.exists():
+            known = json.loads(self.path.read_text("utf-8"))
             if known["query"] != self._same:
                 raise SettingsError(
-                    f"{target} was begun with another query or format; nothing was changed. Finish that, or remove {self._path}"
+                    f"{target} was begun with another query or format; nothing was changed. Finish that, or remove {self.path}"
                 )
             self.done = {int(shard): size for shard, size in known["done"].items()}
             self.rows, self.columns = known["rows"], known["columns"]
@@ -130,15 +131,15 @@ class _Notes:
             raise SettingsError(f"{target} exists already; nothing was changed. Name another file, or remove it")
 
     def keep(self) -> None:
-        new = self._path.with_name(self._path.name + ".new")
+        new = self.path.with_name(self.path.name + ".new")
         with new.open("w", encoding="utf-8") as file:
             json.dump({"query": self._same, "done": self.done, "rows": self.rows, "columns": self.columns}, file)
             file.flush()
             os.fsync(file.fileno())
-        new.replace(self._path)
+        new.replace(self.path)
 
     def forget(self) -> None:
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def check(self, shard: int, columns: list[str]) -> None:
         if self.columns and columns != self.columns:
@@ -179,6 +180,12 @@ class _Lines(_Writer):
 
     def __init__(self, target: Path, query: str, kind: str) -> None:
         super().__init__(target, query, kind)
+        noted = max(self.done.values(), default=0)
+        if noted > (target.stat().st_size if target.exists() else 0):
+            raise SettingsError(
+                f"{target} is shorter than what was written to it, so the export cannot go on; nothing was changed. Remove "
+                f"it and {self._notes.path}, and begin again"
+            )
         self._csv = kind == "csv"
         self._file = target.open("r+b" if target.exists() else "w+b")
         self._file.truncate(max(self._notes.done.values(), default=0))
@@ -199,7 +206,8 @@ class _Lines(_Writer):
         if self._csv:
             self._write_csv(rows)
         else:
-            lines = (json.dumps(dict(zip(self._notes.columns, row, strict=True)), default=_plain) for row in rows)
+            named = (dict(zip(self._notes.columns, map(_finite, row), strict=True)) for row in rows)
+            lines = (json.dumps(row, default=_plain, allow_nan=False) for row in named)
             self._file.write("".join(f"{line}\n" for line in lines).encode())
 
     def end(self, shard: int) -> None:
@@ -257,6 +265,13 @@ def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
     return json.dumps(value, default=_plain) if isinstance(value, dict | list) else _plain(value)
+
+
+def _finite(value: Any) -> Any:
+    """Floats that JSON has no number for as PostgreSQL's to_json writes them."""
+    if not isinstance(value, float) or isfinite(value):
+        return value
+    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
 
 
 def _arrow(value: Any) -> Any:

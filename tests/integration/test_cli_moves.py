@@ -103,6 +103,13 @@ def followers(shardkit):
     return sorted(one["id"] for one in json.loads(shardkit("moves", "list", "--json").stdout))
 
 
+def test_json_of_many_moves_is_all_there_is_on_stdout(settings, shardkit):
+    done = shardkit("drain", "pg2", "--yes", "--json")
+    news = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["error"] for one in news if "error" in one] == [None, None]
+    assert "SHARD" in done.stderr
+
+
 def test_shards_that_were_drained_soak_and_are_finished_together(settings, shardkit, monkeypatch):
     many = current_map(settings).shards_on("pg2")
     shardkit("drain", "pg2", "--yes", "--soak")

@@ -107,3 +107,34 @@ def test_the_command_writes_the_file(fleet, expected, tmp_path):
     assert found.exit_code == 0, found.output
     assert "90 rows" in found.stderr
     assert csv_rows(tmp_path / "o.csv") == expected
+
+
+def test_an_export_whose_file_was_taken_away_does_not_go_on(fleet, expected, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(export._Lines, "finish", lambda _self: (_ for _ in ()).throw(KeyboardInterrupt))
+        export.export(fleet.settings(), QUERY, tmp_path / "o.csv", format="csv")
+    (tmp_path / "o.csv").unlink()
+    with pytest.raises(SettingsError, match="shorter than what was written"):
+        export.export(fleet.settings(), QUERY, tmp_path / "o.csv", format="csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["o.csv.progress"]
+    (tmp_path / "o.csv.progress").unlink()
+    assert export.export(fleet.settings(), QUERY, tmp_path / "o.csv", format="csv") == 90
+    assert csv_rows(tmp_path / "o.csv") == expected
+
+
+def test_numbers_that_json_does_not_have_are_text_as_in_postgresql(fleet, tmp_path):
+    query = "SELECT 'NaN'::float8 AS n, 'infinity'::float8 AS i, '-infinity'::float8 AS m, 1.5::float8 AS f"
+    assert export.export(fleet.settings(), query, tmp_path / "o.jsonl", format="jsonl") == len(fleet.map.placements)
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    for line in (tmp_path / "o.jsonl").read_text("utf-8").splitlines():
+        assert json.loads(line, parse_constant=refuse) == {"n": "NaN", "i": "Infinity", "m": "-Infinity", "f": 1.5}
+
+
+def test_a_file_that_cannot_be_written_is_said_in_one_line(fleet, tmp_path):
+    environment = {"SHARDKIT_CATALOG_URL": fleet.catalog_url, "SHARDKIT_CONFIG": None}
+    result = CliRunner().invoke(main, ["export", QUERY, "-o", str(tmp_path / "none" / "o.csv")], env=environment)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "cannot be written: No such file or directory" in result.stderr
