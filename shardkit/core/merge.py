@@ -9,7 +9,6 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from decimal import Context, Decimal
 from struct import pack, unpack
 from types import MappingProxyType
@@ -74,9 +73,9 @@ def _number(value: Any) -> Any:
     return (1, 0) if value != value else (0, value)  # only NaN differs from itself
 
 
-def instant(value: datetime) -> datetime:
+def instant(value: Any) -> Any:
     """What Python orders as PostgreSQL does. Of one zone it compares what clocks say, which are turned back once a year."""
-    return value.astimezone(UTC)
+    return value.replace(tzinfo=None) - value.utcoffset()
 
 
 class _Descending:
@@ -181,7 +180,7 @@ def _greatest(one: Any, other: Any) -> Any:
 
 
 def _ordered(value: Any) -> Any:
-    return instant(value) if isinstance(value, datetime) and value.tzinfo is not None else _number(value)
+    return instant(value) if getattr(value, "tzinfo", None) is not None else _number(value)
 
 
 def _total(one: Any, other: Any) -> Any:

@@ -107,7 +107,7 @@ def grouped(statement: Select[Any], key: Any) -> Plan:
 def _group(clause: Any, statement: Select[Any]) -> Any:
     """The expression of one GROUP BY clause. A name of both a selected column and a table's means the table's, in GROUP BY."""
     expression = named(clause, statement)
-    name = getattr(clause, "element", None)
+    name = str(getattr(clause, "element", ""))
     computed = isinstance(clause, _textual_label_reference) and not isinstance(expression, ColumnClause)
     if computed and any(name in source.c for source in statement.get_final_froms()):
         raise refuse(f"GROUP BY {name!r} is the name of a column, and of a selected expression: pass the expression itself")
