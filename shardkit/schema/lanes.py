@@ -129,7 +129,8 @@ class Lane:
         rendered, options = self._shared.rendered[step.revision], self._shared.options
         arrived: list[Target] = []
         while group and not self._shared.stop.is_set():
-            size = batch_size(slowest_ms=self._shared.slowest_ms.get(step.revision), options=options) if rendered.pure else 1
+            alone = rendered.lasting or not rendered.pure
+            size = 1 if alone else batch_size(slowest_ms=self._shared.slowest_ms.get(step.revision), options=options)
             batch, group = group[:size], group[size:]
             began = time.monotonic()
             if len(batch) > 1 and self._together(batch, step, rendered):
@@ -143,7 +144,7 @@ class Lane:
 
     def _together(self, batch: list[Target], step: Step, rendered: Rendered) -> bool:
         """Several shards in one transaction; False if that failed, and then each has to be tried by itself."""
-        count = len(batch) * len(rendered.statements)
+        count = len(batch) * rendered.count
         wait_ms = lock_timeout_ms(statements=count, options=self._shared.options)
         try:
             apply(self._open(), batch, step, rendered.statements, lock_timeout_ms=wait_ms)
@@ -156,13 +157,15 @@ class Lane:
     def _single(self, target: Target, step: Step, rendered: Rendered) -> bool:
         """One shard, until it is there or its patience is over."""
         found = self._persist(target, step, self._way(target, step, rendered))
+        if rendered.lasting and self._connection is not None:
+            self._connection.close()  # with its settings and temporary tables: each shard gets a session of its own
         self._shared.news.put(News(target.shard, step.revision, found))
         return found is None
 
     def _way(self, target: Target, step: Step, rendered: Rendered) -> Callable[[], Trouble | None]:
         options = self._shared.options
         patience_ms = round(options.patience_s * 1000)
-        wait_ms = lock_timeout_ms(statements=len(rendered.statements) or STATEMENTS_OF_PYTHON, options=options)
+        wait_ms = lock_timeout_ms(statements=rendered.count or STATEMENTS_OF_PYTHON, options=options)
 
         def online() -> Trouble | None:
             return self._shared.workers.run(
