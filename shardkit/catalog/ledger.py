@@ -53,7 +53,7 @@ class Ledger:
         """Give the lease back after the block, at once: a killed runner's goes when its session does."""
         try:
             yield
-        except Exception:
+        except BaseException:  # Ctrl-C too
             self.end(done=0, behind=1)
             raise
         finally:

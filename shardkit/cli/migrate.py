@@ -59,7 +59,10 @@ class Shards(click.ParamType[frozenset[int]]):
             match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
             if match is None:
                 self.fail(f"{value!r} is no list of shards: use 7 or 0-15,40", param, ctx)
-            found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first:
+                self.fail(f"{part.strip()} ends before it begins", param, ctx)
+            found |= set(range(first, last + 1))
         return frozenset(found)
 
 
@@ -178,6 +181,8 @@ def _run(
         planned = fleet.migrate(revision, direction=direction, options=chosen, phase=phase, dry_run=True)
         _show_plan(planned, as_json=as_json and dry_run)
         if planned.planned is not None and planned.planned.empty and not planned.behind:
+            if as_json and not dry_run:
+                print_json(_as_json(planned))
             return
         go_on(f"Go {direction} to {revision}?", yes=yes, dry_run=dry_run, name=revision if direction == "down" else None)
     with bar(quiet=as_json) as progress:

@@ -136,7 +136,7 @@ def _make_progress_table(connection: Connection, target: Target) -> None:
 
 
 def _progress(connection: Connection, target: Target, step: Step, parts: Sequence[Part]) -> tuple[int, bool]:
-    """The part to begin with, and whether a killed run had begun it. Raises MigrationError if what was run is not in *parts*."""
+    """The part to begin with, and whether a killed run had begun it. Raises MigrationError if *parts* begin otherwise."""
     row = connection.execute(
         SQL("SELECT part, begun, had FROM {} WHERE revision = %s").format(Identifier(target.schema, PROGRESS_TABLE)),
         (step.revision,),

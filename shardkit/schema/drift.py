@@ -16,6 +16,7 @@ from shardkit.db.steps import Connection, read_versions
 from shardkit.db.structure import read_structures, structure_of_script
 from shardkit.errors import MigrationError
 from shardkit.schema.blueprint import from_models, script_at
+from shardkit.schema.fleet import check_chosen
 from shardkit.schema.run import schema_of
 from shardkit.schema.tree import Tree
 from shardkit.settings import Settings
@@ -44,6 +45,7 @@ def check_fleet(
     with connect_admin(settings.catalog_url, settings) as catalog:
         shard_map = load_map(catalog)
         moving = moving_shards(catalog, list(shard_map.placements))
+    check_chosen(shard_map.placements, only=only)
     reference = _Reference(settings, shard_map, tree, models, shard)
     drifts: list[Drift] = []
     looked = 0

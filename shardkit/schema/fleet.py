@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,6 +18,7 @@ from shardkit.catalog.rows import load_map
 from shardkit.core.fleet import Behind, Options, Step, Version, Why, in_phase, plan, why_behind
 from shardkit.db.connect import connect_admin, server_url
 from shardkit.db.steps import Target, stamp
+from shardkit.errors import SettingsError, UnknownShardError
 from shardkit.schema.lanes import Shared
 from shardkit.schema.run import FinishSoak, Progress, Report, Run, schema_of
 from shardkit.schema.tree import Direction, Tree
@@ -59,6 +60,7 @@ class Fleet:
         options = options or Options()
         with ExitStack() as stack:
             run = stack.enter_context(self._run(options, direction, progress))
+            check_chosen(run.shards, only=options.only, exclude=options.exclude)
             wanted = self.tree.resolve(target)
             run.ways = self._ways(wanted, direction, phase)
             run.ledger = ledger = None if dry_run else self._begin(run.catalog, direction, target if wanted is None else wanted)
@@ -105,6 +107,7 @@ class Fleet:
             ledger = self._begin(catalog, "up", wanted or "base")
             with ledger.lease():
                 shard_map = load_map(catalog)
+                check_chosen(shard_map.placements, only=only)
                 shards = sorted(shard for shard in shard_map.placements if only is None or shard in only)
                 held = hold_shards(catalog, shards) - moving_shards(catalog, shards).keys()
                 for name in sorted({shard_map.placement(shard).server for shard in held}):
@@ -149,6 +152,15 @@ class Fleet:
         if not catalog.execute("SELECT to_regclass('shardkit_catalog.fleet_ledger') IS NOT NULL").fetchone()[0]:
             upgrade_catalog(self.settings)
         return begin(catalog, direction=direction, target=target, runner=runner)
+
+
+def check_chosen(shards: Collection[int], *, only: frozenset[int] | None = None, exclude: frozenset[int] = frozenset()) -> None:
+    """Refuse numbers that are no shard's, and a choice of none: success would be said of what was never touched."""
+    if strangers := sorted(((only or frozenset()) | exclude).difference(shards)):
+        more = f" and {len(strangers) - 1} more" if strangers[1:] else ""
+        raise UnknownShardError(f"shard {strangers[0]}{more} is not in the map ({len(shards)} shards); nothing was done")
+    if not (frozenset(shards) if only is None else only) - exclude:
+        raise SettingsError("no shard is left of those that were chosen; nothing was done")
 
 
 def lacks(shard: int, run: Run, detail: str) -> Behind:

@@ -140,9 +140,8 @@ def test_revision_that_was_changed_after_a_shard_had_half_of_it_is_not_gone_on_w
 
 def test_three_branches_that_were_merged_are_taken_apart_again(lab):
     for name in "bcd":
-        lab.revise(
-            name, f"op.add_column('orders', sa.Column('{name}', sa.Text))", undo=f"op.drop_column('orders', '{name}')", down="a"
-        )
+        add, drop = f"op.add_column('orders', sa.Column('{name}', sa.Text))", f"op.drop_column('orders', '{name}')"
+        lab.revise(name, add, undo=drop, down="a")
     lab.revise("m", "pass", down=("b", "c", "d"))
     assert lab.migrate().complete
     assert lab.everywhere(VERSION) == {"m"}
