@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -133,6 +134,7 @@ def migrate() -> None:
 
     Each shard's own version row says where it is. Killed at any moment, run the same again: only what is behind is done.
     """
+    sys.path.insert(0, "")  # as `python -m` would: the program's models are often where one stands
 
 
 @migrate.command()
@@ -304,18 +306,26 @@ def shared(models: str, config: Path | None, yes: bool) -> None:
 @json_option
 @click.pass_context
 def check(ctx: click.Context, /, config: Path | None, tree: Path | None, as_json: bool, **given: Any) -> None:
-    """Compare every shard's real structure with the reference; say what differs as SQL. Exit code 3 if anything does."""
+    """Compare every shard's real structure with the reference; say what differs as SQL.
+
+    Exit code 3 if anything does, 1 if a server does not answer (the others are looked at).
+    """
     from shardkit.schema.drift import check_fleet
 
-    drifts, looked = check_fleet(settings_from(config), tree or own_tree("shard"), **given)
+    refused: list[str] = []
+    drifts, looked = check_fleet(settings_from(config), tree or own_tree("shard"), refused=refused, **given)
     if as_json:
-        print_json({"looked_at": looked, "drifts": [asdict(one) for one in drifts]})
+        print_json({"looked_at": looked, "drifts": [asdict(one) for one in drifts], "refused": refused})
     else:
         for one in drifts:
             click.echo(f"-- shard {one.shard} ({one.schema} on {one.server})")
             for line in one.differences:
                 click.echo(line)
         click.echo(f"{looked} shards looked at, {len(drifts)} differ", err=True)
+    for one_said in refused:
+        click.echo(f"error: {one_said}", err=True)
+    if refused:
+        ctx.exit(FAILED)
     if drifts:
         ctx.exit(BEHIND)
 

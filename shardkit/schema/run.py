@@ -20,7 +20,7 @@ from shardkit.catalog.rows import load_map, newest_map
 from shardkit.core.fleet import Behind, Found, Plan, State, Step, Version, Why, connections, must_stop, plan, settled
 from shardkit.core.names import schema_name
 from shardkit.core.shardmap import ShardMap
-from shardkit.db.steps import Target
+from shardkit.db.steps import DriverError, Target, trouble
 from shardkit.errors import ServerDownError, ShardKitError
 from shardkit.schema.lanes import Lane, Lanes, News, Shared
 from shardkit.schema.render import render
@@ -191,6 +191,10 @@ class Run:
             versions = answer.result()
         except ServerDownError as exc:
             yield from (Found(shard, lane.server, None, Why.DOWN, str(exc)) for shard in shards)
+            return
+        except DriverError as exc:  # it answers, but does not tell: the others go on
+            detail = f"server {lane.server!r} refused to tell its version: {trouble(exc).text}"
+            yield from (Found(shard, lane.server, None, Why.FAILED, detail) for shard in shards)
             return
         for shard in shards:
             schema = schema_of(shard_map, shard)
