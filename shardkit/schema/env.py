@@ -26,7 +26,7 @@ def run_env(target_metadata: Any = None, *, catalog: bool = False, **options: An
     """
     given = context.config.attributes
     target_metadata = given.get("target_metadata", target_metadata)
-    options = {**HOOKS, **options}
+    options = {**HOOKS, **({} if catalog else {"on_version_apply": _keep_version_from_programs}), **options}
     if context.is_offline_mode():
         context.configure(
             dialect_name="postgresql",
@@ -45,7 +45,6 @@ def run_env(target_metadata: Any = None, *, catalog: bool = False, **options: An
             target_metadata=target_metadata,
             version_table_schema=schema,
             transaction_per_migration=given.get("connection") is None,
-            **({} if catalog else {"on_version_apply": _keep_version_from_programs}),
             **options,
         )
         with context.begin_transaction():

@@ -179,7 +179,7 @@ def _printer(dialect: Any, collected: _Collector) -> Callable[..., None]:
         if multiparams is not None or params:
             raise TypeError("SQL parameters not allowed with as_sql")
         statement = text(construct) if isinstance(construct, str) else construct
-        literal = {} if isinstance(statement, DDLElement) else {"compile_kwargs": {"literal_binds": True}}
+        literal: dict[str, Any] = {} if isinstance(statement, DDLElement) else {"compile_kwargs": {"literal_binds": True}}
         collected.take(str(statement.compile(dialect=dialect, **literal)))
 
     return take

@@ -271,10 +271,10 @@ class Run:
         try:
             while under_way or (waiting and not self._shared.stop.is_set()):
                 if waiting and not self._shared.stop.is_set() and all(w.resting and not w.canary for w in under_way):
-                    wave = waiting.popleft()
+                    shards = waiting.popleft()
                     if canary := canaries > 0 and not self._done:  # those before were moved away, or their server went
-                        waiting.extendleft([wave[canaries:]] if wave[canaries:] else [])
-                    under_way.append(self._begin(wave[:canaries] if canary else wave, seen, canary=canary))
+                        waiting.extendleft([shards[canaries:]] if shards[canaries:] else [])
+                    under_way.append(self._begin(shards[:canaries] if canary else shards, seen, canary=canary))
                     if canary and not told:
                         self._pending(seen, list(waiting)[1:])
                         told = True
