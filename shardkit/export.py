@@ -6,11 +6,12 @@ written when the program was stopped is cut off and written again.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import date, datetime
@@ -30,6 +31,7 @@ from shardkit.settings import Settings
 
 Format = Literal["csv", "jsonl", "parquet"]
 BATCH = 5000
+_QUOTED = re.compile(r'[",\r\n]|^(?:\\\.)?\Z')
 Progress = Callable[[int, int], None]
 
 
@@ -199,7 +201,8 @@ class _Lines(_Writer):
         if self._csv:
             self._write_csv(rows)
         else:
-            lines = (json.dumps(dict(zip(self._notes.columns, row, strict=True)), default=_plain) for row in rows)
+            named = (dict(zip(self._notes.columns, map(_json, row), strict=True)) for row in rows)
+            lines = (json.dumps(row, default=_plain, allow_nan=False) for row in named)
             self._file.write("".join(f"{line}\n" for line in lines).encode())
 
     def end(self, shard: int) -> None:
@@ -211,9 +214,7 @@ class _Lines(_Writer):
         self._file.close()
 
     def _write_csv(self, rows: Sequence[Sequence[Any]]) -> None:
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows([[_cell(value) for value in row] for row in rows])
-        self._file.write(text.getvalue().encode())
+        self._file.write("".join(f"{','.join(map(_field, row))}\r\n" for row in rows).encode())
 
 
 class _Parts(_Writer):
@@ -253,20 +254,29 @@ class _Parts(_Writer):
         self._batches = []
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return json.dumps(value, default=_plain) if isinstance(value, dict | list) else _plain(value)
+def _field(value: Any) -> str:
+    """As PostgreSQL's COPY writes it: nothing for NULL, and quotes where there is an empty text."""
+    if value is None:
+        return ""
+    text = ("true" if value else "false") if isinstance(value, bool) else _text(value)
+    return '"{}"'.format(text.replace('"', '""')) if _QUOTED.search(text) else text
+
+
+def _text(value: Any) -> str:
+    return json.dumps(_json(value), default=_plain) if isinstance(value, dict | list) else str(_plain(value))
+
+
+def _json(value: Any) -> Any:
+    """*value* without floats that JSON has no number for: their names, as PostgreSQL's to_json gives."""
+    if isinstance(value, list):
+        return [_json(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def _arrow(value: Any) -> Any:
-    return (
-        json.dumps(value, default=_plain)
-        if isinstance(value, dict | list)
-        else str(value)
-        if isinstance(value, UUID)
-        else value
-    )
+    return _text(value) if isinstance(value, dict | list | UUID) else value
 
 
 def _plain(value: Any) -> Any:

@@ -104,6 +104,7 @@ class Servers:
     def __init__(self, router: Router, settings: Settings, decisions: Decisions) -> None:
         self._router, self._settings, self._decisions = router, settings, decisions
         self._idle = Idle(settings)
+        router.watch.on_change(self._idle.keep)
         self._gates: dict[str, colour.Gate] = {}
 
     def ask(self, asking: Asking, routes: Sequence[Route]) -> None:

@@ -117,10 +117,14 @@ def add_server(connection: Any, server: Server) -> None:
         _put_server(connection, server, version=version)
 
 
-def set_server_state(connection: Any, name: str, state: ServerState) -> None:
-    """Change what a server may be used for."""
+def change_server(
+    connection: Any, name: str, *, dsn: str | None = None, weight: float | None = None, state: ServerState | None = None
+) -> None:
+    """Change what is given of a server. Raises UnknownServerError."""
+    values = {"name": name, "dsn": dsn, "weight": weight, "state": state and state.value}
     with change(connection, expected=None) as version:
-        connection.execute(SQL["set_server_state"], {"name": name, "state": state.value, "version": version})
+        if connection.execute(SQL["change_server"], {**values, "version": version}).rowcount != 1:
+            raise UnknownServerError(f"server {name!r} is not in the map; nothing was changed")
 
 
 def set_replicas(connection: Any, name: str, replicas: Sequence[str], *, expected: int | None = None) -> None:

@@ -43,6 +43,7 @@ class Router:
         self.engines = Engines(settings, cluster_id=self.map.cluster_id, asyncio=asyncio, lineage=lineage)
         self.replicas = ReplicaWatch(settings, cluster_id=self.map.cluster_id, lineage=lineage)
         self.watch.on_change(lineage.learn)
+        self.watch.on_change(self.engines.keep)
         self.load = LoadCount(settings)
         self._seen = self.load.seen
         self._kind: type = {"str": str, "int": int}[self.map.tenant_type]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from shardkit.catalog.membership import join, leave, plan_joining, plan_leaving
+from shardkit.catalog.membership import carry_out_change, join, leave, plan_change, plan_joining, plan_leaving
 from shardkit.catalog.overview import current_map
 from shardkit.catalog.standbys import carry_out, plan_replica, plan_without, standbys
 from shardkit.cli.common import (
@@ -23,6 +23,7 @@ from shardkit.cli.common import (
     yes_option,
 )
 from shardkit.core.names import check_server_name
+from shardkit.core.shardmap import ServerState
 
 
 @click.group()
@@ -67,6 +68,47 @@ def add(name: str, url: str | None, weight: float, config: Path | None, dry_run:
     go_on("Add it?", yes=yes, dry_run=dry_run)
     join(settings, joining)
     click.echo(f"done; where it needs other credentials than the catalog, programs' settings need a [servers.{name}]", err=True)
+
+
+@server.command()
+@click.argument("name")
+@click.option("--url", help="Where its database is now. What it leaves out (the credentials) is as before.")
+@click.option("--weight", type=float, help="Its share of the shards; `shardkit rebalance` brings it about.")
+@click.option(
+    "--state",
+    type=click.Choice([state.value for state in ServerState]),
+    help="active; draining: gets no more shards (as after `shardkit drain`); down: a rebalance leaves it alone.",
+)
+@config_option
+@dry_run_option
+@yes_option
+def change(
+    name: str, url: str | None, weight: float | None, state: str | None, config: Path | None, dry_run: bool, yes: bool
+) -> None:
+    """Change what the map says of the server NAME: its address, weight or state. No shard is moved."""
+    settings = settings_from(config)
+    if (url, weight, state) == (None, None, None):
+        raise click.UsageError("say what to change: --url, --weight or --state")
+    changing = plan_change(settings, name, url=url, weight=weight, state=None if state is None else ServerState(state))
+    if not changing.needed:
+        click.echo(f"the map says so of server {name!r} already", err=True)
+        return
+    old, new = changing.before, changing.after
+    weights, states = (f"{old.weight:g}", f"{new.weight:g}"), (old.state.value, new.state.value)
+    for what, (was, will) in {"address": (old.dsn, new.dsn), "weight": weights, "state": states}.items():
+        if was != will:
+            click.echo(f"{what} of server {name!r}: {was} -> {will}", err=True)
+    if changing.followed:
+        click.echo(
+            f"not ended: moves {', '.join(map(str, changing.followed))}. What they made follows the old address: end them "
+            "(`shardkit moves finish` or `abort`), before this where the server still answers there",
+            err=True,
+        )
+    go_on("Change it?", yes=yes, dry_run=dry_run)
+    carry_out_change(settings, changing)
+    click.echo("done", err=True)
+    if old.dsn != new.dsn:
+        click.echo(f"programs whose settings have a [servers.{name}] go by that: correct it there", err=True)
 
 
 @server.command()

@@ -92,9 +92,13 @@ def server_url(server: Server, settings: Settings) -> str:
 
 def replica_url(server: Server, dsn: str, settings: Settings) -> str:
     """URL of a replica of *server*: its own *dsn*, with the database and the credentials of the server."""
-    primary, own = conninfo_to_dict(server_url(server, settings)), conninfo_to_dict(dsn)
-    ours = {k: primary[k] for k in (*_CREDENTIALS, "dbname") if primary.get(k) and not own.get(k)}
-    return make_conninfo(dsn, **ours, target_session_attrs="any")
+    return make_conninfo(url_at(server, dsn, settings), target_session_attrs="any")
+
+
+def url_at(server: Server, url: str, settings: Settings) -> str:
+    """*url* with what it leaves out of the database and the credentials of *server*."""
+    known, own = parsed(server_url(server, settings)), parsed(url)
+    return make_conninfo(url, **{k: known[k] for k in (*_CREDENTIALS, "dbname") if known.get(k) and not own.get(k)})
 
 
 def app_conninfo(server: Server, settings: Settings, *, replica: str | None = None) -> Secret:

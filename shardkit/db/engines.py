@@ -13,9 +13,11 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import Engine, ExceptionContext, create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
+from sqlalchemy.util.queue import Empty
 
+from shardkit.core.names import CATALOG_SERVER
 from shardkit.core.outcome import commit_outcome
-from shardkit.core.shardmap import Server
+from shardkit.core.shardmap import Server, ShardMap
 from shardkit.db import connect, dialect
 from shardkit.db.deadline import left
 from shardkit.db.forked import in_forked_child
@@ -46,13 +48,11 @@ class Engines:
                 listen(engine)
 
     def of(self, server: Server) -> Engine:
-        """The engine of *server*. A server whose DSN changed gets a new one; the old one's connections end with their work."""
+        """The engine of *server*; a server at another address is another one."""
         engine = self._engines.get(server)
         if engine is None:
             with self._lock:
                 engine = self._engines.get(server) or self._make(server)
-                for known in [s for s in self._engines if s.name == server.name and s.dsn != server.dsn]:
-                    self._engines.pop(known).dispose(close=False)
                 self._engines[server] = engine
         return engine
 
@@ -62,14 +62,20 @@ class Engines:
         engine = self._replicas.get(key)
         if engine is None:
             with self._lock:
-                engine = self._replicas.get(key) or self._make(server, replica=dsn)
-                gone = [
-                    k for k in self._replicas if k[0] == server.name and (k[1] != server.dsn or k[2] not in server.replicas)
-                ]
-                for known in gone:
-                    self._replicas.pop(known).dispose(close=False)
-                self._replicas[key] = engine
+                engine = self._replicas[key] = self._replicas.get(key) or self._make(server, replica=dsn)
         return engine
+
+    def keep(self, shardmap: ShardMap) -> None:
+        """Retire the pools of servers and replicas that *shardmap* does not have (any more) at their address."""
+        there = {(server.name, server.dsn): server.replicas for server in shardmap.servers.values()}
+        with self._lock:
+            gone = [s for s in self._engines if (s.name, s.dsn) not in there and s.name != CATALOG_SERVER]
+            retired = {self._engines.pop(server) for server in gone}
+            lost = [key for key in self._replicas if key[2] not in there.get(key[:2], ())]
+            retired |= {self._replicas.pop(key) for key in lost}
+        for engine in retired:
+            pool: Any = engine.pool
+            pool.retire()
 
     def pools(self) -> dict[str, Any]:
         """The pool of each server that has been used, and of each replica, as ``pg1 (replica 1)``."""
@@ -143,6 +149,7 @@ class _Bounded(QueuePool):
 
     server_name: str
     queue_limit: int
+    retired: bool = False
     _longest_s: float
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -180,6 +187,27 @@ class _Bounded(QueuePool):
         finally:
             self._asking.pop()
 
+    def retire(self) -> None:
+        """End the connections that are idle; those at work end when they come back. Whoever still comes gets one of his own."""
+        self.retired = True
+        while True:
+            try:
+                record = self._pool.get(False)
+            except Empty:
+                return
+            self._end(record)
+
+    def _do_return_conn(self, record: Any) -> None:
+        if self.retired and not self._asking:
+            self._end(record)
+        else:
+            super()._do_return_conn(record)
+
+    def _end(self, record: Any) -> None:
+        if record.dbapi_connection is not None:
+            _driver_of(record.dbapi_connection).pgconn.finish()  # from whatever thread, with nothing to wait for
+        self._dec_overflow()
+
     def recreate(self) -> Any:
         """SQLAlchemy's copy for a disposed engine, with what we added."""
         new: Any = super().recreate()
@@ -199,17 +227,22 @@ def _handed_back(connection: Any, record: Any) -> None:
     """When a connection returns: the next user must see nothing of the last one."""
     if connection is None:
         return
-    driver = getattr(connection, "_connection", connection)
+    driver = _driver_of(connection)
     driver.disembark()
     if driver.dirty or not driver.idle:
         record.invalidate()
+
+
+def _driver_of(connection: Any) -> Any:
+    """The driver's own connection; SQLAlchemy wraps those of asyncio."""
+    return getattr(connection, "_connection", connection)
 
 
 def _living(server: Server, lineage: Lineage) -> Any:
     """A check of each connection that leaves the pool: was its server superseded since it was made?"""
 
     def check(connection: Any, _record: Any, _fairy: Any) -> None:
-        driver = getattr(connection, "_connection", connection)
+        driver = _driver_of(connection)
         if int(driver.timeline, 16) < lineage.highest(server):
             raise sa_exc.InvalidatePoolError("the server was superseded by a promotion")
 

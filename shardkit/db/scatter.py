@@ -18,7 +18,7 @@ import psycopg
 from sqlalchemy import create_engine
 
 from shardkit.core.names import OPERATOR_ROLE, REFERENCE_SCHEMA
-from shardkit.core.shardmap import Server
+from shardkit.core.shardmap import Server, ShardMap
 from shardkit.db import connect
 from shardkit.settings import Settings
 
@@ -142,8 +142,7 @@ class Idle:
         else now (it was promoted, it is somewhere else): nobody would ask for them again, and the budget counts them.
         """
         with self._lock:
-            if self._pid != os.getpid():
-                self._pid, self._waiting = os.getpid(), {}  # the parent's sockets: neither to use nor to close
+            self._forget_parents()
             known, waiting = self._waiting.setdefault(server.server_id, (server, []))
             if known != server:
                 self._waiting[server.server_id] = server, []
@@ -162,6 +161,20 @@ class Idle:
                 waiting.append(connection)
             else:
                 connection.pgconn.finish()
+
+    def keep(self, shardmap: ShardMap) -> None:
+        """Close those to servers that *shardmap* does not have (any more), or not so."""
+        with self._lock:
+            self._forget_parents()
+            for number, (known, waiting) in list(self._waiting.items()):
+                if shardmap.servers.get(known.name) != known:
+                    del self._waiting[number]
+                    for connection in waiting:
+                        connection.pgconn.finish()
+
+    def _forget_parents(self) -> None:
+        if self._pid != os.getpid():
+            self._pid, self._waiting = os.getpid(), {}  # the parent's sockets: neither to use nor to close
 
     def clear(self) -> list[Any]:
         """All of them, to be closed."""

@@ -48,6 +48,11 @@ class Feed:
         self._end, self._cluster_id = end, cluster_id
         self._slot = relay_slot_name(cluster_id, end.name)
 
+    @property
+    def url(self) -> str:
+        """Where the server is asked."""
+        return self._end.url
+
     def prepare(self, *, schemas: Sequence[str], tables: Sequence[str]) -> bool:
         """Publish what is not published yet, and make the slot if there is none; whether it was made."""
         on, where = self._end.on(), {"schemas": list(schemas), "tables": list(tables), "name": PUBLICATION}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Final, Literal
 
-from shardkit.catalog.changes import set_server_state
+from shardkit.catalog.changes import change_server
 from shardkit.catalog.journal import Move, moves
 from shardkit.catalog.loads import lately
 from shardkit.catalog.rows import load_map
@@ -102,8 +102,7 @@ def sizes(settings: Settings, shardmap: ShardMap) -> dict[int, float]:
 def drain(settings: Settings, server: str) -> None:
     """Let *server* get no more shards; moving its shards away is a rebalance after that."""
     with connect_admin(settings.catalog_url, settings) as catalog:
-        load_map(catalog).server(server)
-        set_server_state(catalog, server, ServerState.DRAINING)
+        change_server(catalog, server, state=ServerState.DRAINING)
 
 
 def carry_out(

@@ -54,9 +54,10 @@ UPDATE shardkit_catalog.cluster SET map_version = map_version + 1 RETURNING map_
 INSERT INTO shardkit_catalog.servers (name, dsn, server_id, weight, state, replicas, changed_in)
 VALUES (%(name)s, %(dsn)s, %(server_id)s, %(weight)s, %(state)s, %(replicas)s, %(version)s)
 
--- set_server_state --
--- Change a server's state.
-UPDATE shardkit_catalog.servers SET state = %(state)s, changed_in = %(version)s WHERE name = %(name)s
+-- change_server --
+-- Change what is given of a server.
+UPDATE shardkit_catalog.servers SET dsn = coalesce(%(dsn)s, dsn), weight = coalesce(%(weight)s, weight),
+    state = coalesce(%(state)s, state), changed_in = %(version)s WHERE name = %(name)s
 
 -- set_replicas --
 -- Change where a server's replicas are.

@@ -8,11 +8,13 @@ import pty
 import select
 import subprocess
 import sys
+from collections import Counter
 from urllib.parse import urlparse
 
 import psycopg
 import pytest
 
+from shardkit import ShardKit
 from shardkit.catalog.membership import plan_joining
 from shardkit.catalog.overview import current_map
 from shardkit.core.hashing import shard_of
@@ -279,6 +281,56 @@ def test_server_joins_and_leaves(databases, tmp_path):
     assert "pg3" not in run("server", "list", "--config", config).stdout
     assert "pg3" in refused("server", "remove", "pg3", "--config", config, "--yes")
     run(*add, "--yes")
+
+
+def test_weight_and_state_of_a_server_change(databases, tmp_path):
+    config = settings_file(tmp_path / "shardkit.toml", databases)
+    init(config, *(f"--server={name}={databases.servers[name]}" for name in ("pg1", "pg2")))
+
+    def planned():
+        found = json.loads(run("plan", "--config", config, "--json").stdout)
+        return Counter(move["target"] for move in found["moves"])
+
+    def change(*what):
+        return run("server", "change", *what, "--config", config).stderr
+
+    version = current_map(settings_of(databases)).version
+    assert "weight of server 'pg1': 1 -> 3" in change("pg1", "--weight", "3", "--dry-run")
+    assert current_map(settings_of(databases)).version == version
+    change("pg1", "--weight", "3", "--yes")
+    assert planned() == {"pg1": 4}
+    assert "already" in change("pg1", "--weight", "3")
+    assert "active -> draining" in change("pg2", "--state", "draining", "--weight", "2", "--yes")
+    assert planned() == {"pg1": 8}
+    change("pg2", "--state", "active", "--yes")  # a drain is taken back
+    change("pg1", "--weight", "2", "--yes")
+    assert planned() == {}
+    change("pg2", "--state", "down", "--yes")
+    assert planned() == {}
+
+
+def test_programs_follow_a_server_to_its_new_address(databases, tmp_path, eventually):
+    config = settings_file(tmp_path / "shardkit.toml", databases)
+    init(config, *(f"--server={name}={databases.servers[name]}" for name in ("pg1", "pg2")))
+    change = ("server", "change", "pg2", "--config", config, "--yes", "--url")
+    there = databases.servers["pg2"].replace("127.0.0.1", "localhost")
+    before = current_map(settings_of(databases))
+    assert "is another server" in refused(*change, databases.servers["pg1"])
+    assert "holds no shardkit identity" in refused(*change, databases.servers["pg3"])
+    assert "does not answer" in refused(*change, "postgresql://127.0.0.1:1")
+    assert "could not be parsed" in refused(*change, "postgresql://[half/x")
+    assert current_map(settings_of(databases)) == before
+    tenant = next(name for name in map(str, range(100)) if before.locate(name).server == "pg2")
+    with ShardKit(databases.catalog_url) as kit:
+
+        def host():
+            with kit.session(tenant) as session:
+                return session.connection().connection.driver_connection.info.host
+
+        assert host() == "127.0.0.1"
+        run(*change, urlparse(there)._replace(path="").geturl())  # what it leaves out is as before
+        eventually(lambda: host() == "localhost")
+    assert current_map(settings_of(databases)).server("pg2").dsn == before.server("pg2").dsn.replace("127.0.0.1", "localhost")
 
 
 def test_stopped_server_add_goes_on(databases, config):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from shardkit.catalog.changes import set_server_state
+from shardkit.catalog.changes import change_server
 from shardkit.catalog.overview import current_map, opened
 from shardkit.catalog.standbys import carry_out, plan_replica
 from shardkit.core.shardmap import ServerState
@@ -91,6 +91,7 @@ def test_what_is_no_replica_of_the_server_is_refused(databases, config, url, sta
     assert "pg9" in refused(*add, "pg9", url, *more)
     assert "does not answer" in refused(*add, "pg2", "postgresql://127.0.0.1:1/nothing", *more)
     assert "could not be parsed" in refused(*add, "pg2", "postgresql://[half/x", *more)
+    assert "standby" in refused("server", "change", "pg2", "--url", url, *more)
     assert "sslmode=verify-full" in refused(*add, "pg2", "postgresql://db.example.org/x", *more)
     assert replicas(databases) == {"pg1": 0, "pg2": 0}
 
@@ -112,7 +113,7 @@ def test_a_change_in_between_is_not_overwritten(databases, config, url):
     settings = Settings(catalog_url=databases.catalog_url, servers=databases.servers)
     planned = plan_replica(settings, "pg2", url)
     with opened(settings) as catalog:
-        set_server_state(catalog, "pg1", ServerState.DRAINING)
+        change_server(catalog, "pg1", state=ServerState.DRAINING)
     with pytest.raises(MapConflictError):
         carry_out(settings, planned)
     assert replicas(databases) == {"pg1": 0, "pg2": 0}

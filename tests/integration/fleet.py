@@ -11,7 +11,7 @@ from sqlalchemy import ForeignKey, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from shardkit import Settings, ShardKey, TenantScoped
-from shardkit.catalog.changes import flip
+from shardkit.catalog.changes import change_server, flip
 from shardkit.core.names import schema_name
 from shardkit.db.shards import create_shard
 from shardkit.local.databases import fresh_databases
@@ -84,6 +84,18 @@ class Fleet:
         """Tell the catalog."""
         with self.admin() as catalog:
             flip(catalog, route.shard, server=server or route.server, expected_epoch=route.epoch)
+
+    @contextlib.contextmanager
+    def at_another_address(self, server):
+        """The map says that *server* is somewhere else, where it really is."""
+        dsn = self.map.server(server).dsn
+        with self.admin() as catalog:
+            change_server(catalog, server, dsn=dsn.replace("127.0.0.1", "localhost"))
+        try:
+            yield
+        finally:
+            with self.admin() as catalog:
+                change_server(catalog, server, dsn=dsn)
 
     def move(self, route, *, elsewhere):
         """Fence, then flip: on the same server, or with a copy of the rows to the other one."""

@@ -165,6 +165,17 @@ def test_a_plan_counts_the_shards_that_soak_where_they_are(settings, shardkit):
     shardkit("moves", "finish", "--all", "--yes")
 
 
+def test_a_new_address_names_the_moves_that_follow_the_old_one(settings, shardkit):
+    there = other(settings, 0)
+    was = current_map(settings).server(there).dsn
+    shardkit("move", 0, "--to", there, "--yes")
+    (move,) = json.loads(shardkit("moves", "list", "--json").stdout)
+    said = shardkit("server", "change", there, "--url", was.replace("127.0.0.1", "localhost"), "--yes").output
+    assert f"not ended: moves {move['id']}." in said
+    shardkit("moves", "finish", move["id"], "--yes")
+    assert "not ended" not in shardkit("server", "change", there, "--url", was, "--yes").output
+
+
 def test_a_drain_names_the_shards_it_has_to_leave_and_does_not_end_as_if_done(settings, shardkit):
     first = where(settings, 0)[0]
     number = run.begin(settings, 0, other(settings, 0)).id  # and it stops there

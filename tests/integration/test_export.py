@@ -41,6 +41,30 @@ def test_csv_and_jsonl_hold_all_rows(fleet, expected, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o.csv", "o.jsonl"]
 
 
+def test_postgresql_reads_back_what_csv_has(fleet, tmp_path):
+    """NULL and an empty text are two things, as in PostgreSQL's own CSV."""
+    odd = r"""(1, NULL, 0.5::float8), (2, '', 'NaN'), (3, '\.', '-Infinity'), (4, E'a "b",\r\n', 'Infinity'), (5, ' ', NULL)"""
+    query = f"SELECT * FROM (VALUES {odd}) AS odd (n, t, f)"
+    export.export(fleet.settings(), query, tmp_path / "odd.csv", format="csv")
+    with fleet.admin() as connection:
+        connection.execute("CREATE TEMP TABLE odd (n int, t text, f float8)")
+        with connection.cursor().copy("COPY odd FROM STDIN (FORMAT csv, HEADER)") as copy:
+            copy.write((tmp_path / "odd.csv").read_bytes())
+        same = f"SELECT count(*) FROM odd JOIN ({query}) o USING (n) WHERE (odd.*) IS NOT DISTINCT FROM (o.n, o.t, o.f)"
+        assert connection.execute(same).fetchone() == (5 * len(fleet.map.placements),)
+
+
+def test_jsonl_is_json_also_where_a_float_is_no_number(fleet, tmp_path):
+    query = "SELECT 'NaN'::float8 AS f, ARRAY['-Infinity', 1]::float8[] AS many, 0.25::float8 AS plain"
+    export.export(fleet.settings(), query, tmp_path / "f.jsonl", format="jsonl")
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    rows = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "f.jsonl").read_text("utf-8").splitlines()]
+    assert rows == [{"f": "NaN", "many": ["-Infinity", 1.0], "plain": 0.25}] * len(fleet.map.placements)
+
+
 def test_parquet_holds_all_rows(fleet, expected, tmp_path):
     dataset = pytest.importorskip("pyarrow.dataset")
     assert export.export(fleet.settings(), QUERY, tmp_path / "o", format="parquet") == 90

@@ -214,6 +214,35 @@ def test_what_postgresql_does_not_support_is_said_once(kit, tenant):
         assert (s.scalars(select(Order.note))).all() == []
 
 
+def test_connections_to_a_servers_old_address_end_with_their_work(open_kit, fleet, tenant, eventually):
+    kit = open_kit(application_name=tenant, pool_size=2)
+    server = kit.locate(tenant).server
+    backend = text("SELECT pg_backend_pid()")
+    mine = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND datname = current_database()"
+    held = kit.session(tenant)
+    at_work = held.scalar(backend)
+    with kit.session(tenant) as s:
+        assert s.scalar(backend) != at_work  # idle from now on
+    kit.fan_out(select(func.count(Order.id)))
+    with fleet.admin(server) as there:
+
+        def alive():
+            return {pid for (pid,) in there.execute(mine, (tenant,))}
+
+        assert len(alive()) == 3
+        with fleet.at_another_address(server):
+            kit.refresh()
+            eventually(lambda: alive() == {at_work})
+            with kit.session(tenant) as s:
+                assert (raw_connection(s)).info.host == "localhost"
+            held.close()
+            eventually(lambda: len(alive()) == 1 and at_work not in alive())
+        kit.refresh()
+        eventually(lambda: not alive())
+    with kit.session(tenant) as s:
+        assert (raw_connection(s)).info.host == "127.0.0.1"
+
+
 def test_a_spent_budget_is_a_typed_error_and_stays_on_its_server(open_kit, fleet):
     kit = open_kit(pool_size=2, pool_timeout_s=0.2)
     names = [f"budget {number}" for number in range(200)]
