@@ -219,9 +219,8 @@ def serve(keeper: Keeper, listener: socket.socket, *, owner: int) -> None:
             wake.recv(4096)
             keeper.reap()
         if listener in ready:
-            with contextlib.suppress(
-                OSError, ValueError, LookupError, TypeError, AttributeError
-            ):  # it went away, or talks nonsense
+            # a client that went away, or talks nonsense
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
                 if not answer(keeper, listener.accept()[0]):
                     return
 
