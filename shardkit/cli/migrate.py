@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ from rich.text import Text
 
 from shardkit.cli.common import (
     BEHIND,
+    Shards,
     config_option,
     dry_run_option,
     go_on,
@@ -44,27 +44,6 @@ from shardkit.schema.trees import own_tree
 FAILED = 1
 SHOWN = 20
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Shards(click.ParamType[frozenset[int]]):
-    """Shard numbers: ``7``, ``0-15`` or ``0-15,40,291``."""
-
-    name = "SHARDS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[int]:
-        """The numbers as a set."""
-        if isinstance(value, frozenset):
-            return value
-        found: set[int] = set()
-        for part in value.split(","):
-            match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
-            if match is None:
-                self.fail(f"{value!r} is no list of shards: use 7 or 0-15,40", param, ctx)
-            first, last = int(match[1]), int(match[2] or match[1])
-            if last < first:
-                self.fail(f"{part.strip()} ends before it begins", param, ctx)
-            found |= set(range(first, last + 1))
-        return frozenset(found)
 
 
 tree_option = click.option(
