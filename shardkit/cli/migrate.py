@@ -178,7 +178,7 @@ def _run(
     if as_json:
         print_json(_as_json(report))
     else:
-        click.echo(f"run {report.run}: {len(report.done)} shards migrated, {report.current} at {report.target or 'base'}")
+        click.echo(f"run {report.run}: {len(report.done)} shards migrated, {report.current} at {_goal(report, phase)}")
         if report.mended:
             click.echo(f"{len(report.mended)} shards lacked tables of shardkit's own, and have them now")
         _show_behind(report.behind)
@@ -205,7 +205,7 @@ def status(ctx: click.Context, revision: str, config: Path | None, tree: Path | 
         for run in runs[:1]:
             ended = f", ended {run['ended_at']:%Y-%m-%d %H:%M:%S}" if run["ended_at"] else ""
             click.echo(f"last run {run['run']}: {run['direction']} to {run['target']}, {run['state']}{ended} ({run['runner']})")
-        click.echo(f"{report.current} shards at {report.target or 'base'}, {len(report.behind)} behind")
+        click.echo(f"{report.current} shards at {_goal(report, phase)}, {len(report.behind)} behind")
         _show_behind(report.behind)
     if report.behind:
         ctx.exit(BEHIND)
@@ -341,6 +341,11 @@ def _show_behind(behind: Sequence[Behind], *, err: bool = False) -> None:
         print_table(("shard", "server", "version", "missing", "why", "detail"), rows, err=err)
     if len(behind) > SHOWN:
         click.echo(f"  ... and {len(behind) - SHOWN} more: --json names all", err=err)
+
+
+def _goal(report: Report, phase: str | None) -> str:
+    """Where shards that need nothing are; in the phase before a deploy that may be short of the target."""
+    return f"{report.target or 'base'}{', or before the first post-deploy revision on the way' if phase == 'pre' else ''}"
 
 
 def _as_json(report: Report) -> dict[str, Any]:

@@ -111,3 +111,11 @@ def test_run_that_was_interrupted_is_not_shown_as_running(lab):
 def test_json_is_printed_also_when_there_is_nothing_to_do(lab):
     told = lab.run("upgrade", "--json")
     assert (told.returncode, json.loads(told.stdout)["complete"]) == (0, True)
+
+
+def test_shards_that_wait_for_a_deploy_are_not_said_to_be_at_the_target(lab):
+    lab.revise("b", "pass", mark='deploy = "post"')
+    for command in (("upgrade", "--yes"), ("status",)):
+        said = lab.run(*command, "--phase", "pre")
+        assert (said.returncode, "at b, or before the first post-deploy" in said.stdout) == (0, True), said
+    assert lab.everywhere(VERSION) == {"a"}
