@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Final, Literal
 
@@ -135,7 +135,8 @@ def carry_out(
         running: dict[Future[Move], PlannedMove] = {}
         try:
             while left or running:
-                for planned in _next(left, busy, room=parallel - len(running)):
+                while left and len(running) < parallel:
+                    planned = min(left, key=lambda one: sum(busy[name] for name in _servers(one)))
                     left.remove(planned)
                     busy.update(_servers(planned))
                     running[pool.submit(_one, settings, planned, options, heard)] = planned
@@ -190,11 +191,6 @@ def finish_all(
 def _one(settings: Settings, planned: PlannedMove, options: MoveOptions, report: Report) -> Move:
     move = begin(settings, planned.shard, planned.target, options=options)
     return go_on(settings, move.id, options=options, report=report)
-
-
-def _next(left: list[PlannedMove], busy: Mapping[str, int], *, room: int) -> Iterator[PlannedMove]:
-    """Up to *room* moves, those between idle servers first."""
-    yield from sorted(left, key=lambda planned: sum(busy[name] for name in _servers(planned)))[:room]
 
 
 def _servers(planned: PlannedMove) -> list[str]:
