@@ -28,13 +28,20 @@ REHEARSAL_MS: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """A transaction that the fence has to wait for, open for *age_ms*."""
+    """A transaction that the fence has to wait for, open for *age_ms*; without a ``pid`` it is prepared, and ``application`` is
+    what it is called.
+    """
 
-    pid: int
+    pid: int | None
     age_ms: float
     state: str
     user: str
     application: str
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return f"prepared transaction {self.application} ({self.user}, {self.age_ms / 1000:.1f} s)"
+        return f"pid {self.pid} ({self.user}, {self.application or 'no name'}, {self.state}, {self.age_ms / 1000:.1f} s)"
 
 
 @dataclass(slots=True)

@@ -229,12 +229,13 @@ class Switching:
             raise FenceTimeoutError(
                 f"the fence could not be had within {self.w.options.budget_ms} ms in {effect.attempt - 1} tries. The "
                 "source goes on serving, "
-                f"and the target follows it. In the way: {_shown(blockers)}. Resume later, or with --kill-blockers-after"
+                f"and the target follows it. In the way: {_shown(blockers)}. Resume later, or with --kill-blockers-after "
+                "(what is prepared waits for COMMIT PREPARED or ROLLBACK PREPARED: `shardkit doctor`)"
             )
         self.w.tell("fence", note=f"try {effect.attempt}; in the way: {_shown(blockers)}")
         limit = self.w.options.kill_blockers_after_s
         for blocker in blockers:
-            if limit is not None and blocker.age_ms > limit * 1000:
+            if limit is not None and blocker.pid is not None and blocker.age_ms > limit * 1000:
                 self.w.source.one("end_session", pid=blocker.pid)
         time.sleep(effect.pause_ms / 1000)
         if self._verifier is not None:
@@ -319,8 +320,4 @@ class Switching:
 
 
 def _shown(blockers: Sequence[Blocker]) -> str:
-    if not blockers:
-        return "nobody now"
-    return "; ".join(
-        f"pid {b.pid} ({b.user}, {b.application or 'no name'}, {b.state}, {b.age_ms / 1000:.1f} s)" for b in blockers[:3]
-    )
+    return "; ".join(map(str, blockers[:3])) or "nobody now"

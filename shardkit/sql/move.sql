@@ -80,13 +80,20 @@ SELECT c.relname, pg_sequence_last_value(c.oid), s.seqincrement, s.seqmin, s.seq
 FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
 
 -- blockers --
--- Transactions that hold a lock the fence has to wait for, and for how long they have been open.
+-- Transactions that hold a lock the fence has to wait for, and for how long they have been open (or prepared).
 SELECT a.pid, (extract(epoch FROM clock_timestamp() - a.xact_start) * 1000)::float, a.state, coalesce(a.usename, ''), coalesce(a.application_name, '')
 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY (%(tables)s::oid[]) AND l.mode <> 'AccessShareLock'
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND l.pid <> pg_backend_pid() AND a.backend_type = 'client backend' AND a.xact_start IS NOT NULL
-GROUP BY 1, 2, 3, 4, 5 ORDER BY 2 DESC
+GROUP BY 1, 2, 3, 4, 5
+UNION  -- what is prepared has no session
+SELECT NULL, (extract(epoch FROM clock_timestamp() - p.prepared) * 1000)::float, 'prepared', p.owner, p.gid
+FROM pg_locks l JOIN pg_locks x ON x.virtualtransaction = l.virtualtransaction AND x.locktype = 'transactionid' AND x.pid IS NULL
+JOIN pg_prepared_xacts p ON p.transaction = x.transactionid AND p.database = current_database()
+WHERE l.locktype = 'relation' AND l.relation = ANY (%(tables)s::oid[]) AND l.mode <> 'AccessShareLock' AND l.pid IS NULL
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ORDER BY 2 DESC
 
 -- pulse --
 -- How long a server's log is, and how many sessions of others are at work there.

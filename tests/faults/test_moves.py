@@ -279,6 +279,26 @@ def test_a_blocker_that_stays_is_named_and_the_move_can_be_resumed(lab):
             idle.execute("SELECT 1")
 
 
+def test_a_prepared_transaction_in_the_way_is_named(lab):
+    """It has no session, and holds its locks all the same."""
+    move, left = lab.begin(soak=False), f"left by {lab.place.server}"
+    with lab.on(move.source) as connection:
+
+        def around(effect, do):
+            if isinstance(effect, m.Enter) and effect.step is m.Step.FENCE:
+                connection.execute("BEGIN")
+                connection.execute(f"LOCK TABLE {schema_name(0, move.epoch)}.accounts IN ROW EXCLUSIVE MODE")
+                connection.execute(f"PREPARE TRANSACTION '{left}'")
+            return do(effect)
+
+        try:
+            with pytest.raises(FenceTimeoutError, match=f"prepared transaction {left}"):
+                lab.go_on(move, around=around, options=run.MoveOptions(give_up_after_s=0.5, kill_blockers_after_s=0.0))
+        finally:
+            connection.execute(f"ROLLBACK PREPARED '{left}'")
+    assert lab.go_on(move).step is m.Step.FINISHED
+
+
 def test_a_session_in_a_database_with_the_same_oids_is_no_blocker(shardkit_databases):
     """As in a copy made from a template: who is at work there holds no move up, nor is he ended for it."""
     url = shardkit_databases(1).servers["pg1"]
