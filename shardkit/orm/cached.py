@@ -109,6 +109,11 @@ class Entity:
         if self.tenant is not None:
             key_columns[self.tenant] = None
         self.key_columns: tuple[Column[Any], ...] = tuple(key_columns)
+        by_itself = {c for c in key_columns if c.onupdate is not None or c.server_onupdate is not None}
+        self.named = frozenset(c for key in self.all_keys for c in key.columns)
+        """Columns of which names are made; the others of ``key_columns`` only order lists."""
+        self.renaming, self.reordering = by_itself & self.named, by_itself - self.named
+        """Of both, those that an UPDATE sets without being told to (``onupdate``, ``Computed``)."""
         self._texts = {column: key_text(column, owner=self.name) for column in key_columns}
         self._prefixes: dict[Any, str] = {}
         self.codec = Codec(self.columns, owner=self.name, version=declared.version, names=self.attributes)

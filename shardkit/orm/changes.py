@@ -58,8 +58,13 @@ def look_ahead(session: Session, changes: Changes) -> None:
     """Before a flush: keys that are about to go and were never loaded, and what PostgreSQL will change by itself."""
     for state in list(session._dirty_states):
         entity: Entity | None = state.mapper.local_table.info.get(INFO)  # type: ignore[attr-defined]  # a Table's; others have none
-        if entity is not None and _hides_old(state, entity, is_delete=state in session._deleted):
+        if entity is None:
+            continue
+        if _hides_old(state, entity, is_delete=state in session._deleted):
             changes.before[state] = _before(session, state, entity)
+        elif entity.renaming:  # the flush will put the new values in their place, and remember no old ones
+            names, loaded = _attribute_names(state.mapper, entity), {**state.dict, **state.committed_state}
+            changes.before[state] = {column: loaded[names[column]] for column in entity.renaming}
     for state in list(session._deleted):
         table: Any = state.mapper.local_table
         entity = table.info.get(INFO)
@@ -78,11 +83,11 @@ def _attribute(state: Any, column: Column[Any]) -> Any:
 
 
 def _hides_old(state: Any, entity: Entity, *, is_delete: bool) -> bool:
-    for name in _attribute_names(state.mapper, entity).values():
+    for column, name in _attribute_names(state.mapper, entity).items():
         if name in state.committed_state:
             if _is_unknown(state.committed_state[name]):
                 return True
-        elif is_delete and name not in state.dict:
+        elif (is_delete or column in entity.renaming) and name not in state.dict:
             return True
     return False
 
@@ -111,7 +116,9 @@ def dependents(table: Table) -> list[ForeignKeyConstraint]:
     return known
 
 
-def _follow(session: Session, table: Table, rows: Sequence[Row], changes: Changes) -> None:
+def _follow(session: Session, table: Table, rows: Sequence[Row], changes: Changes, seen: set[Any] | None = None) -> None:
+    """Remember what hangs on *rows*; once for each row, for one may hang on itself."""
+    seen = set() if seen is None else seen
     for constraint in dependents(table):
         child: Any = constraint.table
         entity: Entity | None = child.info.get(INFO)
@@ -127,14 +134,18 @@ def _follow(session: Session, table: Table, rows: Sequence[Row], changes: Change
         if entity is not None:
             for row in children:
                 changes.add(entity.names_of(row))
-        if children and (constraint.ondelete or "").upper() == "CASCADE":
-            _follow(session, child, children, changes)
+        if (constraint.ondelete or "").upper() == "CASCADE":
+            fresh = {(child.name, *row.values()): row for row in children}
+            fresh = {known_by: row for known_by, row in fresh.items() if known_by not in seen}
+            seen |= fresh.keys()
+            if fresh:
+                _follow(session, child, list(fresh.values()), changes, seen)
 
 
 def gather(session: Session, context: UOWTransaction, changes: Changes) -> None:
     """After a flush: the names of every row it wrote, by their old and their new values."""
     for state, (is_delete, list_only) in context.states.items():
-        if list_only:
+        if list_only and not (is_delete and state in session._deleted):  # else a new object took its row: one UPDATE
             continue
         entity: Entity | None = state.mapper.local_table.info.get(INFO)
         if entity is not None:
@@ -160,7 +171,7 @@ def _gather_one(session: Session, state: Any, entity: Entity, changes: Changes, 
     if state.key is None:
         changes.add(entity.names_of(new))
         return
-    changed = {c for c in names if c in old and old[c] is not new[c] and old[c] != new[c]}
+    changed = {c for c in names if c in old and old[c] is not new[c] and old[c] != new[c]} | entity.reordering
     keys = [k for k in entity.all_keys if k.listing is None or changed.intersection((*k.columns, *k.order, entity.tenant))]
     changes.add(entity.names_of(new, keys))
     if changed:
@@ -174,8 +185,9 @@ def _is_unknown(value: Any) -> bool:
 def _complete(entity: Entity, row: dict[Column[Any], Any], changes: Changes) -> Row:
     """*row*, where an old value was never loaded: the keys it is part of cannot be told."""
     missing = [c for c, value in row.items() if _is_unknown(value)]
-    if missing:
+    if not entity.named.isdisjoint(missing):
         changes.unknown.add(entity.table.name)
+    if missing:
         return {c: None if c in missing else v for c, v in row.items()}
     return row
 
@@ -217,7 +229,11 @@ def _hides_old_keys(statement: Any, params: Any, entity: Entity) -> bool:
     if isinstance(statement, Insert):
         clause: Any = statement._post_values_clause
         updated = dict(getattr(clause, "update_values_to_set", None) or ())
+        if updated and any(column.computed is not None for column in entity.renaming):
+            return True
         return not {getattr(k, "name", k) for k in updated}.isdisjoint(keys)
+    if entity.renaming:
+        return True
     updated_names = {getattr(k, "key", k) for k in (statement._values or {})}
     updated_names |= {getattr(k, "key", k) for k, _ in (getattr(statement, "_ordered_values", None) or ())}
     updated_names |= set(params or ())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from datetime import datetime
+from datetime import UTC, datetime
 
 from fleet import Fleet, fleet_on
-from sqlalchemy import DateTime, ForeignKey
+from sqlalchemy import Computed, DateTime, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from shardkit import Cached, ListKey, ShardKey, TenantScoped
@@ -16,6 +16,10 @@ from shardkit.schema.blueprint import from_metadata
 
 class Base(DeclarativeBase):
     pass
+
+
+def _now():
+    return datetime.now(UTC)
 
 
 class Album(TenantScoped, Base):
@@ -42,6 +46,31 @@ class Note(TenantScoped, Base):
     photo_id: Mapped[int | None] = mapped_column(ForeignKey("photos.id", ondelete="SET NULL"))
     text: Mapped[str]
     __cached__ = Cached(lists=[ListKey("photo_id", limit=10)])
+
+
+class Page(TenantScoped, Base):
+    __tablename__ = "pages"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    book_id: Mapped[int]
+    text: Mapped[str | None]
+    changed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=_now, onupdate=_now)
+    __cached__ = Cached(lists=[ListKey("book_id", limit=5, newest="changed_at")])
+
+
+class Account(TenantScoped, Base):
+    __tablename__ = "accounts"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    email: Mapped[str]
+    address: Mapped[str] = mapped_column(Computed("lower(email)", persisted=True))
+    __cached__ = Cached(unique=["address"])
+
+
+class Entry(TenantScoped, Base):
+    __tablename__ = "entries"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    top_id: Mapped[int | None] = mapped_column(ForeignKey("entries.id", ondelete="CASCADE"))
+    text: Mapped[str]
+    __cached__ = Cached()
 
 
 BLUEPRINT = from_metadata(Base.metadata)
