@@ -6,7 +6,9 @@ A write that does not say which rows it changes is remembered too, and stops the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any, Final, Protocol
 
 from sqlalchemy import Column, ForeignKeyConstraint, Table, select, tuple_
@@ -57,6 +59,8 @@ class Changes:
 def look_ahead(session: Session, changes: Changes) -> None:
     """Before a flush: keys that are about to go and were never loaded, and what PostgreSQL will change by itself."""
     for state in list(session._dirty_states):
+        for changed in state.mapper.tables:
+            changes.unknown.update(_told_to_follow(changed, partial(_is_changed, state)))
         entity: Entity | None = state.mapper.local_table.info.get(INFO)  # type: ignore[attr-defined]  # a Table's; others have none
         if entity is None:
             continue
@@ -70,16 +74,21 @@ def look_ahead(session: Session, changes: Changes) -> None:
         entity = table.info.get(INFO)
         if entity is not None and state not in changes.before and _hides_old(state, entity, is_delete=True):
             changes.before[state] = _before(session, state, entity)
-        if dependents(table):
-            row = {e.column: _attribute(state, e.column) for fk in dependents(table) for e in fk.elements}
+        for parent in filter(dependents, state.mapper.tables):
+            row = {e.column: _attribute(state, e.column) for fk in dependents(parent) for e in fk.elements}
             session.connection().execute(
-                select(*table.primary_key.columns).where(*(c == v for c, v in row.items())).with_for_update()
+                select(*parent.primary_key.columns).where(*(c == v for c, v in row.items())).with_for_update()
             )
-            _follow(session, table, [row], changes)
+            _follow(session, parent, [row], changes)
 
 
 def _attribute(state: Any, column: Column[Any]) -> Any:
     return getattr(state.obj(), state.mapper.get_property_by_column(column).key)
+
+
+def _is_changed(state: Any, column: Column[Any]) -> bool:
+    name = state.mapper.get_property_by_column(column).key
+    return name in state.committed_state and state.committed_state[name] != state.dict.get(name)
 
 
 def _hides_old(state: Any, entity: Entity, *, is_delete: bool) -> bool:
@@ -99,21 +108,46 @@ def _before(session: Session, state: Any, entity: Entity) -> Row:
     return dict(zip(entity.key_columns, found, strict=True)) if found is not None else {}
 
 
-def dependents(table: Table) -> list[ForeignKeyConstraint]:
-    """Foreign keys onto *table* by which PostgreSQL changes rows of a cached table, or of one on the way to it."""
+def dependents(table: Table, *, on: str = "ondelete") -> list[ForeignKeyConstraint]:
+    """Foreign keys onto *table* by which PostgreSQL changes rows of a cached table, or of one on the way to it.
+
+    *on* says what happens to a row of *table*: ``ondelete``, or ``onupdate`` of what they refer to.
+    """
     table = table.metadata.tables.get(table.key, table)  # not a statement's annotated copy
-    known: list[ForeignKeyConstraint] | None = table.info.get("shardkit_dependents")
-    if known is None:
-        table.info["shardkit_dependents"] = known = []  # an end to circles
-        known += [
-            constraint
-            for other in table.metadata.tables.values()
-            for constraint in other.foreign_key_constraints
-            if constraint.referred_table is table
-            and (constraint.ondelete or "").upper() in _ACTS
-            and (INFO in other.info or dependents(other))
-        ]
-    return known
+    among = len(table.metadata.tables)  # a module that is imported later brings more
+    known: tuple[int, list[ForeignKeyConstraint]] | None = table.info.get(f"shardkit_{on}")
+    if known is None or known[0] != among:
+        known = table.info[f"shardkit_{on}"] = (among, [fk for fk in _acting(table, on) if cached_below(fk, on=on)])
+    return known[1]
+
+
+def cached_below(constraint: ForeignKeyConstraint, *, on: str = "ondelete") -> set[str]:
+    """Names of the cached tables that PostgreSQL changes rows of because of *constraint*."""
+    below: dict[Table, None] = {}
+    todo = [constraint.table]
+    while todo:
+        table = todo.pop()
+        if table not in below:
+            below[table] = None
+            todo += [fk.table for fk in _acting(table, on)]
+    return {table.name for table in below if INFO in table.info}
+
+
+def _acting(table: Table, on: str) -> list[ForeignKeyConstraint]:
+    return [
+        constraint
+        for other in table.metadata.tables.values()
+        for constraint in other.foreign_key_constraints
+        if constraint.referred_table is table and (getattr(constraint, on) or "").upper() in _ACTS
+    ]
+
+
+def _told_to_follow(table: Any, is_changed: Callable[[Column[Any]], bool]) -> Iterator[str]:
+    """Cached tables whose rows PostgreSQL changes when those columns of *table* that foreign keys refer to are updated."""
+    if isinstance(table, Table):
+        for constraint in dependents(table, on="onupdate"):
+            if any(is_changed(element.column) for element in constraint.elements):
+                yield from cached_below(constraint, on="onupdate")
 
 
 def _follow(session: Session, table: Table, rows: Sequence[Row], changes: Changes, seen: set[Any] | None = None) -> None:
@@ -151,7 +185,8 @@ def gather(session: Session, context: UOWTransaction, changes: Changes) -> None:
         if entity is not None:
             _gather_one(session, state, entity, changes, is_delete=is_delete)
         if is_delete and state not in session._deleted:
-            changes.unknown.update(fk.table.name for fk in dependents(state.mapper.local_table))
+            for fk in chain.from_iterable(map(dependents, state.mapper.tables)):
+                changes.unknown |= cached_below(fk)
 
 
 def _gather_one(session: Session, state: Any, entity: Entity, changes: Changes, *, is_delete: bool) -> None:
@@ -209,7 +244,11 @@ def with_keys(statement: Insert | Update | Delete, params: Any, changes: Changes
     table: Any = statement.table
     info = getattr(table, "info", {})
     if isinstance(statement, Delete) and isinstance(table, Table):
-        changes.unknown.update(fk.table.name for fk in dependents(table))
+        for fk in dependents(table):
+            changes.unknown |= cached_below(fk)
+    elif isinstance(statement, Update):
+        updated = _updated(statement, params)
+        changes.unknown.update(_told_to_follow(table, lambda column: not updated.isdisjoint((column.key, column.name))))
     entity: Entity | None = info.get(INFO)
     if entity is None:
         return statement, None
@@ -234,10 +273,17 @@ def _hides_old_keys(statement: Any, params: Any, entity: Entity) -> bool:
         return not {getattr(k, "name", k) for k in updated}.isdisjoint(keys)
     if entity.renaming:
         return True
-    updated_names = {getattr(k, "key", k) for k in (statement._values or {})}
-    updated_names |= {getattr(k, "key", k) for k, _ in (getattr(statement, "_ordered_values", None) or ())}
-    updated_names |= set(params or ())
-    return statement._multi_values != () or not updated_names.isdisjoint(keys)
+    return statement._multi_values != () or not _updated(statement, params).isdisjoint(keys)
+
+
+def _updated(statement: Any, params: Any) -> set[Any]:
+    """Names of what an UPDATE sets."""
+    names = {getattr(k, "key", k) for k in (statement._values or {})}
+    names |= {getattr(k, "key", k) for k, _ in (getattr(statement, "_ordered_values", None) or ())}
+    if isinstance(params, Sequence):  # by their primary keys
+        given = {name for row in params for name in row}
+        return names | given - {name for c in statement.table.primary_key for name in (c.key, c.name)}
+    return names | set(params or ())
 
 
 def gather_returned(result: Any, entity: Entity, changes: Changes) -> Any:

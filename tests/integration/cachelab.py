@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 from datetime import UTC, datetime
 
 from fleet import Fleet, fleet_on
-from sqlalchemy import Computed, DateTime, ForeignKey
+from sqlalchemy import Computed, DateTime, Enum, ForeignKey, ForeignKeyConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from shardkit import Cached, ListKey, ShardKey, TenantScoped
@@ -70,6 +71,55 @@ class Entry(TenantScoped, Base):
     id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
     top_id: Mapped[int | None] = mapped_column(ForeignKey("entries.id", ondelete="CASCADE"))
     text: Mapped[str]
+    __cached__ = Cached()
+
+
+class Kind(enum.Enum):
+    UP = "+"
+    DOWN = "-"
+
+
+class Vote(TenantScoped, Base):
+    __tablename__ = "votes"
+    item: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[Kind] = mapped_column(Enum(Kind, native_enum=False), primary_key=True)
+    title: Mapped[str]
+    __cached__ = Cached(lists=[ListKey("item", limit=5)])
+
+
+class Genre(TenantScoped, Base):
+    __tablename__ = "genres"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    code: Mapped[str] = mapped_column(unique=True)
+
+
+class Song(TenantScoped, Base):
+    __tablename__ = "songs"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    genre: Mapped[str]
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id", "genre"], ["genres.tenant_id", "genres.code"], onupdate="CASCADE"),
+    )
+    __cached__ = Cached(lists=[ListKey("genre", limit=5)])
+
+
+class Work(Base):
+    __tablename__ = "works"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    kind: Mapped[str]
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "work"}
+
+
+class Opera(Work):
+    __tablename__ = "operas"
+    id: Mapped[int] = mapped_column(ForeignKey("works.id", ondelete="CASCADE"), primary_key=True)
+    __mapper_args__ = {"polymorphic_identity": "opera"}
+
+
+class Review(TenantScoped, Base):
+    __tablename__ = "reviews"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    work_id: Mapped[int] = mapped_column(ForeignKey("works.id", ondelete="CASCADE"))
     __cached__ = Cached()
 
 

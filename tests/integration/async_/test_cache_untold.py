@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cachelab import Account, Album, Entry, Page, Photo, cached_fleet_on
+from cachelab import Account, Album, Entry, Genre, Kind, Opera, Page, Photo, Review, Song, Vote, cached_fleet_on
 from sqlalchemy import DDL, event, func, insert, select, text, update
 
 from shardkit.errors import UnknownKeysError
@@ -158,3 +158,94 @@ async def test_deleting_a_row_that_points_to_itself(kit, tenant):
     async with kit.begin(tenant) as s:
         await s.delete(await s.get(Entry, keys[0]))
     assert await kit.cache.get_many(Entry, keys, tenant=tenant) == {}
+
+
+async def test_on_update_cascade_has_to_be_named(kit, tenant):
+    code = await add(kit, tenant, Genre(code="pop"))
+    key = await add(kit, tenant, Song(genre="pop"))
+    assert (await kit.cache.get(Song, key, tenant=tenant)).genre == "pop"
+    with pytest.raises(UnknownKeysError, match="songs"):
+        async with kit.begin(tenant) as s:
+            (await s.get(Genre, code)).code = "rock"
+    with pytest.raises(UnknownKeysError, match="songs"):
+        async with kit.begin(tenant) as s:
+            await s.execute(update(Genre).where(Genre.id == code).values(code="rock"))
+    async with kit.begin(tenant) as s:
+        (await s.get(Genre, code)).code = "rock"
+        await s.flush()
+        await kit.cache.invalidate(Song, key, session=s)
+    assert (await kit.cache.get(Song, key, tenant=tenant)).genre == "rock"
+
+
+async def test_cascades_below_the_table_of_a_base_class_are_marked(kit, tenant):
+    opera = await add(kit, tenant, Opera())
+    key = await add(kit, tenant, Review(work_id=opera))
+    assert (await kit.cache.get(Review, key, tenant=tenant)).work_id == opera
+    async with kit.begin(tenant) as s:
+        await s.delete(await s.get(Opera, opera))
+    assert await kit.cache.get(Review, key, tenant=tenant) is None
+
+
+async def test_lists_of_keys_with_an_enum_in_them(kit, tenant):
+    async with kit.begin(tenant) as s:
+        s.add_all([Vote(item=1, kind=Kind.DOWN, title="no"), Vote(item=1, kind=Kind.UP, title="yes")])
+    for _ in ("loaded", "stored"):
+        found = await kit.cache.list(Vote, 1, by="item", tenant=tenant)
+        assert {(vote.kind, vote.title) for vote in found} == {(Kind.UP, "yes"), (Kind.DOWN, "no")}
+    assert kit.cache.stats().corrupt == 0
+
+
+async def test_row_that_left_a_list_while_it_was_read(kit, tenant):
+    keys = [await add_photo(kit, tenant, slug=slug) for slug in ("a", "b")]
+    rows = kit.cache._rows
+
+    async def left_meanwhile(*given):
+        async with kit.begin(tenant) as s:
+            (await s.get(Photo, keys[0])).user_id = 2
+        return await rows(*given)
+
+    kit.cache._rows = left_meanwhile
+    assert [p.id for p in await kit.cache.list(Photo, 1, by="user_id", tenant=tenant)] == keys[1:]
+
+
+async def test_unique_key_that_the_session_has_not_flushed_yet(kit, tenant):
+    await add_photo(kit, tenant)
+    assert await kit.cache.get(Photo, "b", by="slug", tenant=tenant) is None
+    async with kit.session(tenant) as s:
+        (await kit.cache.get(Photo, "a", by="slug", session=s)).slug = "b"
+        assert (await kit.cache.get(Photo, "b", by="slug", session=s)).title == "first"
+        assert await kit.cache.get(Photo, "a", by="slug", session=s) is None
+
+
+async def test_forgetting_a_tenant_leaves_its_neighbours_markers(kit, neighbours, raw_redis):
+    mine, other = neighbours
+    key = await add_photo(kit, mine)
+    await title_of(kit, mine, key)
+    (stored,) = raw_redis.keys(f"*photos::{mine}:{key}")
+    theirs = stored.decode().partition(":photos")[0] + f":likes:of,by:{other}:{mine}:7"
+    raw_redis.set(theirs, b"M||0|1|99")
+    assert await kit.cache.forget(mine, shard=kit.locate(mine).shard) > 0
+    assert raw_redis.get(stored) is None
+    assert raw_redis.get(theirs) == b"M||0|1|99"
+
+
+async def test_outbox_of_many_transactions_is_drained_whole(kit, tenant):
+    await kit.cache.drain()
+    async with kit.shard(kit.locate(tenant).shard).begin() as s:
+        await s.execute(
+            text("INSERT INTO shardkit_cache_outbox (xid, names) SELECT 1, ARRAY['x' || n] FROM generate_series(1, 1001) n")
+        )
+    assert await kit.cache.drain() == 1001
+    assert await kit.cache.undrained() == 0
+
+
+async def test_many_keys_are_marked_some_at_a_time(kit, tenant, monkeypatch):
+    asked, script = [], kit.cache._store._script
+
+    async def noting(source, tag, names, arguments):
+        asked.append(len(names))
+        return await script(source, tag, names, arguments)
+
+    monkeypatch.setattr(kit.cache._store, "_script", noting)
+    await kit.cache._store.mark("none", [f"k{n}" for n in range(2500)], xid=1, epoch=1, ttl_ms=1000)
+    assert asked == [1000, 1000, 500]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from cachelab import Account, Album, Entry, Page, Photo, cached_fleet_on
+from cachelab import Account, Album, Entry, Genre, Kind, Opera, Page, Photo, Review, Song, Vote, cached_fleet_on
 from sqlalchemy import DDL, event, func, insert, select, text, update
 
 from shardkit.errors import UnknownKeysError
@@ -159,3 +159,94 @@ def test_deleting_a_row_that_points_to_itself(kit, tenant):
     with kit.begin(tenant) as s:
         s.delete(s.get(Entry, keys[0]))
     assert kit.cache.get_many(Entry, keys, tenant=tenant) == {}
+
+
+def test_on_update_cascade_has_to_be_named(kit, tenant):
+    code = add(kit, tenant, Genre(code="pop"))
+    key = add(kit, tenant, Song(genre="pop"))
+    assert (kit.cache.get(Song, key, tenant=tenant)).genre == "pop"
+    with pytest.raises(UnknownKeysError, match="songs"):
+        with kit.begin(tenant) as s:
+            (s.get(Genre, code)).code = "rock"
+    with pytest.raises(UnknownKeysError, match="songs"):
+        with kit.begin(tenant) as s:
+            s.execute(update(Genre).where(Genre.id == code).values(code="rock"))
+    with kit.begin(tenant) as s:
+        (s.get(Genre, code)).code = "rock"
+        s.flush()
+        kit.cache.invalidate(Song, key, session=s)
+    assert (kit.cache.get(Song, key, tenant=tenant)).genre == "rock"
+
+
+def test_cascades_below_the_table_of_a_base_class_are_marked(kit, tenant):
+    opera = add(kit, tenant, Opera())
+    key = add(kit, tenant, Review(work_id=opera))
+    assert (kit.cache.get(Review, key, tenant=tenant)).work_id == opera
+    with kit.begin(tenant) as s:
+        s.delete(s.get(Opera, opera))
+    assert kit.cache.get(Review, key, tenant=tenant) is None
+
+
+def test_lists_of_keys_with_an_enum_in_them(kit, tenant):
+    with kit.begin(tenant) as s:
+        s.add_all([Vote(item=1, kind=Kind.DOWN, title="no"), Vote(item=1, kind=Kind.UP, title="yes")])
+    for _ in ("loaded", "stored"):
+        found = kit.cache.list(Vote, 1, by="item", tenant=tenant)
+        assert {(vote.kind, vote.title) for vote in found} == {(Kind.UP, "yes"), (Kind.DOWN, "no")}
+    assert kit.cache.stats().corrupt == 0
+
+
+def test_row_that_left_a_list_while_it_was_read(kit, tenant):
+    keys = [add_photo(kit, tenant, slug=slug) for slug in ("a", "b")]
+    rows = kit.cache._rows
+
+    def left_meanwhile(*given):
+        with kit.begin(tenant) as s:
+            (s.get(Photo, keys[0])).user_id = 2
+        return rows(*given)
+
+    kit.cache._rows = left_meanwhile
+    assert [p.id for p in kit.cache.list(Photo, 1, by="user_id", tenant=tenant)] == keys[1:]
+
+
+def test_unique_key_that_the_session_has_not_flushed_yet(kit, tenant):
+    add_photo(kit, tenant)
+    assert kit.cache.get(Photo, "b", by="slug", tenant=tenant) is None
+    with kit.session(tenant) as s:
+        (kit.cache.get(Photo, "a", by="slug", session=s)).slug = "b"
+        assert (kit.cache.get(Photo, "b", by="slug", session=s)).title == "first"
+        assert kit.cache.get(Photo, "a", by="slug", session=s) is None
+
+
+def test_forgetting_a_tenant_leaves_its_neighbours_markers(kit, neighbours, raw_redis):
+    mine, other = neighbours
+    key = add_photo(kit, mine)
+    title_of(kit, mine, key)
+    (stored,) = raw_redis.keys(f"*photos::{mine}:{key}")
+    theirs = stored.decode().partition(":photos")[0] + f":likes:of,by:{other}:{mine}:7"
+    raw_redis.set(theirs, b"M||0|1|99")
+    assert kit.cache.forget(mine, shard=kit.locate(mine).shard) > 0
+    assert raw_redis.get(stored) is None
+    assert raw_redis.get(theirs) == b"M||0|1|99"
+
+
+def test_outbox_of_many_transactions_is_drained_whole(kit, tenant):
+    kit.cache.drain()
+    with kit.shard(kit.locate(tenant).shard).begin() as s:
+        s.execute(
+            text("INSERT INTO shardkit_cache_outbox (xid, names) SELECT 1, ARRAY['x' || n] FROM generate_series(1, 1001) n")
+        )
+    assert kit.cache.drain() == 1001
+    assert kit.cache.undrained() == 0
+
+
+def test_many_keys_are_marked_some_at_a_time(kit, tenant, monkeypatch):
+    asked, script = [], kit.cache._store._script
+
+    def noting(source, tag, names, arguments):
+        asked.append(len(names))
+        return script(source, tag, names, arguments)
+
+    monkeypatch.setattr(kit.cache._store, "_script", noting)
+    kit.cache._store.mark("none", [f"k{n}" for n in range(2500)], xid=1, epoch=1, ttl_ms=1000)
+    assert asked == [1000, 1000, 500]
