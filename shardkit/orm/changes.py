@@ -87,6 +87,8 @@ def _attribute(state: Any, column: Column[Any]) -> Any:
 
 
 def _is_changed(state: Any, column: Column[Any]) -> bool:
+    if not state.mapper.columns.contains_column(column):
+        return False
     name = state.mapper.get_property_by_column(column).key
     return name in state.committed_state and state.committed_state[name] != state.dict.get(name)
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from fleet import Fleet, fleet_on
 from sqlalchemy import Computed, DateTime, Enum, ForeignKey, ForeignKeyConstraint
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from shardkit import Cached, ListKey, ShardKey, TenantScoped
@@ -74,6 +75,13 @@ class Entry(TenantScoped, Base):
     __cached__ = Cached()
 
 
+class Doc(TenantScoped, Base):
+    __tablename__ = "docs"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    about: Mapped[dict[str, list[str]]] = mapped_column(JSONB)
+    __cached__ = Cached()
+
+
 class Kind(enum.Enum):
     UP = "+"
     DOWN = "-"
@@ -97,9 +105,7 @@ class Song(TenantScoped, Base):
     __tablename__ = "songs"
     id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
     genre: Mapped[str]
-    __table_args__ = (
-        ForeignKeyConstraint(["tenant_id", "genre"], ["genres.tenant_id", "genres.code"], onupdate="CASCADE"),
-    )
+    __table_args__ = (ForeignKeyConstraint(["tenant_id", "genre"], ["genres.tenant_id", "genres.code"], onupdate="CASCADE"),)
     __cached__ = Cached(lists=[ListKey("genre", limit=5)])
 
 

@@ -250,3 +250,15 @@ def test_many_keys_are_marked_some_at_a_time(kit, tenant, monkeypatch):
     monkeypatch.setattr(kit.cache._store, "_script", noting)
     kit.cache._store.mark("none", [f"k{n}" for n in range(2500)], xid=1, epoch=1, ttl_ms=1000)
     assert asked == [1000, 1000, 500]
+
+
+def test_named_rows_are_marked_also_where_nothing_else_was_done_for_their_tenant(kit, fleet, neighbours):
+    mine, other = neighbours
+    key = add(kit, mine, Entry(text="first"))
+    assert (kit.cache.get(Entry, key, tenant=mine)).text == "first"
+    route = kit.locate(mine)
+    with fleet.admin(route.server) as psql:
+        psql.execute(f"UPDATE {route.schema}.entries SET text = 'by hand' WHERE id = %s", (key,))
+    with kit.transaction(mine, other) as tx:
+        kit.cache.invalidate(Entry, key, session=tx.session(mine))
+    assert (kit.cache.get(Entry, key, tenant=mine)).text == "by hand"
