@@ -261,3 +261,11 @@ async def test_named_rows_are_marked_also_where_nothing_else_was_done_for_their_
     async with kit.transaction(mine, other) as tx:
         await kit.cache.invalidate(Entry, key, session=tx.session(mine))
     assert (await kit.cache.get(Entry, key, tenant=mine)).text == "by hand"
+
+
+async def test_text_below_another_write_is_stopped(kit, tenant):
+    key = await add_photo(kit, tenant)
+    below = text("UPDATE entries SET text = 'raw' RETURNING id").columns(Entry.id).cte("below")
+    with pytest.raises(UnknownKeysError, match="entries"):
+        async with kit.begin(tenant) as s:
+            await s.execute(update(Photo).where(Photo.id == key).values(title="second").add_cte(below))
