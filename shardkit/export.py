@@ -6,11 +6,12 @@ written when the program was stopped is cut off and written again.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import date, datetime
@@ -30,6 +31,7 @@ from shardkit.settings import Settings
 
 Format = Literal["csv", "jsonl", "parquet"]
 BATCH = 5000
+_QUOTED = re.compile(r'[",\r\n]|^(?:\\\.)?\Z')
 Progress = Callable[[int, int], None]
 
 
@@ -113,16 +115,16 @@ class _Notes:
     """Which shards are done, beside the file, replaced as a whole after each shard."""
 
     def __init__(self, target: Path, query: str, kind: str) -> None:
-        self._path = target.with_name(target.name + ".progress")
+        self.path = target.with_name(target.name + ".progress")
         self._same = hashlib.sha256(f"{kind}\0{query}".encode()).hexdigest()
         self.done: dict[int, int] = {}
         self.rows = 0
         self.columns: list[str] = []
-        if self._path.exists():
-            known = json.loads(self._path.read_text("utf-8"))
+        if self.path.exists():
+            known = json.loads(self.path.read_text("utf-8"))
             if known["query"] != self._same:
                 raise SettingsError(
-                    f"{target} was begun with another query or format; nothing was changed. Finish that, or remove {self._path}"
+                    f"{target} was begun with another query or format; nothing was changed. Finish that, or remove {self.path}"
                 )
             self.done = {int(shard): size for shard, size in known["done"].items()}
             self.rows, self.columns = known["rows"], known["columns"]
@@ -130,15 +132,15 @@ class _Notes:
             raise SettingsError(f"{target} exists already; nothing was changed. Name another file, or remove it")
 
     def keep(self) -> None:
-        new = self._path.with_name(self._path.name + ".new")
+        new = self.path.with_name(self.path.name + ".new")
         with new.open("w", encoding="utf-8") as file:
             json.dump({"query": self._same, "done": self.done, "rows": self.rows, "columns": self.columns}, file)
             file.flush()
             os.fsync(file.fileno())
-        new.replace(self._path)
+        new.replace(self.path)
 
     def forget(self) -> None:
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def check(self, shard: int, columns: list[str]) -> None:
         if self.columns and columns != self.columns:
@@ -179,6 +181,12 @@ class _Lines(_Writer):
 
     def __init__(self, target: Path, query: str, kind: str) -> None:
         super().__init__(target, query, kind)
+        noted = max(self.done.values(), default=0)
+        if noted > (target.stat().st_size if target.exists() else 0):
+            raise SettingsError(
+                f"{target} is shorter than what was written to it, so the export cannot go on; nothing was changed. Remove "
+                f"it and {self._notes.path}, and begin again"
+            )
         self._csv = kind == "csv"
         self._file = target.open("r+b" if target.exists() else "w+b")
         self._file.truncate(max(self._notes.done.values(), default=0))
@@ -199,7 +207,8 @@ class _Lines(_Writer):
         if self._csv:
             self._write_csv(rows)
         else:
-            lines = (json.dumps(dict(zip(self._notes.columns, row, strict=True)), default=_plain) for row in rows)
+            named = (dict(zip(self._notes.columns, map(_json, row), strict=True)) for row in rows)
+            lines = (json.dumps(row, default=_plain, allow_nan=False) for row in named)
             self._file.write("".join(f"{line}\n" for line in lines).encode())
 
     def end(self, shard: int) -> None:
@@ -211,9 +220,7 @@ class _Lines(_Writer):
         self._file.close()
 
     def _write_csv(self, rows: Sequence[Sequence[Any]]) -> None:
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows([[_cell(value) for value in row] for row in rows])
-        self._file.write(text.getvalue().encode())
+        self._file.write("".join(f"{','.join(map(_field, row))}\r\n" for row in rows).encode())
 
 
 class _Parts(_Writer):
@@ -253,20 +260,29 @@ class _Parts(_Writer):
         self._batches = []
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return json.dumps(value, default=_plain) if isinstance(value, dict | list) else _plain(value)
+def _field(value: Any) -> str:
+    """As PostgreSQL's COPY writes it: nothing for NULL, and quotes where there is an empty text."""
+    if value is None:
+        return ""
+    text = ("true" if value else "false") if isinstance(value, bool) else _text(value)
+    return '"{}"'.format(text.replace('"', '""')) if _QUOTED.search(text) else text
+
+
+def _text(value: Any) -> str:
+    return json.dumps(_json(value), default=_plain) if isinstance(value, dict | list) else str(_plain(value))
+
+
+def _json(value: Any) -> Any:
+    """*value* without floats that JSON has no number for: their names, as PostgreSQL's to_json gives."""
+    if isinstance(value, list):
+        return [_json(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def _arrow(value: Any) -> Any:
-    return (
-        json.dumps(value, default=_plain)
-        if isinstance(value, dict | list)
-        else str(value)
-        if isinstance(value, UUID)
-        else value
-    )
+    return _text(value) if isinstance(value, dict | list | UUID) else value
 
 
 def _plain(value: Any) -> Any:

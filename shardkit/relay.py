@@ -90,9 +90,11 @@ class Relay:
     def _follow_servers(self) -> None:
         kit = self._kit
         for name, server in kit.map.servers.items():
-            if name not in self._feeds:
-                end = End(name, server_url(server, kit.settings), kit.settings, session=RELAY_SESSION)
-                self._feeds[name] = Feed(end, cluster_id=kit.map.cluster_id)
+            url, known = server_url(server, kit.settings), self._feeds.get(name)
+            if known is None or known.url != url:
+                if known is not None:
+                    known.close()
+                self._feeds[name] = Feed(End(name, url, kit.settings, session=RELAY_SESSION), cluster_id=kit.map.cluster_id)
         for name in self._feeds.keys() - kit.map.servers.keys():  # its slot went when it left
             self._feeds.pop(name).close()
 

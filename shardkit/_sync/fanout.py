@@ -23,7 +23,7 @@ from shardkit.db.deadline import left
 from shardkit.errors import FanOutError, FanOutRefusedError, SettingsError
 from shardkit.orm.fancheck import value_of
 from shardkit.orm.fanload import FanOutResult, finished, merged
-from shardkit.orm.fanplan import Aggregate, Plan
+from shardkit.orm.fanplan import Aggregate, Plan, given_to
 from shardkit.orm.fanread import each_plan, plan_of
 from shardkit.orm.fanwatch import Watch, unwatched
 from shardkit.orm.tenancy import of_tenants
@@ -61,7 +61,7 @@ class FanOut:
             raise SettingsError(f'on_error is "raise" or "partial", not {on_error!r}')
         aim, statement = self._aim(statement, shards, tenants)
         plan = plan_of(statement)
-        limit, offset = value_of(statement._limit_clause), value_of(statement._offset_clause) or 0
+        limit, offset = _window(statement, params)
         upto = None if limit is None else limit + offset
         asking = self._asking(
             aim,
@@ -77,7 +77,7 @@ class FanOut:
         with self.watch(aim.routes) as asking.message:
             ask(asking, aim.routes)
             self._judge(asking, on_error)
-            oids, kept = merged(plan, statement, asking.answers, limit=limit, offset=offset, max_rows=max_rows)
+            oids, kept = merged(plan, statement, params, asking.answers, limit=limit, offset=offset, max_rows=max_rows)
             made, of = colour.in_greenlet(partial(finished, plan, statement, oids, kept, guide=self._router))
         return FanOutResult(made, of, asking.failures)
 
@@ -103,7 +103,7 @@ class FanOut:
         plan = plan_of(statement)
         if plan.grouped or plan.distinct:
             raise FanOutRefusedError("groups and distinct rows have to be merged as a whole: use fan_out() for them")
-        limit, offset = value_of(statement._limit_clause), value_of(statement._offset_clause) or 0
+        limit, offset = _window(statement, params)
         upto = None if limit is None else limit + offset
         asking = self._asking(aim, plan, statement, params, upto=upto, cap=None, whole=False, deadline_s=deadline_s)
         return RowStream(
@@ -135,7 +135,7 @@ class FanOut:
         with self.watch(aim.routes) as asking.message:
             self._servers.ask(asking, aim.routes)
             self._judge(asking, "raise")
-        oids, kept = merged(plan, statement, asking.answers, limit=None, offset=0, max_rows=MAX_ROWS)
+        oids, kept = merged(plan, statement, params, asking.answers, limit=None, offset=0, max_rows=MAX_ROWS)
         made, of = finished(plan, statement, oids, kept, guide=self._router)
         if len(set(of)) != len(of):
             raise FanOutError("the statement gave more than one row in a shard")
@@ -171,7 +171,7 @@ class FanOut:
         deadline_s: float,
     ) -> Asking:
         before, after = plan.around(upto, cap=cap)
-        branch, values = plan.bind(statement, dict(params) if params else None)
+        branch, values = plan.bind(statement, params)
         return Asking(
             aim=aim,
             before=before,
@@ -199,6 +199,12 @@ class FanOut:
             f"{len(asking.failures)} shards did not answer, so there is no answer. {'; '.join(parts[:5])}",
             failures=asking.failures,
         ) from first
+
+
+def _window(statement: Any, params: Mapping[str, Any] | None) -> tuple[int | None, int]:
+    """LIMIT and OFFSET of *statement*."""
+    given = given_to(statement, params)
+    return value_of(statement._limit_clause, given), value_of(statement._offset_clause, given) or 0
 
 
 def _is_same(reduce: Callable[[list[Any]], Any], statement: Any) -> bool:

@@ -53,11 +53,13 @@ class Ledger:
         """Give the lease back after the block, at once: a killed runner's goes when its session does."""
         try:
             yield
-        except Exception:
-            self.end(done=0, behind=1)
+        except BaseException:  # Ctrl-C too
+            if not self.connection.closed:
+                self.end(done=0, behind=1)
             raise
         finally:
-            self.connection.execute(SQL["give_lease"], {"lock_class": FLEET_LOCK_CLASS})
+            if not self.connection.closed:
+                self.connection.execute(SQL["give_lease"], {"lock_class": FLEET_LOCK_CLASS})
 
 
 def begin(connection: Any, *, direction: str, target: str, runner: str) -> Ledger:
@@ -94,8 +96,9 @@ def hold_shards(connection: Any, shards: Sequence[int]) -> set[int]:
 
 
 def let_go(connection: Any, shards: Iterable[int]) -> None:
-    """Let held shards go."""
-    connection.execute(SQL["let_go"], {"shards": _array(shards), "lock_class": SHARD_LOCK_CLASS})
+    """Let held shards go; a connection that is gone holds none."""
+    if not connection.closed:
+        connection.execute(SQL["let_go"], {"shards": _array(shards), "lock_class": SHARD_LOCK_CLASS})
 
 
 class OpenMove(NamedTuple):

@@ -67,10 +67,14 @@ def join(settings: Settings, joining: Joining) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Changing:
-    """What the map is to say of a server; ``needed``: it says something else now."""
+    """What the map is to say of a server; ``needed``: it says something else now.
+
+    ``followed``: numbers of moves that have not ended, whose subscriptions know the old address.
+    """
 
     before: Server
     after: Server
+    followed: tuple[int, ...] = ()
 
     @property
     def needed(self) -> bool:
@@ -97,7 +101,10 @@ def plan_change(
         after = replace(after, dsn=public_dsn(there))
         way = replace(settings, servers={**settings.servers, name: there})
         connect_living(after, way, cluster_id=shardmap.cluster_id, lineage=Lineage()).close()
-    return Changing(before, after)
+    if after.dsn == before.dsn:
+        return Changing(before, after)
+    with opened(settings) as catalog:
+        return Changing(before, after, tuple(_moves_at(catalog, name)))
 
 
 def carry_out_change(settings: Settings, changing: Changing) -> None:
@@ -134,12 +141,17 @@ def plan_leaving(settings: Settings, name: str) -> Server:
     return server
 
 
+def _moves_at(catalog: Any, name: str) -> list[int]:
+    """Numbers of the moves in which the server has a part and that have not ended."""
+    return sorted(move.id for move in journal.moves(catalog) if name in (move.source, move.target))
+
+
 def _has_no_moves(catalog: Any, name: str) -> None:
     """Raise CatalogError while a move needs the server: it has a follower's rows, and holds back the other server's log."""
-    busy = [str(move.id) for move in journal.moves(catalog) if name in (move.source, move.target)]
+    busy = _moves_at(catalog, name)
     if busy:
         raise CatalogError(
-            f"server {name!r} has a part in moves that have not ended ({', '.join(sorted(busy, key=int))}): end them first "
+            f"server {name!r} has a part in moves that have not ended ({', '.join(map(str, busy))}): end them first "
             "(`shardkit moves finish --all` drops the followers of those that soak); nothing was changed"
         )
 

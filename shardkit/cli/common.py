@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,27 @@ config_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+class Shards(click.ParamType[frozenset[int]]):
+    """Shard numbers: ``7``, ``0-15`` or ``0-15,40,291``."""
+
+    name = "SHARDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[int]:
+        """The numbers as a set."""
+        if isinstance(value, frozenset):
+            return value
+        found: set[int] = set()
+        for part in value.split(","):
+            match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+            if match is None:
+                self.fail(f"{value!r} is no list of shards: use 7 or 0-15,40", param, ctx)
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first:
+                self.fail(f"{part.strip()} ends before it begins", param, ctx)
+            found |= set(range(first, last + 1))
+        return frozenset(found)
 
 
 def settings_from(config: Path | None) -> Settings:

@@ -31,5 +31,10 @@ def export(query: str, kind: Any, output: Path, config: Path | None) -> None:
             shown = shards * 20 // 256
             click.echo(f"\r{shards} shards, {rows} rows", err=True, nl=False)
 
-    rows = write(settings, query, output, format=kind, progress=progress)
+    try:
+        rows = write(settings, query, output, format=kind, progress=progress)
+    except OSError as exc:
+        raise click.ClickException(
+            f"{exc.filename or output} cannot be written: {exc.strerror}. Shards written before stay; run the command again"
+        ) from exc
     click.echo(f"\r{rows} rows in {output}        ", err=True)

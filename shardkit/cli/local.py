@@ -10,6 +10,7 @@ import click
 from shardkit.cli.common import BEHIND, json_option, print_json
 from shardkit.local import run_local
 from shardkit.local.cluster import attach, locked, remove_data
+from shardkit.local.control import Control
 from shardkit.local.state import HOST, REDIS, State
 
 DEFAULT_SERVERS = 3
@@ -67,6 +68,8 @@ def down(data_dir: Path, purge: bool, yes: bool) -> None:
     home = data_dir.absolute()
     known = attach(home)
     if known is None:
+        with locked(home):
+            Control(home).down()  # a start that was killed early leaves its keeper, and nothing else
         click.echo(f"no local cluster in {home}", err=True)
         return
     if purge and not yes:
@@ -91,6 +94,8 @@ def status(ctx: click.Context, data_dir: Path, as_json: bool) -> None:
     known = attach(data_dir)
     if known is None:
         click.echo(f"no local cluster in {data_dir.absolute()}; start one: shardkit local up", err=True)
+        if as_json:
+            print_json({"servers": {}})
         ctx.exit(BEHIND)
     found = report(known[0], known[1].running())
     show(found, as_json=as_json)

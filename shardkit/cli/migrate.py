@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,7 @@ from rich.text import Text
 
 from shardkit.cli.common import (
     BEHIND,
+    Shards,
     config_option,
     dry_run_option,
     go_on,
@@ -43,24 +44,6 @@ from shardkit.schema.trees import own_tree
 FAILED = 1
 SHOWN = 20
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Shards(click.ParamType[frozenset[int]]):
-    """Shard numbers: ``7``, ``0-15`` or ``0-15,40,291``."""
-
-    name = "SHARDS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[int]:
-        """The numbers as a set."""
-        if isinstance(value, frozenset):
-            return value
-        found: set[int] = set()
-        for part in value.split(","):
-            match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
-            if match is None:
-                self.fail(f"{value!r} is no list of shards: use 7 or 0-15,40", param, ctx)
-            found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-        return frozenset(found)
 
 
 tree_option = click.option(
@@ -130,6 +113,7 @@ def migrate() -> None:
 
     Each shard's own version row says where it is. Killed at any moment, run the same again: only what is behind is done.
     """
+    sys.path.insert(0, "")  # as `python -m` would: the program's models are often where one stands
 
 
 @migrate.command()
@@ -178,6 +162,8 @@ def _run(
         planned = fleet.migrate(revision, direction=direction, options=chosen, phase=phase, dry_run=True)
         _show_plan(planned, as_json=as_json and dry_run)
         if planned.planned is not None and planned.planned.empty and not planned.behind:
+            if as_json and not dry_run:
+                print_json(_as_json(planned))
             return
         go_on(f"Go {direction} to {revision}?", yes=yes, dry_run=dry_run, name=revision if direction == "down" else None)
     with bar(quiet=as_json) as progress:
@@ -192,7 +178,7 @@ def _run(
     if as_json:
         print_json(_as_json(report))
     else:
-        click.echo(f"run {report.run}: {len(report.done)} shards migrated, {report.current} at {report.target or 'base'}")
+        click.echo(f"run {report.run}: {len(report.done)} shards migrated, {report.current} at {_goal(report, phase)}")
         if report.mended:
             click.echo(f"{len(report.mended)} shards lacked tables of shardkit's own, and have them now")
         _show_behind(report.behind)
@@ -219,7 +205,7 @@ def status(ctx: click.Context, revision: str, config: Path | None, tree: Path | 
         for run in runs[:1]:
             ended = f", ended {run['ended_at']:%Y-%m-%d %H:%M:%S}" if run["ended_at"] else ""
             click.echo(f"last run {run['run']}: {run['direction']} to {run['target']}, {run['state']}{ended} ({run['runner']})")
-        click.echo(f"{report.current} shards at {report.target or 'base'}, {len(report.behind)} behind")
+        click.echo(f"{report.current} shards at {_goal(report, phase)}, {len(report.behind)} behind")
         _show_behind(report.behind)
     if report.behind:
         ctx.exit(BEHIND)
@@ -299,18 +285,26 @@ def shared(models: str, config: Path | None, yes: bool) -> None:
 @json_option
 @click.pass_context
 def check(ctx: click.Context, /, config: Path | None, tree: Path | None, as_json: bool, **given: Any) -> None:
-    """Compare every shard's real structure with the reference; say what differs as SQL. Exit code 3 if anything does."""
+    """Compare every shard's real structure with the reference; say what differs as SQL.
+
+    Exit code 3 if anything does, 1 if a server does not answer (the others are looked at).
+    """
     from shardkit.schema.drift import check_fleet
 
-    drifts, looked = check_fleet(settings_from(config), tree or own_tree("shard"), **given)
+    refused: list[str] = []
+    drifts, looked = check_fleet(settings_from(config), tree or own_tree("shard"), refused=refused, **given)
     if as_json:
-        print_json({"looked_at": looked, "drifts": [asdict(one) for one in drifts]})
+        print_json({"looked_at": looked, "drifts": [asdict(one) for one in drifts], "refused": refused})
     else:
         for one in drifts:
             click.echo(f"-- shard {one.shard} ({one.schema} on {one.server})")
             for line in one.differences:
                 click.echo(line)
         click.echo(f"{looked} shards looked at, {len(drifts)} differ", err=True)
+    for one_said in refused:
+        click.echo(f"error: {one_said}", err=True)
+    if refused:
+        ctx.exit(FAILED)
     if drifts:
         ctx.exit(BEHIND)
 
@@ -347,6 +341,11 @@ def _show_behind(behind: Sequence[Behind], *, err: bool = False) -> None:
         print_table(("shard", "server", "version", "missing", "why", "detail"), rows, err=err)
     if len(behind) > SHOWN:
         click.echo(f"  ... and {len(behind) - SHOWN} more: --json names all", err=err)
+
+
+def _goal(report: Report, phase: str | None) -> str:
+    """Where shards that need nothing are; in the phase before a deploy that may be short of the target."""
+    return f"{report.target or 'base'}{', or before the first post-deploy revision on the way' if phase == 'pre' else ''}"
 
 
 def _as_json(report: Report) -> dict[str, Any]:

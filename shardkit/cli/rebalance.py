@@ -82,7 +82,7 @@ def _carry_plan(
     ctx: click.Context, settings: Settings, found: Plan, by: planning.By, parallel: int, given: dict[str, Any],
     draining: str | None = None,
 ) -> None:  # fmt: skip
-    _show_plan(settings, found, by=by, as_json=given["as_json"] and given["dry_run"])
+    _show_plan(settings, found, by=by, as_json=given["as_json"] and given["dry_run"], talk=given["as_json"])
     waiting = planning.waiting(settings, without=draining)
     _show_waiting(waiting)
     if found.moves or given["dry_run"]:
@@ -113,7 +113,8 @@ def _carry_plan(
         ctx.exit(BEHIND)
 
 
-def _show_plan(settings: Settings, found: Plan, *, by: str, as_json: bool) -> None:
+def _show_plan(settings: Settings, found: Plan, *, by: str, as_json: bool, talk: bool = False) -> None:
+    """The plan on stdout; with *talk* on stderr, where what comes after it is the command's data."""
     shardmap = current_map(settings)
     weighed = planning.sizes(settings, shardmap)
     with opened(settings) as catalog:
@@ -126,7 +127,7 @@ def _show_plan(settings: Settings, found: Plan, *, by: str, as_json: bool) -> No
         )
         return
     rows = [(one.shard, one.source or "", one.target, readable_size(weighed.get(one.shard, 0))) for one in found.moves]
-    print_table(("SHARD", "FROM", "TO", "SIZE"), rows)
+    print_table(("SHARD", "FROM", "TO", "SIZE"), rows, err=talk)
     for name in found.after:
         click.echo(f"{name}: {found.before[name]:g} to {found.after[name]:g} {UNITS[by]}", err=True)
     click.echo(

@@ -16,6 +16,9 @@ from shardkit.core.ids import unpack
 from shardkit.core.shardmap import Route
 from shardkit.errors import CatalogError
 
+MOST_DIGITS = 19
+"""Of a 64-bit id."""
+
 
 @click.command()
 @click.argument("key", metavar="TENANT|ID")
@@ -58,7 +61,7 @@ def decode(key: str, as_json: bool) -> None:
 
 def decoded(text: str) -> dict[str, Any]:
     """The parts of an id given as *text*; IdError for a number that is none."""
-    if not (text.isascii() and text.isdecimal()):
+    if not (text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS):
         raise click.UsageError(f"an id is a whole number above 0, not {text[:40]!r}")
     parts = unpack(int(text))
     born = datetime.fromtimestamp(parts.ms / 1000, UTC).isoformat(timespec="milliseconds")

@@ -98,6 +98,12 @@ def change(
     for what, (was, will) in {"address": (old.dsn, new.dsn), "weight": weights, "state": states}.items():
         if was != will:
             click.echo(f"{what} of server {name!r}: {was} -> {will}", err=True)
+    if changing.followed:
+        click.echo(
+            f"not ended: moves {', '.join(map(str, changing.followed))}. What they made follows the old address: end them "
+            "(`shardkit moves finish` or `abort`), before this where the server still answers there",
+            err=True,
+        )
     go_on("Change it?", yes=yes, dry_run=dry_run)
     carry_out_change(settings, changing)
     click.echo("done", err=True)

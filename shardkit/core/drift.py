@@ -48,8 +48,13 @@ def _lacking(actual: Structure, reference: Structure) -> Iterator[str]:
 
 def _changed(kind: str, found: Item, wanted: Item) -> Iterator[str]:
     if kind == "column":
-        column = wanted.make.strip().rpartition(" ")[2]
+        column = wanted.make.removeprefix(f"ALTER TABLE {wanted.parent} ADD COLUMN ").strip()
         yield f"ALTER TABLE {wanted.parent} ALTER COLUMN {column} TYPE {wanted.definition};  -- is {_one_line(found)}"
+    elif kind == "table" and found.definition[:-1] == wanted.definition[:-1]:  # its rows are not the price of that
+        logged = "UNLOGGED" if wanted.definition.endswith("u") else "LOGGED"
+        yield f"ALTER TABLE {wanted.parent} SET {logged};"
+    elif kind == "sequence":  # a new one would give its numbers a second time
+        yield f"{wanted.make.replace('CREATE', 'ALTER', 1)};  -- is {_one_line(found)}"
     elif kind in ("default", "row security"):
         yield f"{wanted.make};  -- is {_one_line(found)}"
     else:

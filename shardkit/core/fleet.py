@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Final
 
+from shardkit.errors import SettingsError
+
 Version = tuple[str, ...]
 """The revisions in a shard's version table, sorted: none, one, or several in a tree with branches."""
 
@@ -18,6 +20,7 @@ MOST_IN_ONE_TRANSACTION: Final = 16
 QUICK_MS: Final = 50.0
 CONNECTIONS_WHEN_QUICK: Final = 2
 SHORTEST_LOCK_WAIT_MS: Final = 5
+LONGEST_S: Final = 7 * 86_400  # PostgreSQL's time-outs have room for some three times as many milliseconds
 
 
 class State(enum.Enum):
@@ -103,6 +106,13 @@ class Options:
     patience_s: float = 60.0
     moves_wait_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("patience_s", "moves_wait_s"):
+            if not 0 <= (value := getattr(self, name)) <= LONGEST_S:
+                raise SettingsError(f"{name} is a number of seconds from 0 to {LONGEST_S}, not {value!r}; nothing was done")
+        if not 0 < self.budget_ms <= LONGEST_S * 1000:
+            raise SettingsError(f"budget_ms is from 1 to {LONGEST_S * 1000}, not {self.budget_ms!r}; nothing was done")
+
     def takes(self, shard: int) -> bool:
         """Whether *shard* is to be worked on."""
         return (self.only is None or shard in self.only) and shard not in self.exclude
@@ -139,13 +149,15 @@ def plan(
                 behind.append(Behind(one.shard, one.server, None, 0, one.why or Why.DOWN, one.detail))
             continue
         way = path(one.version)
-        if way is None:
+        if way == ():
+            current += 1
+        elif not options.takes(one.shard):
+            behind.append(Behind(one.shard, one.server, one.version, len(way or ()), Why.LEFT_OUT))
+        elif way is None:
             detail = f"version {', '.join(one.version)} is in no revision file of the tree"
             behind.append(Behind(one.shard, one.server, one.version, 0, Why.LOST, detail))
-        elif not way:
-            current += 1
-        elif one.why is not None or not options.takes(one.shard):
-            behind.append(Behind(one.shard, one.server, one.version, len(way), one.why or Why.LEFT_OUT, one.detail))
+        elif one.why is not None:
+            behind.append(Behind(one.shard, one.server, one.version, len(way), one.why, one.detail))
         else:
             steps[one.shard] = way
     # A shard that failed last time goes last: it must not keep the healthy ones waiting.

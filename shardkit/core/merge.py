@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
+from struct import pack, unpack
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -18,12 +19,14 @@ from shardkit.errors import FanOutError, FanOutRefusedError
 Row = tuple[Any, ...]
 
 INTEGERS: Final = frozenset({20, 21, 23, 26})
-FLOATS: Final = frozenset({700, 701})
+REAL: Final = 700
+FLOATS: Final = frozenset({REAL, 701})
 BIGINT: Final = 20
 NUMERIC: Final = 1700
 TEXTS: Final = frozenset({19, 25, 1042, 1043})
-PLAIN: Final = frozenset({16, 17, 1082, 1083, 1114, 1184, 2950}) | INTEGERS
-"""bool, bytea, date, time, timestamp, timestamptz, uuid and integers: Python orders them as PostgreSQL does."""
+PLAIN: Final = frozenset({16, 17, 1082, 1083, 1114, 2950}) | INTEGERS
+"""bool, bytea, date, time, timestamp, uuid and integers: Python orders them as PostgreSQL does."""
+INSTANT: Final = 1184
 ARRAYS: Final = {
     1000: 16, 1001: 17, 1003: 19, 1005: 21, 1007: 23, 1009: 25, 1014: 1042, 1015: 1043, 1016: 20, 1021: 700, 1022: 701,
     1028: 26, 1115: 1114, 1182: 1082, 1183: 1083, 1185: 1184, 1231: 1700, 2951: 2950,
@@ -36,11 +39,15 @@ _EXACT: Final = Context(prec=150_000)  # more digits than a numeric can have: su
 
 @dataclass(frozen=True, slots=True)
 class OrderKey:
-    """One ORDER BY expression: the column of the row it is in, and its direction."""
+    """One ORDER BY expression: the column of the row it is in, and its direction.
+
+    *code_points*: it is sorted by code points, whatever its server sorts text by.
+    """
 
     column: int
     descending: bool = False
     nulls_first: bool = False
+    code_points: bool = False
 
 
 def comparable(oid: int, *, code_points: bool, what: str) -> Callable[[Any], Any] | None:
@@ -52,6 +59,8 @@ def comparable(oid: int, *, code_points: bool, what: str) -> Callable[[Any], Any
         return None
     if oid in FLOATS or oid == NUMERIC:
         return _number
+    if oid == INSTANT:
+        return instant
     if oid in TEXTS:
         raise FanOutRefusedError(
             f'{what} is text, and these servers do not order text by code points: add .collate("C") to it, or cast it'
@@ -62,6 +71,11 @@ def comparable(oid: int, *, code_points: bool, what: str) -> Callable[[Any], Any
 def _number(value: Any) -> Any:
     """NaN is equal to itself and greater than everything else."""
     return (1, 0) if value != value else (0, value)  # only NaN differs from itself
+
+
+def instant(value: Any) -> Any:
+    """What Python orders as PostgreSQL does. Of one zone it compares what clocks say, which are turned back once a year."""
+    return value.replace(tzinfo=None) - value.utcoffset()
 
 
 class _Descending:
@@ -158,11 +172,15 @@ def distinct(rows: Iterable[Row], canonical: Callable[[Row], Any]) -> Iterator[R
 
 
 def _least(one: Any, other: Any) -> Any:
-    return one if _number(one) <= _number(other) else other
+    return one if _ordered(one) <= _ordered(other) else other
 
 
 def _greatest(one: Any, other: Any) -> Any:
-    return one if _number(one) >= _number(other) else other
+    return one if _ordered(one) >= _ordered(other) else other
+
+
+def _ordered(value: Any) -> Any:
+    return instant(value) if getattr(value, "tzinfo", None) is not None else _number(value)
 
 
 def _total(one: Any, other: Any) -> Any:
@@ -191,7 +209,13 @@ def combine(name: str, one: Any, other: Any) -> Any:
 def distinct_values(array: int) -> Callable[[Any], Any]:
     """What makes a set of an array of type *array*, in which values that PostgreSQL calls equal are one."""
     change = comparable(ARRAYS.get(array, array), code_points=True, what="the argument of count(DISTINCT ...)")
-    return lambda found: {change(value) if change else value for value in found or () if value is not None}
+
+    def values(found: list[Any] | None) -> set[Any]:
+        if any(isinstance(value, list) for value in found or ()):  # PostgreSQL has one type for arrays of all dimensions
+            raise FanOutRefusedError("count(DISTINCT ...) of arrays is not merged: nothing was kept")
+        return {change(value) if change else value for value in found or () if value is not None}
+
+    return values
 
 
 def groups(
@@ -217,6 +241,18 @@ def groups(
         for place, name in enumerate(names, keys):
             known[place] = combine(name, known[place], row[place])
     return [tuple(row) for row in found.values()]
+
+
+def as_compared(oids: Sequence[int]) -> Callable[[Row], Row]:
+    """What makes a row of types *oids* one that compares as in PostgreSQL: a real is shown with the few digits that tell it
+    from other reals, and compared with all it has.
+    """
+    if REAL not in oids:
+        return lambda row: row
+    return lambda row: tuple(
+        unpack("f", pack("f", value))[0] if oid == REAL and value is not None else value
+        for oid, value in zip(oids, row, strict=True)
+    )
 
 
 def average(total: Any, count: int) -> Any:

@@ -6,6 +6,7 @@ the same transaction, and before and after each statement that stands alone. Kil
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,13 +16,22 @@ from psycopg.sql import SQL, Identifier, Literal
 
 from shardkit.core.fleet import Step
 from shardkit.core.names import PROGRESS_TABLE, STEP_LOCK_CLASS
-from shardkit.db.steps import Connection, Target, VersionChangedError, program_sql, read_versions, version_changes
+from shardkit.db.steps import (
+    Connection,
+    Target,
+    VersionChangedError,
+    not_for_programs,
+    program_sql,
+    read_versions,
+    version_changes,
+)
 from shardkit.errors import MigrationError
 
 _NAME = r'("(?:[^"]|"")+"|[\w$]+)'
 _CREATE = re.compile(
     rf"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?{_NAME}\s+ON\b", re.IGNORECASE
 )
+_NEEDS_NO_TRANSACTION = (psycopg.errors.ActiveSqlTransaction, psycopg.errors.InvalidTransactionTermination)
 _DROP = re.compile(rf"\s*DROP\s+INDEX\s+CONCURRENTLY\s+(?:IF\s+EXISTS\s+)?{_NAME}", re.IGNORECASE)
 
 
@@ -44,30 +54,39 @@ def apply_alone(
         if there:
             return
         connection.execute(SQL("SET search_path TO {}").format(Identifier(target.schema)))
-        connection.execute(
-            SQL(
-                "CREATE TABLE IF NOT EXISTS {} (revision text PRIMARY KEY, part integer NOT NULL, begun boolean NOT NULL)"
-            ).format(Identifier(target.schema, PROGRESS_TABLE))
-        )
-        first, begun = _progress(connection, target, step)
+        _make_progress_table(connection, target)
+        first, begun = _progress(connection, target, step, parts)
+
+        def note(number: int, *, begun: bool) -> None:
+            _note(connection, target, step, part=number, begun=begun, had=_mark(parts[: number + begun]))
+
         for number in range(first, len(parts)):
             part = parts[number]
-            if part.transactional:
-                with connection.transaction():
-                    connection.execute(SQL("SET LOCAL lock_timeout = {}").format(Literal(lock_timeout_ms)))
-                    connection.execute(program_sql(part.statements))
-                    _note(connection, target, step, part=number + 1, begun=False)
-                continue
-            _note(connection, target, step, part=number, begun=True)
-            _stand_alone(
-                connection,
-                target,
-                part.statements[0],
-                again=begun and number == first,
-                lock_timeout_ms=lock_timeout_ms,
-                patience_ms=patience_ms,
-            )
-            _note(connection, target, step, part=number + 1, begun=False)
+            if part.transactional or not _is_index(part):
+                try:
+                    with connection.transaction():
+                        connection.execute(SQL("SET LOCAL lock_timeout = {}").format(Literal(lock_timeout_ms)))
+                        connection.execute(program_sql(part.statements))
+                        note(number + 1, begun=False)
+                    continue
+                except _NEEDS_NO_TRANSACTION:  # all else that stands alone need not: so nobody can be killed before its note
+                    if part.transactional:
+                        raise
+            note(number, begun=True)
+            try:
+                _stand_alone(
+                    connection,
+                    target,
+                    part.statements[0],
+                    again=begun and number == first,
+                    lock_timeout_ms=lock_timeout_ms,
+                    patience_ms=patience_ms,
+                )
+            except psycopg.Error:
+                if not connection.closed:
+                    note(number, begun=False)
+                raise
+            note(number + 1, begun=False)
         with connection.transaction():
             for change, counts in version_changes(target.schema, step):
                 if connection.execute(change).rowcount != 1 and counts:
@@ -105,22 +124,53 @@ class step_lock:  # noqa: N801  reads as a verb phrase in a with statement
                 self._connection.close()
 
 
-def _progress(connection: Connection, target: Target, step: Step) -> tuple[int, bool]:
+def _make_progress_table(connection: Connection, target: Target) -> None:
+    with connection.transaction():
+        connection.execute(
+            SQL(
+                "CREATE TABLE IF NOT EXISTS {0} (revision text PRIMARY KEY, part integer NOT NULL, begun boolean NOT NULL); "
+                "ALTER TABLE {0} ADD COLUMN IF NOT EXISTS had text"  # older releases made it without
+            ).format(Identifier(target.schema, PROGRESS_TABLE))
+        )
+        connection.execute(not_for_programs(target.schema, PROGRESS_TABLE))
+
+
+def _progress(connection: Connection, target: Target, step: Step, parts: Sequence[Part]) -> tuple[int, bool]:
+    """The part to begin with, and whether a killed run had begun it. Raises MigrationError if *parts* begin otherwise."""
     row = connection.execute(
-        SQL("SELECT part, begun FROM {} WHERE revision = %s").format(Identifier(target.schema, PROGRESS_TABLE)),
+        SQL("SELECT part, begun, had FROM {} WHERE revision = %s").format(Identifier(target.schema, PROGRESS_TABLE)),
         (step.revision,),
     ).fetchone()
-    return (row[0], row[1]) if row else (0, False)
+    if row is None:
+        return 0, False
+    part, begun, had = row
+    if had is not None and had != _mark(parts[: part + begun]):
+        raise MigrationError(
+            f"revision {step.revision} was changed after shard {target.shard} had run the first {part + begun} of its parts, "
+            "so nobody can say what is left; nothing was done now. Put back what was run (what comes after it may change, in "
+            "another autocommit_block), or bring the shard there by hand and stamp it"
+        )
+    return part, begun
 
 
-def _note(connection: Connection, target: Target, step: Step, *, part: int, begun: bool) -> None:
+def _mark(parts: Sequence[Part]) -> str:
+    """What tells these parts from any others."""
+    return hashlib.sha256(repr([part.statements for part in parts]).encode()).hexdigest()
+
+
+def _note(connection: Connection, target: Target, step: Step, *, part: int, begun: bool, had: str) -> None:
     connection.execute(
         SQL(
-            "INSERT INTO {} VALUES (%s, %s, %s) ON CONFLICT (revision) "
-            "DO UPDATE SET part = excluded.part, begun = excluded.begun"
+            "INSERT INTO {} (revision, part, begun, had) VALUES (%s, %s, %s, %s) ON CONFLICT (revision) "
+            "DO UPDATE SET part = excluded.part, begun = excluded.begun, had = excluded.had"
         ).format(Identifier(target.schema, PROGRESS_TABLE)),
-        (step.revision, part, begun),
+        (step.revision, part, begun, had),
     )
+
+
+def _is_index(part: Part) -> bool:
+    """Whether it builds or drops an index by name: what became of it can be seen."""
+    return any(way.match(part.statements[0]) for way in (_CREATE, _DROP))
 
 
 def _stand_alone(
@@ -149,7 +199,8 @@ def _stand_alone(
 
 
 def _unquoted(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
+    """As PostgreSQL stores it: in UTF-8 it makes ASCII letters small, and no others."""
+    return name[1:-1].replace('""', '"') if name.startswith('"') else "".join(c.lower() if c.isascii() else c for c in name)
 
 
 def _index_valid(connection: Connection, target: Target, name: str | None) -> bool | None:

@@ -17,6 +17,7 @@ from psycopg.sql import SQL, Identifier, Literal
 
 from shardkit.core.fleet import Step, Version
 from shardkit.core.names import APP_ROLE, OPERATOR_ROLE, VERSION_TABLE, parse_schema
+from shardkit.core.sqltext import BETWEEN
 from shardkit.errors import MigrationError, NameRejectedError
 
 Connection = psycopg.Connection[Any]
@@ -119,7 +120,7 @@ def apply(
     parts = [part for target in targets for part in (_within(_PATH, target.schema), script)]
     try:
         _claim(connection, targets, step, lock_timeout_ms=lock_timeout_ms)
-        connection.execute(_joined(b";\n", [*parts, b"COMMIT"]))
+        connection.execute(_joined(BETWEEN.encode(), [*parts, b"COMMIT"]))
     except BaseException:
         _roll_back(connection)
         raise
@@ -152,7 +153,7 @@ def _joined(between: bytes, parts: Sequence[bytes]) -> bytes:
 def program_sql(statements: Iterable[str]) -> sql.Composed:
     """SQL of the program's revisions: part of the program, as safe as its code."""
     parts = [SQL(cast("LiteralString", statement)) for statement in statements]  # type: ignore[redundant-cast]  # not to pyright
-    return SQL(";\n").join(parts)
+    return SQL(BETWEEN).join(parts)
 
 
 def _claim(connection: Connection, targets: Sequence[Target], step: Step, *, lock_timeout_ms: int) -> None:
@@ -179,15 +180,15 @@ def version_changes(schema: str, step: Step) -> Iterator[tuple[sql.Composed, boo
     new = sorted(set(step.after) - set(step.before))
     if not step.before:
         yield version_table(schema), False
-        yield SQL("REVOKE ALL ON {} FROM {}, {}").format(table, Identifier(APP_ROLE), Identifier(OPERATOR_ROLE)), False
+        yield not_for_programs(schema, VERSION_TABLE), False
     for old in gone[len(new) :]:
         yield SQL("DELETE FROM {} WHERE version_num = {}").format(table, Literal(old)), True
     for old, fresh in zip(gone, new, strict=False):
         yield SQL("UPDATE {} SET version_num = {} WHERE version_num = {}").format(table, Literal(fresh), Literal(old)), True
-    for fresh in new[len(gone) :]:
+    for there, fresh in enumerate(new[len(gone) :], start=len(step.before)):
         yield (
             SQL("INSERT INTO {0} SELECT {1} WHERE (SELECT count(*) FROM {0}) = {2}").format(
-                table, Literal(fresh), Literal(len(step.before))
+                table, Literal(fresh), Literal(there)
             ),
             True,
         )
@@ -201,12 +202,19 @@ def version_table(schema: str) -> sql.Composed:
     ).format(Identifier(schema, VERSION_TABLE))
 
 
+def not_for_programs(schema: str, table: str) -> sql.Composed:
+    """Take from our roles what they get on every new table of a shard."""
+    named = Identifier(schema, table)
+    return SQL("REVOKE ALL ON {} FROM {}, {}").format(named, Identifier(APP_ROLE), Identifier(OPERATOR_ROLE))
+
+
 def stamp(connection: Connection, targets: Sequence[Target], version: Version) -> None:
     """Say that the targets are at *version*, without running anything."""
     with connection.transaction():
         for target in targets:
             table = Identifier(target.schema, VERSION_TABLE)
             connection.execute(version_table(target.schema))
+            connection.execute(not_for_programs(target.schema, VERSION_TABLE))
             connection.execute(SQL("DELETE FROM {}").format(table))
             for revision in version:
                 connection.execute(SQL("INSERT INTO {} VALUES ({})").format(table, Literal(revision)))

@@ -17,7 +17,10 @@ LEFT_OUT: Final = [VERSION_TABLE, f"{VERSION_TABLE}_pkc", PROGRESS_TABLE, f"{PRO
 
 def read_structures(connection: Connection, schemas: Sequence[str]) -> dict[str, dict[Key, Item]]:
     """What each of *schemas* is made of; one that is empty or missing has nothing."""
-    found = structures(connection.execute(statements("drift")["structure"], {"schemas": list(schemas), "left_out": LEFT_OUT}))
+    with connection.transaction():
+        connection.execute("SET LOCAL search_path TO ''")  # names are told alike, whatever path a login has
+        rows = connection.execute(statements("drift")["structure"], {"schemas": list(schemas), "left_out": LEFT_OUT})
+        found = structures(rows)
     return {schema: found.get(schema, {}) for schema in schemas}
 
 

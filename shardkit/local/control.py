@@ -17,6 +17,7 @@ from typing import Any, Self
 from shardkit.errors import DiskFullError, LocalClusterError, PortTakenError
 
 ASK_TIMEOUT_S = 60.0
+ASK_TRIES = 5
 POLL_S = 0.004
 LOG_TAIL_LINES = 15
 
@@ -52,26 +53,41 @@ class Control:
         return cls(home)
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """The keeper's answer; LocalClusterError where none runs."""
-        try:
-            with self._connect() as connection, connection.makefile("rwb") as stream:
-                stream.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-                stream.flush()
-                answer: dict[str, Any] = json.loads(stream.readline())
-                if do == "down":
-                    stream.read()  # ends when the keeper does
-        except (OSError, ValueError) as exc:
-            raise LocalClusterError(f"no local cluster runs in {self.home}; `shardkit local up` starts one") from exc
+        """The keeper's answer; LocalClusterError where none runs, or where it does not answer."""
+        answer = self._answer(do, arguments)
+        if answer is None:
+            raise LocalClusterError(f"no local cluster runs in {self.home}; `shardkit local up` starts one")
         if "error" in answer:
             raise LocalClusterError(f"the keeper of the servers could not {do}: {answer['error']}")
         return answer
 
+    def _answer(self, do: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
+        """What the keeper says; None where none runs. One that hangs up ended just then, or waited too long for us: it is asked
+        again, which does no harm.
+        """
+        for left in reversed(range(ASK_TRIES)):
+            try:
+                with self._connect() as connection, connection.makefile("rwb") as stream:
+                    stream.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+                    stream.flush()
+                    answer: dict[str, Any] = json.loads(stream.readline())
+                    if do == "down":
+                        stream.read()  # ends when the keeper does
+                    return answer
+            except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+                return None
+            except (OSError, ValueError) as exc:
+                if isinstance(exc, TimeoutError) or not left:
+                    raise LocalClusterError(
+                        f"the keeper of the servers in {self.home} does not answer; nobody knows what runs there. "
+                        "Look at the process that has keeper.py in its command line"
+                    ) from exc
+        raise AssertionError("unreachable: the last try returns or raises")
+
     def running(self) -> dict[str, int] | None:
-        """Process ids by name, or None where no keeper runs."""
-        try:
-            pids: dict[str, int] = self.ask("status")["running"]
-        except LocalClusterError:
-            return None
+        """Process ids by name, or None where no keeper runs. Raises LocalClusterError for one that does not answer."""
+        answer = self._answer("status", {})
+        pids: dict[str, int] | None = answer and answer["running"]
         return pids
 
     def log(self, name: str) -> Path:

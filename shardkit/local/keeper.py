@@ -124,18 +124,18 @@ class Keeper:
         keeper = os.getpid()
         pid = os.fork()
         if not pid:
-            with open(log, "ab") as out, open(stdin, "rb") as source:  # noqa: PTH123  no pathlib here
-                self.run_child(argv, keeper=keeper, stdin=source.fileno(), out=out.fileno())
+            self.run_child(argv, keeper=keeper, stdin=stdin, log=log)
         self.pids[name], self.stop_signals[name] = pid, stop
         self.codes.pop(name, None)
         return self.status()
 
-    def run_child(self, argv: list[str], *, keeper: int, stdin: int, out: int) -> None:
+    def run_child(self, argv: list[str], *, keeper: int, stdin: str, log: str) -> None:
         """In the new process: become the server. Never returns."""
         try:
             signal.set_wakeup_fd(-1)
             os.setsid()
-            os.dup2(stdin, 0)
+            source, out = os.open(stdin, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            os.dup2(source, 0)
             os.dup2(out, 1)
             os.dup2(out, 2)
             become(self.mode)
@@ -219,7 +219,8 @@ def serve(keeper: Keeper, listener: socket.socket, *, owner: int) -> None:
             wake.recv(4096)
             keeper.reap()
         if listener in ready:
-            with contextlib.suppress(OSError, ValueError):  # a client that went away, or talks nonsense
+            # a client that went away, or talks nonsense
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
                 if not answer(keeper, listener.accept()[0]):
                     return
 

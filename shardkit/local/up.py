@@ -146,10 +146,11 @@ def _up(home: Path, wish: Wish, *, old: State | None, owned: bool) -> LocalClust
         site = Site(home, control, mode, postgres, redis)
         state = _start(site, state, new=old is None and wish.ports is None, fresh_keeper=before is None)
     except BaseException:
-        if before is None:
-            control.down()
-        elif old is not None:
+        if old is not None:
             old.save(home)
+        if before is None or old is None:
+            control.down()
+        else:
             for name in (control.running() or {}).keys() - before.keys():
                 control.end(name, number=signal.SIGINT, timeout_s=STOP_TIMEOUT_S)
         raise

@@ -27,6 +27,7 @@ SESSION: Final = (
 And a statement is one process: the comparison's would else take six at once, which are the writers' then."""
 
 DISK_FULL: Final = "53100"
+PAUSE_S: Final = 0.005
 
 
 class End:
@@ -64,6 +65,19 @@ class End:
         """First column of the first row of one of our statements; None without a row."""
         row = self.on(on).execute(SQL[name], parameters).fetchone()
         return None if row is None else row[0]
+
+    def outlast(self, *, timeout_s: float = math.inf) -> bool:
+        """Wait until every transaction that has written here so far has ended; False if one has not after *timeout_s*.
+
+        What a slot begins behind is in the log, but not for certain to be seen yet: a commit is written some time before others
+        see it (while it is flushed, and until synchronous standbys have it). Who makes a slot and then reads needs both.
+        """
+        deadline, number = time.monotonic() + timeout_s, self.one("number_now")
+        while not self.one("all_ended", number=number):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(PAUSE_S)
+        return True
 
     @property
     def version(self) -> int:

@@ -49,8 +49,15 @@ class Feed:
         self._end, self._cluster_id = end, cluster_id
         self._slot = relay_slot_name(cluster_id, end.name)
 
+    @property
+    def url(self) -> str:
+        """Where the server is asked."""
+        return self._end.url
+
     def prepare(self, *, schemas: Sequence[str], tables: Sequence[str]) -> bool:
-        """Publish what is not published yet, and make the slot if there is none; whether it was made."""
+        """Publish what is not published yet, and make the slot if there is none; whether it was made: then all that it does not
+        tell of is seen by who looks from now on.
+        """
         on, where = self._end.on(), {"schemas": list(schemas), "tables": list(tables), "name": PUBLICATION}
         name = sql.Identifier(PUBLICATION)
         try:
@@ -60,6 +67,7 @@ class Feed:
                 on.execute(sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(name, sql.Identifier(schema, table)))
             if self.held_back() is None:
                 on.execute(SQL["make_slot"], {"name": self._slot})
+                self._end.outlast()
                 return True
         except psycopg.Error as exc:
             raise self._problem(exc) from exc

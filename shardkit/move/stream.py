@@ -24,7 +24,10 @@ ROWS, KEEPALIVE = ord("w"), ord("k")
 
 
 class ChangeStream:
-    """A thread that reads *publication* on *end* through a temporary slot, which goes with it."""
+    """A thread that reads *publication* on *end* through a temporary slot, which goes with it.
+
+    What was committed on *end* is in the stream, or is seen by every query from then on.
+    """
 
     def __init__(self, end: End, *, slot: str, publication: str, tables: Sequence[Table], timeout_s: float) -> None:
         self._end = end
@@ -51,12 +54,13 @@ class ChangeStream:
         self._thread.start()
 
     def _begin(self, slot: str, publication: str, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
         made = wait_for_answer(
             self._connection,
             sql.SQL("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput (SNAPSHOT 'nothing')").format(sql.Identifier(slot)),
             timeout_s=timeout_s,
         )
-        if made is None:
+        if made is None or not self._end.outlast(timeout_s=deadline - time.monotonic()):
             raise MoveRefusedError(
                 f"server {self._end.name!r} has write transactions that have been open for {timeout_s:g} s, and a "
                 "replication slot has to "

@@ -32,7 +32,9 @@ SEND: Final = text(
 )
 ALONE: Final = text("SELECT pg_try_advisory_xact_lock(:class, :shard)")
 OLDEST: Final = text(
-    "SELECT id, from_tenant, to_tenant, kind, payload, created_at FROM shardkit_outbox ORDER BY id LIMIT :limit"
+    "SELECT id, from_tenant, to_tenant, kind, payload, created_at FROM shardkit_outbox WHERE id > :after AND NOT EXISTS"
+    " (SELECT FROM unnest(CAST(:senders AS text[]), CAST(:receivers AS text[])) AS held(sender, receiver)"
+    " WHERE sender = from_tenant AND receiver = to_tenant) ORDER BY id LIMIT :limit"
 )
 ADVANCE: Final = text(
     "INSERT INTO shardkit_inbox AS known (from_shard, from_tenant, to_tenant, last) VALUES (:shard, :from, :to, :id)"

@@ -1,12 +1,12 @@
 """Which statements shards may answer each for itself: whatever the merge could get wrong is refused, with the reason.
 
 A tenant lives in one shard, so what stays inside a tenant stays inside a shard. A statement is let through if each of its
-scoped tables is tied to the others by equality of tenant or along a foreign key, and every function in it is known.
+sharded tables is tied to the others by equality of tenant or along a foreign key, and every function in it is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Table
@@ -19,6 +19,7 @@ from sqlalchemy.sql.elements import (
     BooleanClauseList,
     ColumnClause,
     Grouping,
+    Label,
     Over,
     TextClause,
     WithinGroup,
@@ -27,12 +28,14 @@ from sqlalchemy.sql.functions import FunctionElement, array_agg
 from sqlalchemy.sql.selectable import (
     CTE,
     Alias,
+    AliasedReturnsRows,
     CompoundSelect,
     Join,
     ScalarSelect,
     Select,
     SelectBase,
     Subquery,
+    TableClause,
     TableSample,
     TextualSelect,
 )
@@ -44,6 +47,7 @@ from shardkit.errors import FanOutRefusedError
 
 AGGREGATES: Final = frozenset({"count", "sum", "min", "max", "avg", "bool_and", "bool_or", "every"})
 _OTHER_AGGREGATES: Final = frozenset({"array_agg", "string_agg", "json_agg", "jsonb_agg", "any_value"})
+_EXTENSIONS: Final = ("_pre_columns_clause", "_post_select_clause", "_post_criteria_clause", "_post_body_clause")
 
 
 class DistinctValues(array_agg[Any]):
@@ -67,11 +71,11 @@ def walk(element: Any, *, into_selects: bool = True) -> Iterator[Any]:
             yield from walk(child, into_selects=into_selects)
 
 
-def value_of(clause: Any) -> int | None:
-    """The number in a LIMIT or OFFSET clause."""
+def value_of(clause: Any, given: Mapping[str, Any]) -> int | None:
+    """The number in a LIMIT or OFFSET clause, whose parameter may be one of *given*."""
     if clause is None:
         return None
-    value = clause.effective_value if isinstance(clause, BindParameter) else None
+    value = given.get(clause.key, clause.effective_value) if isinstance(clause, BindParameter) else None
     if type(value) is not int or value < 0:
         raise refuse("LIMIT and OFFSET have to be numbers")
     return value
@@ -102,6 +106,8 @@ def _check_reads(part: Any) -> None:
             raise refuse("SQL text cannot be looked into, so nobody knows how its answers would have to be merged")
         case UpdateBase():
             raise refuse("a fan-out only reads; write with kit.begin(tenant), or kit.transaction(...) for several tenants")
+        case Select() | CTE() if part._prefixes or part._suffixes or getattr(part, "_statement_hints", None):
+            raise refuse("SQL text before or after a SELECT cannot be looked into")
         case Select() if part._for_update_arg is not None:
             raise refuse("a fan-out only reads: rows of several shards cannot be locked together")
         case FunctionElement() if str(getattr(part, "name", "")).lower() not in PURE_FUNCTIONS:
@@ -127,6 +133,8 @@ def _check_merges(part: Any) -> None:
             raise refuse("TABLESAMPLE is not merged")
         case Select() if part._fetch_clause is not None:
             raise refuse("FETCH FIRST is not merged: use limit()")
+        case Select() if part._distinct_on or any(getattr(part, name, None) is not None for name in _EXTENSIONS):
+            raise refuse("DISTINCT ON and other extensions of SELECT are not merged")
         case FunctionElement() if part.name.lower() in _OTHER_AGGREGATES:
             raise refuse(f"{part.name.lower()}() of all rows is not made from those of the shards")
 
@@ -155,16 +163,16 @@ def _is_anchored(source: Any) -> bool:
 
 
 class _Ties:
-    """Which scoped tables of a statement are bound to the same tenant (union-find over its FROM elements).
+    """Which sharded tables of a statement are bound to the same tenant (union-find over its FROM elements).
 
-    A scope says which FROM element a table's name means inside a select: a subquery over a table of its outer query has rows
-    of its own.
+    A leaf is a FROM element at its place: a select that stands in a statement twice has rows of its own each time. A scope says
+    which place a table's name means inside a select: a subquery over a table of its outer query has rows of its own.
     """
 
     def __init__(self, statement: Any) -> None:
         self._statement = statement
         self._parent: dict[Any, Any] = {}
-        self._visit(statement, {})
+        self._visit(statement, {}, ())
 
     def check(self) -> None:
         """Refuse a statement whose tables fall apart."""
@@ -174,28 +182,41 @@ class _Ties:
                 "or on tenant_id as well"
             )
 
-    def _visit(self, element: Any, scope: _Scope) -> None:
+    def _visit(self, element: Any, scope: _Scope, place: _Place) -> None:
         if isinstance(element, Select):
-            scope = self._read(element, scope)
-        elif isinstance(element, Subquery) and not element._is_lateral:
-            scope = {}
-        for child in element.get_children():
-            self._visit(child, scope)
+            place = (*place, id(element))
+            scope = self._read(element, scope, place)
+        elif isinstance(element, AliasedReturnsRows):
+            place = _inside(element, scope.get(element, (element, place)))
+            scope = scope if element._is_lateral else {}
+        # What a CTE's alias is an alias of is another place.
+        children = (element.element,) if isinstance(element, AliasedReturnsRows) else element.get_children()
+        for child in children:
+            self._visit(child, scope, place)
 
-    def _read(self, select: Select[Any], around: _Scope) -> _Scope:
-        scope, own, conditions = _scope_of(select, around)
+    def _read(self, select: Select[Any], around: _Scope, place: _Place) -> _Scope:
+        scope, own, conditions = _scope_of(select, around, place)
         for leaf in own:
-            self._root(leaf)
+            if _is_sharded(leaf[0]):
+                self._root(leaf)
         pairs = [(_leaf(one, scope), _leaf(other, scope)) for c in conditions for one, other in _equalities(c)]
-        for part in [*select._where_criteria, *select._raw_columns, *conditions]:
-            for one, inner in _memberships(part):
+        for part, kept in [*((c, True) for c in conditions), *((column, False) for column in select._raw_columns)]:
+            for one, inner, plain in _memberships(part, kept=kept):
                 (column,) = inner.selected_columns
-                pairs.append((_leaf(one, scope), _leaf(column, _scope_of(inner, scope)[0])))
+                there = (*place, id(inner))
+                listed = _scope_of(inner, scope, there)[0]
+                if plain or (_never_null(one, select, (scope, place)) and _never_null(column, inner, (listed, there))):
+                    pairs.append((_leaf(one, scope), _leaf(column, listed)))
         ties = [(one[0], other[0]) for one, other in pairs if one and other and _binds(one, other)]
         for one, other in ties:
             self._parent[self._root(one)] = self._root(other)
-        tied = any((one in own) != (other in own) for one, other in ties)
-        if select is not self._statement and own and not tied and _looks_at_many(select):
+        tied = any((one[1][: len(place)] == place) != (other[1][: len(place)] == place) for one, other in ties)
+        if (
+            select is not self._statement
+            and not tied
+            and _looks_at_many(select)
+            and any(_holds_sharded(leaf[0]) for leaf in own)
+        ):
             raise refuse(
                 "a subquery that counts, groups, limits or removes duplicates would do so for each shard alone: tie it to "
                 "the outer row by a foreign key or tenant_id"
@@ -207,14 +228,29 @@ class _Ties:
         return leaf if parent is leaf else self._root(parent)
 
 
-_Scope = dict[Any, Any]
+_Place = tuple[Any, ...]
+_Scope = dict[Any, tuple[Any, _Place]]
 
 
-def _scope_of(select: Select[Any], around: _Scope) -> tuple[_Scope, set[Any], list[Any]]:
-    """What tables' names mean inside *select*, the scoped ones among its own FROM elements, and what must hold for its rows."""
+def _inside(source: Any, leaf: tuple[Any, _Place]) -> _Place:
+    """Where what stands inside the FROM element *source* is."""
+    return (*leaf[1], source)
+
+
+def _around(place: _Place) -> _Place:
+    """Where the select is in which one at *place* stands."""
+    place = place[:-1]
+    while place and not isinstance(place[-1], int):
+        place = place[:-1]
+    return place
+
+
+def _scope_of(select: Select[Any], around: _Scope, place: _Place) -> tuple[_Scope, set[Any], list[Any]]:
+    """What names mean inside *select*, its own FROM elements, and what must hold for its rows."""
     sources: list[Any] = []
     conditions: list[Any] = list(select._where_criteria)
-    waiting = list(select.get_final_froms())
+    froms = select.get_final_froms()
+    waiting = list(froms)
     while waiting:
         source = waiting.pop()
         if isinstance(source, Join):
@@ -222,21 +258,26 @@ def _scope_of(select: Select[Any], around: _Scope) -> tuple[_Scope, set[Any], li
             conditions.append(source.onclause)
         else:
             sources.append(source)
-    outside = [source for source in sources if source in around]
+    whole = [source for source in froms if not isinstance(source, Join) and source in around]
     if select._correlate_except is not None:
-        correlated = [source for source in outside if source not in select._correlate_except]
-    elif select._correlate:
-        correlated = [source for source in outside if source in select._correlate]
-    else:  # SQLAlchemy by itself correlates no select all of whose tables are outside: such a one has rows of its own
-        correlated = outside if len(outside) < len(sources) else []
-    mine = {source: (source, id(select)) for source in sources if source not in correlated}
-    return {**around, **mine}, {leaf for source, leaf in mine.items() if _is_scoped(source)}, conditions
+        correlated = set(whole) - set(select._correlate_except)
+    elif not select._auto_correlate:
+        correlated = set(whole) & set(select._correlate)
+    else:  # SQLAlchemy by itself correlates to the select around this one only, and never a select's last FROM element
+        correlated = {source for source in whole if len(froms) > 1 and around[source][1] == _around(place)}
+    mine = {source: (source, place) for source in sources if source not in correlated}
+    return {**around, **mine}, set(mine.values()), conditions
 
 
-def _is_scoped(source: Any) -> bool:
+def _is_sharded(source: Any) -> bool:
+    """Whether *source* is a table that every shard has its part of."""
     if isinstance(source, Alias):
         source = source.element
-    return isinstance(source, Table) and bool(source.info.get("shardkit_scoped"))
+    return isinstance(source, TableClause) and source.schema is None
+
+
+def _holds_sharded(source: Any) -> bool:
+    return any(_is_sharded(part) for part in walk(source))
 
 
 def _looks_at_many(select: Select[Any]) -> bool:
@@ -262,31 +303,61 @@ def _equalities(condition: Any) -> Iterator[tuple[Any, Any]]:
             yield condition.left, condition.right
 
 
-def _memberships(element: Any) -> Iterator[tuple[Any, Select[Any]]]:
-    """``a IN (SELECT b ...)``, wherever it stands: rows are compared by a and b and by nothing else."""
-    for part in walk(element, into_selects=False):
-        if isinstance(part, BinaryExpression) and part.operator in (operators.in_op, operators.not_in_op):
-            inner = next((p for p in walk(part.right) if isinstance(p, Select)), None)
-            if inner is not None and len(inner.selected_columns) == 1:
-                yield part.left, inner
+def _memberships(element: Any, *, kept: bool) -> Iterator[tuple[Any, Select[Any], bool]]:
+    """``a IN (SELECT b ...)``, wherever it stands: rows are compared by a and b and by nothing else.
+
+    Third: whether it must be true for a row to be *kept*. Elsewhere it matters that NULL is in no list and out of none, which
+    depends on all rows of the list.
+    """
+    match element:
+        case Grouping():
+            yield from _memberships(element.element, kept=kept)
+        case BooleanClauseList() if element.operator is operators.and_:
+            for part in element.clauses:
+                yield from _memberships(part, kept=kept)
+        case _:
+            for part in walk(element, into_selects=False):
+                if isinstance(part, BinaryExpression) and part.operator in (operators.in_op, operators.not_in_op):
+                    inner = next((p for p in walk(part.right) if isinstance(p, Select)), None)
+                    if inner is not None and len(inner.selected_columns) == 1:
+                        yield part.left, inner, kept and part is element and part.operator is operators.in_op
+
+
+def _never_null(column: Any, select: Select[Any], here: tuple[_Scope, _Place]) -> bool:
+    """Whether *column* is one without NULLs, of a table that *select* itself reads and does not join from outside."""
+    scope, place = here
+    source = getattr(column, "table", None)
+    if source not in scope or scope[source][1] != place or not isinstance(source, Table | Alias):
+        return False
+    outer = [
+        part
+        for found in select.get_final_froms()
+        for part in walk(found)
+        if isinstance(part, Join) and (part.isouter or part.full)
+    ]
+    sides = [side for join in outer for side in ((join.left, join.right) if join.full else (join.right,))]
+    return not getattr(column, "nullable", True) and source not in {part for side in sides for part in walk(side)}
 
 
 def _leaf(column: Any, scope: _Scope) -> tuple[Any, Any] | None:
-    """FROM element and table column that *column* is, through subqueries; None for anything else than a scoped one's."""
+    """FROM element at its place and table column that *column* is, through subqueries; None for any but a sharded table's."""
+    while isinstance(column, Label | Grouping):
+        column = column.element
     source = getattr(column, "table", None)
+    if source not in scope:
+        return None
     match source:
-        case Table():
-            found = source.c.get(column.key, column)
         case Subquery() | CTE():
             inner = source.element
             if not isinstance(inner, Select) or column.key not in inner.selected_columns:
                 return None
-            return _leaf(inner.selected_columns[column.key], _scope_of(inner, {})[0])
-        case Alias(element=Table() as table):
-            found = table.c.get(column.key, column)
-        case _:
-            return None
-    return (scope[source], found) if _is_scoped(source) and source in scope else None
+            place = (*_inside(source, scope[source]), id(inner))
+            return _leaf(inner.selected_columns[column.key], _scope_of(inner, {}, place)[0])
+        case Alias(element=(Subquery() | CTE()) as inner) if column.key in inner.c:
+            return _leaf(inner.c[column.key], {inner: (inner, _inside(source, scope[source]))})
+        case Alias(element=TableClause() as table) | (TableClause() as table):
+            return (scope[source], table.c.get(column.key, column)) if _is_sharded(source) else None
+    return None
 
 
 def _binds(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
@@ -298,6 +369,12 @@ def _binds(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
 
 
 def _referred(column: Any) -> frozenset[Any]:
-    """*column* if it is a key, and the columns it refers to."""
-    own = {column} if column.primary_key and len(column.table.primary_key.columns) == 1 else set()
-    return frozenset(own | {key.column for key in column.foreign_keys})
+    """*column* if it is a key, and the columns it refers to; a part of a key is none."""
+    own = {column} if _is_whole_key(column) else set()
+    return frozenset(
+        own | {key.column for key in column.foreign_keys if len(key.constraint.elements) == 1 or _is_whole_key(key.column)}
+    )
+
+
+def _is_whole_key(column: Any) -> bool:
+    return column.primary_key and len(column.table.primary_key.columns) == 1

@@ -6,20 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Integer, case, distinct, func, literal_column
+from sqlalchemy import REAL, Double, Float, Integer, case, cast, distinct, func, literal_column
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import BindParameter, FunctionFilter, TypeCoerce, UnaryExpression
+from sqlalchemy.sql.elements import (
+    BindParameter,
+    ColumnClause,
+    FunctionFilter,
+    TypeCoerce,
+    UnaryExpression,
+    _textual_label_reference,
+)
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import Select
 
 from shardkit.core.merge import DISTINCT
 from shardkit.orm.fancheck import AGGREGATES, DistinctValues, has_aggregate, refuse
-from shardkit.orm.fanexpr import bare, direction, named, order_key, same
+from shardkit.orm.fanexpr import bare, by_code_points, check_collations, direction, named, order_key, same
 from shardkit.orm.fanhaving import condition_of
 from shardkit.orm.fanplan import Aggregate, Plan, compile_for
 
 _SERVERS: Final = {"every": "bool_and"}
 ROWS: Final = "count(*)"
+_REAL_DIGITS: Final = 24
+"""Binary ones: FLOAT(24) is real in PostgreSQL."""
 _PARTIAL: Final = {DISTINCT: "array_agg(DISTINCT {})"}
 """What servers compute for a partial result that has another name than its function."""
 _ALIKE: Final = frozenset({"min", "max", "bool_and", "bool_or", "every"})
@@ -28,7 +37,7 @@ _ALIKE: Final = frozenset({"min", "max", "bool_and", "bool_or", "every"})
 
 def grouped(statement: Select[Any], key: Any) -> Plan:
     """Plan of a statement with aggregates or GROUP BY: servers send groups with partial results."""
-    groups = [named(clause, statement) for clause in statement._group_by_clauses]
+    groups = [_group(clause, statement) for clause in statement._group_by_clauses]
     wanted = [_Want.of(column, groups) for column in statement._raw_columns]
     shown = len(wanted)
 
@@ -47,12 +56,17 @@ def grouped(statement: Select[Any], key: Any) -> Plan:
     conditions = [condition_of(clause, place) for clause in statement._having_criteria]
     arguments: list[Any] = []
     partials: list[tuple[str, int | None]] = []
+    code_points: set[int] = set()
     outputs: list[int | Aggregate] = []
     for want in wanted:
         if want.group is not None:
             outputs.append(want.group)
             continue
         first, names = len(groups) + len(partials), ("sum", "count") if want.name == "avg" else (want.name,)
+        if want.name in ("min", "max"):
+            check_collations(want.argument)
+            if by_code_points(want.argument):
+                code_points.add(len(partials))
         if want.argument is None:
             partials.append((want.name, None))
         else:
@@ -83,10 +97,21 @@ def grouped(statement: Select[Any], key: Any) -> Plan:
         types=tuple(want.element.type for want in wanted[:shown]),
         outputs=tuple(outputs),
         partials=tuple(name for name, _ in partials),
+        code_points=frozenset(code_points),
         distinct=statement._distinct,
         having=(lambda row, values: all(one(row, values) for one in conditions)) if conditions else None,
         cache_key=key,
     )
+
+
+def _group(clause: Any, statement: Select[Any]) -> Any:
+    """The expression of one GROUP BY clause. A name of both a selected column and a table's means the table's, in GROUP BY."""
+    expression = named(clause, statement)
+    name = str(getattr(clause, "element", ""))
+    computed = isinstance(clause, _textual_label_reference) and not isinstance(expression, ColumnClause)
+    if computed and any(name in source.c for source in statement.get_final_froms()):
+        raise refuse(f"GROUP BY {name!r} is the name of a column, and of a selected expression: pass the expression itself")
+    return expression
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +176,15 @@ def _aggregate(element: Any) -> tuple[str, Any, BindParameter[Any] | None] | Non
         argument = literal_column("1", Integer)
     if has_aggregate(argument):
         raise refuse("an aggregate of an aggregate is not merged")
+    if name == "avg" and _is_real(argument.type):
+        argument = cast(argument, Double)  # avg() has that one's digits, and the sums of real have not
     if condition is not None:
         argument = case((condition, argument))  # aggregates leave NULLs out
     return _SERVERS.get(name, name), argument, None
+
+
+def _is_real(kind: Any) -> bool:
+    return isinstance(kind, REAL) or (isinstance(kind, Float) and kind.precision is not None and kind.precision <= _REAL_DIGITS)
 
 
 def _partial(name: str, argument: Any) -> Any:

@@ -25,7 +25,7 @@ from sqlalchemy.sql.elements import (
     UnaryExpression,
 )
 
-from shardkit.core.merge import Row
+from shardkit.core.merge import Row, instant
 from shardkit.db.scatter import DIALECT
 from shardkit.errors import FanOutRefusedError
 from shardkit.orm.fancheck import refuse
@@ -156,6 +156,8 @@ def _comparable(one: Any, other: Any, *, ordered: bool) -> tuple[Any, Any]:
         if ordered:
             raise FanOutRefusedError("HAVING orders text, and only PostgreSQL knows a collation's order: nothing was merged")
         return one, other
+    if isinstance(one, datetime) and isinstance(other, datetime) and _zoned(one) and _zoned(other):
+        return instant(one), instant(other)
     if type(one) is type(other) and isinstance(one, _PLAIN) and _zoned(one) == _zoned(other):
         return one, other
     raise FanOutRefusedError(

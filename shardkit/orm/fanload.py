@@ -16,6 +16,7 @@ from sqlalchemy.orm.context import QueryContext
 from shardkit.core import merge
 from shardkit.db.scatter import DIALECT
 from shardkit.errors import FanOutError, FanOutRefusedError, ResultTooLargeError
+from shardkit.orm.fanhaving import Values
 from shardkit.orm.fanplan import Aggregate, Plan
 from shardkit.orm.session import Guide, RoutedSession
 
@@ -72,7 +73,14 @@ class FanOutResult(Sequence[Row[Any]]):
 
 
 def merged(
-    plan: Plan, statement: Any, answers: Sequence[Answer], *, limit: int | None, offset: int, max_rows: int
+    plan: Plan,
+    statement: Any,
+    params: Mapping[str, Any] | None,
+    answers: Sequence[Answer],
+    *,
+    limit: int | None,
+    offset: int,
+    max_rows: int,
 ) -> tuple[tuple[int, ...], list[merge.Row]]:
     """Oids and rows of the whole: columns as servers send them, or a grouped statement's outputs."""
     oids = agreed(answers)
@@ -80,10 +88,11 @@ def merged(
         raise too_large(max_rows)
     code_points = all(answer.code_points for answer in answers)
     if plan.grouped:
-        oids, rows = _regrouped(plan, statement, oids, answers, code_points=code_points, max_rows=max_rows)
+        values = plan.values_in(statement, params)
+        oids, rows = _regrouped(plan, values, oids, answers, code_points=code_points, max_rows=max_rows)
         if plan.having is not None:
-            values = plan.values_in(statement)
-            rows = [row for row in rows if plan.having(row, values)]
+            widened = merge.as_compared(oids)
+            rows = [row for row in rows if plan.having(widened(row), values)]
         if plan.orders:
             rows.sort(key=key_of(plan, oids, code_points=code_points))
         found: Iterable[merge.Row] = rows
@@ -124,7 +133,7 @@ def agreed(answers: Sequence[Answer]) -> tuple[int, ...]:
 def key_of(plan: Plan, oids: Sequence[int], *, code_points: bool) -> Callable[[merge.Row], Any]:
     """The sort key of the plan's ORDER BY."""
     convert = [
-        merge.comparable(oids[order.column], code_points=code_points, what=f"number {n} in ORDER BY")
+        merge.comparable(oids[order.column], code_points=code_points or order.code_points, what=f"number {n} in ORDER BY")
         for n, order in enumerate(plan.orders, 1)
     ]
     return merge.sort_key(plan.orders, convert)
@@ -141,13 +150,14 @@ def canonical(oids: Sequence[int]) -> Callable[[merge.Row], Any]:
 
 
 def _regrouped(
-    plan: Plan, statement: Any, oids: tuple[int, ...], answers: Sequence[Answer], *, code_points: bool, max_rows: int
+    plan: Plan, values: Values, oids: tuple[int, ...], answers: Sequence[Answer], *, code_points: bool, max_rows: int
 ) -> tuple[tuple[int, ...], list[merge.Row]]:
     keys = plan.keys
     lift: dict[int, Callable[[Any], Any]] = {}
     for place, name in enumerate(plan.partials, keys):
         if name in ("min", "max"):
-            merge.comparable(oids[place], code_points=code_points, what=f"the argument of {name}()")
+            ordered = code_points or place - keys in plan.code_points
+            merge.comparable(oids[place], code_points=ordered, what=f"the argument of {name}()")
         elif name == merge.DISTINCT:
             lift[place] = merge.distinct_values(oids[place])
         elif name == "sum" and oids[place] not in merge.FLOATS | merge.INTEGERS | {merge.NUMERIC}:
@@ -158,7 +168,7 @@ def _regrouped(
         raise too_large(max_rows)
     if not plan.group_by and not rows:
         rows = [tuple(0 if name == "count" else None for name in plan.partials)]
-    defaults = {o: plan.default(o, statement) for o in plan.outputs if isinstance(o, Aggregate)}
+    defaults = {o: None if o.default is None else values(o.default) for o in plan.outputs if isinstance(o, Aggregate)}
 
     def value(row: merge.Row, output: int | Aggregate) -> Any:
         if isinstance(output, int):
@@ -244,6 +254,7 @@ def _objects(
     convert = [c.type._cached_result_processor(DIALECT, oid) for c, oid in zip(columns, oids, strict=True)]
     metadata = _Columns([c.keyname for c in columns], extra=[tuple(c.objects) for c in columns])
     names = [d["name"] for d in statement.column_descriptions]
+    asked = plan.entities(statement) if plan.entities else statement
     by_shard: dict[int, list[int]] = {}
     for number, shard in enumerate(shards):
         by_shard.setdefault(shard, []).append(number)
@@ -252,8 +263,7 @@ def _objects(
         session = BoundSession(guide, shard)
         typed = [tuple(v if c is None else c(v) for v, c in zip(rows[n], convert, strict=True)) for n in numbers]
         context = QueryContext(
-            plan.compiled.compile_state, plan.compiled.compile_state.select_statement, statement, {}, session,
-            QueryContext.default_load_options,
+            plan.compiled.compile_state, asked, asked, {}, session, QueryContext.default_load_options
         )  # fmt: skip
         for number, row in zip(numbers, loading.instances(_Rows(metadata, iter(typed)), context), strict=True):  # type: ignore[arg-type]  # it asks no more of it
             made[number] = tuple(row)[: len(names)]

@@ -6,18 +6,19 @@ are computed on the server over a UNION ALL of bare branches, one per shard; the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Integer, literal_column
+from sqlalchemy.exc import CompileError
 from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.sql.selectable import Select
 
 from shardkit.core.merge import OrderKey
 from shardkit.core.names import REFERENCE_SCHEMA
 from shardkit.db.scatter import DIALECT, REFERENCE_MARK, SHARD_MARK
-from shardkit.orm.fancheck import check
+from shardkit.orm.fancheck import check, refuse
 from shardkit.orm.fanhaving import Condition
 
 SHARD: Final = "shardkit_shard"
@@ -53,10 +54,12 @@ class Plan:
     """Of a grouped statement: a group's key by its column, or an aggregate."""
     partials: tuple[str, ...] = ()
     """Of a grouped statement: the aggregates of the columns behind the keys."""
+    code_points: frozenset[int] = frozenset()
+    """Of a grouped statement: which of *partials* are of text that says itself that it is ordered by code points."""
     having: Condition | None = None
     """Of a grouped statement: which merged groups are kept, by their outputs."""
-    entities: bool = False
-    """Whether rows hold ORM objects."""
+    entities: Callable[[Any], Any] | None = None
+    """Where rows hold ORM objects: what shards are asked for a statement; its loader options have that one's values."""
     cache_key: Any = None
 
     @property
@@ -77,10 +80,10 @@ class Plan:
         limited = f" LIMIT {min(bounds):d}" if bounds and (self.group_by or not self.grouped) else ""
         return f"SELECT {self.select} FROM ((", f")) AS u ({columns}){self.group_by}{order}{limited}"  # noqa: S608  # our own names
 
-    def bind(self, statement: Any, params: dict[str, Any] | None) -> tuple[str, list[Any]]:
+    def bind(self, statement: Any, params: Mapping[str, Any] | None) -> tuple[str, list[Any]]:
         """Text of a branch, with marks, and the values of its parameters."""
         compiled, key = self.compiled, key_of(statement) if self.cache_key is not None else None
-        given = {**(getattr(key, "params", None) or {}), **(params or {})}
+        given = given_to(statement, params, key)
         values = compiled.construct_params(
             given or None, extracted_parameters=key.bindparams if key else None, escape_names=False
         )
@@ -92,17 +95,25 @@ class Plan:
         text = text.replace(REFERENCE_MARK, REFERENCE_SCHEMA)
         return text, [processors[n](values[n]) if n in processors else values[n] for n in order or ()]
 
-    def default(self, aggregate: Aggregate, statement: Any) -> Any:
-        """What *statement* says to put in place of NULL."""
-        return None if aggregate.default is None else self.values_in(statement)(aggregate.default)
-
-    def values_in(self, statement: Any) -> Callable[[BindParameter[Any]], Any]:
-        """What gives the value that a parameter of the plan has in *statement*, which has the same structure."""
+    def values_in(self, statement: Any, params: Mapping[str, Any] | None) -> Callable[[BindParameter[Any]], Any]:
+        """What gives the value that a parameter of the plan has in *statement*, which has the same structure, and *params*."""
         news: dict[str, BindParameter[Any]] = {}
-        if self.cache_key is not None:
-            pairs = zip(self.cache_key.bindparams, key_of(statement).bindparams, strict=True)
-            news = {old.key: new for old, new in pairs}
-        return lambda bind: news.get(bind.key, bind).effective_value
+        key = key_of(statement) if self.cache_key is not None else None
+        if key is not None:
+            news = {old.key: new for old, new in zip(self.cache_key.bindparams, key.bindparams, strict=True)}
+        given = given_to(statement, params, key)
+
+        def value(bind: BindParameter[Any]) -> Any:
+            if bind.key not in given and bind.required:
+                raise refuse(f"parameter {bind.key!r} has no value")
+            return given[bind.key] if bind.key in given else news.get(bind.key, bind).effective_value
+
+        return value
+
+
+def given_to(statement: Any, params: Mapping[str, Any] | None, key: Any = None) -> dict[str, Any]:
+    """Values for named parameters of *statement*: those of ``statement.params()`` (*key* knows parts' too), and of the call."""
+    return {**((statement._params if key is None else key.params) or {}), **(params or {})}
 
 
 def with_shard(statement: Any) -> Any:
@@ -112,9 +123,12 @@ def with_shard(statement: Any) -> Any:
 
 def compile_for(statement: Any, key: Any, check: Callable[[Any], None] = check) -> Any:
     """*statement* compiled for a branch, and checked."""
-    compiled = statement._compiler(
-        DIALECT, cache_key=key, column_keys=[], for_executemany=False, schema_translate_map={None: None}
-    )
+    try:
+        compiled = statement._compiler(
+            DIALECT, cache_key=key, column_keys=[], for_executemany=False, schema_translate_map={None: None}
+        )
+    except CompileError as exc:
+        raise refuse(f"SQLAlchemy does not know how to write it ({exc})") from exc
     resolved = getattr(compiled.compile_state, "statement", statement)
     check(resolved if isinstance(resolved, Select) else statement)
     return compiled

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy.orm import Bundle
+from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.sql.selectable import CompoundSelect, Select
 from sqlalchemy.util import LRUCache
 
 from shardkit.orm.fancheck import check_reads, has_aggregate, refuse
-from shardkit.orm.fanexpr import bare, direction, order_key, same
+from shardkit.orm.fanexpr import Direction, bare, direction, order_key, same
 from shardkit.orm.fangroup import grouped
 from shardkit.orm.fanplan import SHARD, Plan, compile_for, key_of, types_of, with_shard
 from shardkit.orm.fanunion import united
 
-_EXTENSIONS: Final = ("_pre_columns_clause", "_post_select_clause", "_post_criteria_clause", "_post_body_clause")
 _PLANS: LRUCache[Any, Plan] = LRUCache(256)
 
 
@@ -35,12 +35,30 @@ def _remembered(statement: Any, make: Callable[[Any, Any], Plan]) -> Plan:
     elif not isinstance(statement, Select):
         raise refuse(f"a fan-out takes a select(), not {type(statement).__name__}")
     key = key_of(statement)
-    known = _PLANS.get((make, key.key)) if key is not None else None
+    if key is None:
+        return make(statement, None)
+    place = make, key.key, _equal_values(key.bindparams)
+    known = _PLANS.get(place)
     if known is None:
-        known = make(statement, key)
-        if key is not None:
-            _PLANS[make, key.key] = known
+        _PLANS[place] = known = make(statement, key)
     return known
+
+
+def _equal_values(binds: Sequence[BindParameter[Any]]) -> tuple[int, ...]:
+    """For each parameter the first one of the same value: a plan takes ``sum(x * 2)`` and ``sum(x * 2)`` for one, but the
+    structure of ``sum(x * 2)`` and ``sum(x * 3)`` is no other.
+    """
+    firsts: dict[Any, int] = {}
+    unhashable: list[tuple[Any, int]] = []
+    found = []
+    for place, bind in enumerate(binds):
+        try:
+            first = firsts.setdefault(bind.value, place)
+        except TypeError:
+            first = next((at for value, at in unhashable if value == bind.value), place)
+            unhashable.append((bind.value, first))
+        found.append(first)
+    return tuple(found)
 
 
 def _union(statement: Any, key: Any) -> Plan:
@@ -48,12 +66,8 @@ def _union(statement: Any, key: Any) -> Plan:
 
 
 def _plan(statement: Select[Any], key: Any) -> Plan:
-    if statement._distinct_on or any(getattr(statement, name, None) is not None for name in _EXTENSIONS):
-        raise refuse("DISTINCT ON and other extensions of SELECT are not merged")
     if statement._fetch_clause is not None:
         raise refuse("FETCH FIRST is not merged: use limit()")
-    if statement._prefixes or statement._suffixes:
-        raise refuse("SQL text before or after a SELECT cannot be looked into")
     if statement._group_by_clauses or statement._having_criteria or any(map(has_aggregate, statement._raw_columns)):
         return grouped(statement, key)
     return _rows(statement, key)
@@ -69,16 +83,16 @@ def _each(statement: Select[Any], key: Any) -> Plan:
 
 def _rows(statement: Select[Any], key: Any) -> Plan:
     """Plan of a statement whose rows are sent as they are, each with its shard and what it is sorted by."""
-    inner = statement.order_by(None).limit(None).offset(None)
-    inner._distinct = False
-    directions = [direction(clause, statement) for clause in statement._order_by_clauses]
-    inner = inner.add_columns(*(expression.label(f"shardkit_k{n}") for n, (expression, _, _) in enumerate(directions)))
-    compiled = compile_for(with_shard(inner), key)
+    inner, directions = _asked(statement)
+    compiled = compile_for(inner, key)
     if getattr(compiled.compile_state, "multi_row_eager_loaders", False):
         raise refuse("joinedload() of a collection repeats rows: use selectinload()")
     columns = compiled._result_columns
     at = {column.keyname: place for place, column in enumerate(columns)}
-    own = [place for place, column in enumerate(columns) if not column.keyname.startswith("shardkit_")]
+    added = {SHARD, *(f"shardkit_k{n}" for n in range(len(directions)))}
+    own = [place for place, column in enumerate(columns) if column.keyname not in added]
+    if len(columns) != len(own) + len(added):
+        raise refuse(f"the names {', '.join(sorted(added))} are taken: label its columns with others")
     entities = any(d["expr"] is d.get("entity") or isinstance(d["expr"], Bundle) for d in statement.column_descriptions)
     shard_column: int | None = at[SHARD]
     select = "*"
@@ -100,9 +114,18 @@ def _rows(statement: Select[Any], key: Any) -> Plan:
         types=types_of(compiled, own),
         shard_column=shard_column,
         distinct=statement._distinct,
-        entities=entities,
+        entities=(lambda found: _asked(found)[0]) if entities else None,
         cache_key=key,
     )
+
+
+def _asked(statement: Select[Any]) -> tuple[Select[Any], list[Direction]]:
+    """What every shard is asked for the rows of *statement*, and how those are sorted."""
+    inner = statement.order_by(None).limit(None).offset(None)
+    inner._distinct = False
+    directions = [direction(clause, statement) for clause in statement._order_by_clauses]
+    keys = (expression.label(f"shardkit_k{n}") for n, (expression, _, _) in enumerate(directions))
+    return with_shard(inner.add_columns(*keys)), directions
 
 
 def _is_listed(expression: Any, column: Any, own: Sequence[Any], statement: Select[Any]) -> bool:

@@ -230,8 +230,11 @@ def _take(session: RoutedSession, column: Column[Any], value: Any, instance: Any
     if session.in_nested_transaction():
         raise SessionError("a row with a key that is unique over all shards cannot be written inside a savepoint")
     key = Key(kind_of(column), str(value), uuid4())
+    pending = session.info.setdefault(_PENDING, [])
+    if any(whose is instance and (held.kind, held.key) == (key.kind, key.key) for held, _, whose in pending):
+        return  # an earlier try of this flush got as far as this
     Registry(session._guide).reserve(key, tenant, column)
-    session.info.setdefault(_PENDING, []).append((key, tenant))
+    pending.append((key, tenant, instance))
     try:
         session.connection().execute(_CLAIM, {"token": key.token})
     except sa_exc.IntegrityError as exc:
@@ -252,7 +255,7 @@ def _confirm(session: Session) -> None:
     registry = Registry(session._guide)  # type: ignore[attr-defined]  # a RoutedSession's
     for kind, key, tenant in session.info.pop(f"{_PENDING}_left", ()):
         _try(registry.release_own, kind, key, tenant)
-    for key, tenant in session.info.pop(_PENDING, ()):
+    for key, tenant, _ in session.info.pop(_PENDING, ()):
         _try(registry.confirm, key, tenant)
 
 
@@ -263,7 +266,7 @@ def _release(session: Session, transaction: SessionTransaction) -> None:
         return
     session.info.pop(f"{_PENDING}_left", None)
     registry = Registry(session._guide) if _PENDING in session.info else None  # type: ignore[attr-defined]  # a RoutedSession's
-    for key, tenant in session.info.pop(_PENDING, ()):
+    for key, tenant, _ in session.info.pop(_PENDING, ()):
         if registry is not None:
             _try(registry.settle, key, tenant)
 

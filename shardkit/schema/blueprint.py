@@ -11,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import MetaData, create_mock_engine
 
 from shardkit.core.names import APP_ROLE, OPERATOR_ROLE, VERSION_TABLE
+from shardkit.core.sqltext import BETWEEN
 from shardkit.errors import NeedsOnlineError, SettingsError
 from shardkit.orm.kinds import check_kinds, tables_of
 from shardkit.schema.render import render
@@ -42,7 +43,7 @@ def from_metadata(metadata: MetaData) -> Blueprint:
 
     engine = create_mock_engine("postgresql+psycopg://", collect, paramstyle="named")  # no %% for %: nothing is bound
     metadata.create_all(engine, tables=tables_of(metadata, "sharded"), checkfirst=False)
-    return Blueprint(";\n".join(statements))
+    return Blueprint(BETWEEN.join(statements))
 
 
 def from_models(path: str) -> Blueprint:
@@ -88,4 +89,4 @@ def script_at(tree: Tree, revision: str | None) -> str:
         f"INSERT INTO {VERSION_TABLE} VALUES ('{name}')"  # noqa: S608  the program's own revisions
         for name in (steps[-1].after if steps else ())
     ]
-    return ";\n".join(statements)
+    return BETWEEN.join(statements)

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardkit.catalog.ledger import moving_shards
-from shardkit.catalog.rows import load_map
+from shardkit.catalog.rows import load_map, newest_map
 from shardkit.core.drift import Item, Key, differences
 from shardkit.core.fleet import Version
 from shardkit.core.shardmap import ShardMap
-from shardkit.db.connect import connect_admin, server_url
+from shardkit.db.connect import at, server_url
 from shardkit.db.steps import Connection, read_versions
 from shardkit.db.structure import read_structures, structure_of_script
-from shardkit.errors import MigrationError
+from shardkit.errors import MigrationError, NeedsOnlineError, ServerError
 from shardkit.schema.blueprint import from_models, script_at
+from shardkit.schema.fleet import check_chosen
 from shardkit.schema.run import schema_of
 from shardkit.schema.tree import Tree
 from shardkit.settings import Settings
@@ -34,28 +35,50 @@ class Drift:
 
 
 def check_fleet(
-    settings: Settings, tree: Path, *, models: str | None = None, shard: int | None = None, only: frozenset[int] | None = None
+    settings: Settings,
+    tree: Path,
+    *,
+    models: str | None = None,
+    shard: int | None = None,
+    only: frozenset[int] | None = None,
+    refused: list[str] | None = None,
 ) -> tuple[list[Drift], int]:
     """Shards that drifted, and how many were looked at. Shards that are being moved are left out.
 
     The reference is the tree at the shard's own version, or the *models* (``module:Base``), or another *shard*.
-    Raises NeedsOnlineError where the tree cannot be rendered: then name a shard that is right.
+    Raises NeedsOnlineError where the tree cannot be rendered: then name a shard that is right. A server that does not answer
+    is an error too; with *refused*, what it said goes there, and the others are looked at.
     """
-    with connect_admin(settings.catalog_url, settings) as catalog:
+    with at(settings.catalog_url, settings, name="the catalog") as catalog:
         shard_map = load_map(catalog)
         moving = moving_shards(catalog, list(shard_map.placements))
-    reference = _Reference(settings, shard_map, tree, models, shard)
-    drifts: list[Drift] = []
-    looked = 0
-    for server in sorted(shard_map.servers):
-        shards = [s for s in shard_map.shards_on(server) if (only is None or s in only) and s not in moving]
-        url = server_url(shard_map.server(server), settings)
-        with connect_admin(url, settings, name=f"server {server!r}") as connection:
-            for start in range(0, len(shards), AT_ONCE):
-                part = shards[start : start + AT_ONCE]
-                drifts += _compare(connection, shard_map, server, part, reference)
-                looked += len(part)
+        check_chosen(shard_map.placements, only=only)
+        reference = _Reference(settings, shard_map, tree, models, shard)
+        drifts: list[Drift] = []
+        looked = 0
+        for server in sorted(shard_map.servers):
+            shards = [s for s in shard_map.shards_on(server) if (only is None or s in only) and s not in moving]
+            try:
+                url = server_url(shard_map.server(server), settings)
+                with at(url, settings, name=f"server {server!r}") as connection:
+                    for start in range(0, len(shards), AT_ONCE):
+                        part = shards[start : start + AT_ONCE]
+                        drifts += _compare(connection, shard_map, server, part, reference)
+                        looked += len(part)
+            except ServerError as exc:
+                if refused is None:
+                    raise
+                refused.append(str(exc.args[0]))
+        if drifts:
+            moved = _moved(catalog, shard_map, [one.shard for one in drifts])
+            drifts, looked = [one for one in drifts if one.shard not in moved], looked - len(moved)
     return sorted(drifts, key=lambda one: one.shard), looked
+
+
+def _moved(catalog: Connection, shard_map: ShardMap, shards: list[int]) -> set[int]:
+    """Those of *shards* that a move has begun with, or carried away, since *shard_map* was read."""
+    now = newest_map(catalog, shard_map)
+    return {s for s in shards if now.placements.get(s) != shard_map.placements[s]} | moving_shards(catalog, shards).keys()
 
 
 def _compare(
@@ -64,11 +87,24 @@ def _compare(
     schemas = {shard: schema_of(shard_map, shard) for shard in shards}
     versions = read_versions(connection, list(schemas.values()))
     found = read_structures(connection, list(schemas.values()))
+    now = read_versions(connection, list(schemas.values()))
+    migrated = [shard for shard, schema in schemas.items() if now.get(schema) != versions.get(schema)]
+    for shard in migrated:  # in between: what was read is of neither version
+        del schemas[shard]
+    if migrated:
+        yield from _compare(connection, shard_map, server, migrated, reference)
     for shard, schema in schemas.items():
         if schema not in versions:
             yield Drift(shard, server, schema, (f"CREATE SCHEMA {schema};  -- the whole shard is missing",))
             continue
-        differing = differences(found[schema], reference.at(connection, server, versions[schema]))
+        try:
+            wanted = reference.at(connection, server, versions[schema])
+        except NeedsOnlineError:
+            raise
+        except MigrationError as exc:
+            yield Drift(shard, server, schema, (f"-- {exc.args[0]}",))
+            continue
+        differing = differences(found[schema], wanted)
         if differing:
             yield Drift(shard, server, schema, (f"SET search_path TO {schema};", *differing))
 
@@ -83,8 +119,10 @@ class _Reference:
         if shard is not None:
             route = shard_map.route(shard)
             url = server_url(shard_map.server(route.server), settings)
-            with connect_admin(url, settings, name=f"server {route.server!r}") as connection:
+            with at(url, settings, name=f"server {route.server!r}") as connection:
                 self._given = read_structures(connection, [route.schema])[route.schema]
+            if not self._given:
+                raise MigrationError(f"shard {shard} has no schema {route.schema} to compare with; nothing was done")
 
     def at(self, connection: Connection, server: str, version: Version) -> dict[Key, Item]:
         if self._given is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from alembic import context
 
-from shardkit.core.names import parse_schema
+from shardkit.core.names import APP_ROLE, OPERATOR_ROLE, VERSION_TABLE, parse_schema
 from shardkit.errors import MigrationError
 from shardkit.schema.autogenerate import HOOKS
 from shardkit.schema.one import shard_engine
@@ -26,7 +26,7 @@ def run_env(target_metadata: Any = None, *, catalog: bool = False, **options: An
     """
     given = context.config.attributes
     target_metadata = given.get("target_metadata", target_metadata)
-    options = {**HOOKS, **options}
+    options = {**HOOKS, **({} if catalog else {"on_version_apply": _keep_version_from_programs}), **options}
     if context.is_offline_mode():
         context.configure(
             dialect_name="postgresql",
@@ -49,6 +49,11 @@ def run_env(target_metadata: Any = None, *, catalog: bool = False, **options: An
         )
         with context.begin_transaction():
             context.run_migrations()
+
+
+def _keep_version_from_programs(*, ctx: Any, **_told: Any) -> None:
+    """Alembic makes the version table as any other, and our roles may write to every new table of a shard."""
+    ctx.impl.execute(f"REVOKE ALL ON {VERSION_TABLE} FROM {APP_ROLE}, {OPERATOR_ROLE}")
 
 
 @contextmanager

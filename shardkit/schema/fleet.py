@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from shardkit.catalog.ledger import Ledger, begin, hold_shards, last_runs, moving_shards, read_ledger
-from shardkit.catalog.rows import load_map
+from shardkit.catalog.rows import load_map, newest_map
 from shardkit.core.fleet import Behind, Options, Step, Version, Why, in_phase, plan, why_behind
-from shardkit.db.connect import connect_admin, server_url
+from shardkit.db.connect import at, connect_admin, said, server_url
 from shardkit.db.steps import Target, stamp
+from shardkit.errors import MigrationError, ServerError, SettingsError, UnknownShardError
 from shardkit.schema.lanes import Shared
 from shardkit.schema.run import FinishSoak, Progress, Report, Run, schema_of
 from shardkit.schema.tree import Direction, Tree
@@ -59,6 +60,7 @@ class Fleet:
         options = options or Options()
         with ExitStack() as stack:
             run = stack.enter_context(self._run(options, direction, progress))
+            check_chosen(run.shards, only=options.only, exclude=options.exclude)
             wanted = self.tree.resolve(target)
             run.ways = self._ways(wanted, direction, phase)
             run.ledger = ledger = None if dry_run else self._begin(run.catalog, direction, target if wanted is None else wanted)
@@ -95,30 +97,43 @@ class Fleet:
 
     def runs(self) -> list[dict[str, Any]]:
         """The newest runs, newest first."""
-        with connect_admin(self.settings.catalog_url, self.settings) as catalog:
+        with at(self.settings.catalog_url, self.settings, name="the catalog") as catalog:
             return last_runs(catalog)
 
     def stamp(self, revision: str, *, only: frozenset[int] | None = None) -> int:
-        """Say that shards (all, or *only* these) are at *revision*, and run nothing; gives how many."""
+        """Say that shards (all, or *only* these) are at *revision*, and run nothing; gives how many.
+
+        Raises MigrationError where a server did not take it; those of other servers are stamped then.
+        """
         wanted = self.tree.resolve(revision)
-        with connect_admin(self.settings.catalog_url, self.settings) as catalog:
+        stamped, refused = 0, list[str]()
+        with at(self.settings.catalog_url, self.settings, name="the catalog", then="run the same again") as catalog:
             ledger = self._begin(catalog, "up", wanted or "base")
             with ledger.lease():
                 shard_map = load_map(catalog)
+                check_chosen(shard_map.placements, only=only)
                 shards = sorted(shard for shard in shard_map.placements if only is None or shard in only)
                 held = hold_shards(catalog, shards) - moving_shards(catalog, shards).keys()
+                shard_map = newest_map(catalog, shard_map)  # a move may have ended in between
                 for name in sorted({shard_map.placement(shard).server for shard in held}):
-                    url = server_url(shard_map.server(name), self.settings)
-                    with connect_admin(url, self.settings, name=f"server {name!r}") as connection:
-                        mine = [s for s in sorted(held) if shard_map.placement(s).server == name]
-                        stamp(connection, [Target(s, schema_of(shard_map, s)) for s in mine], (wanted,) if wanted else ())
-                ledger.end(done=len(held), behind=len(shards) - len(held))
-        return len(held)
+                    mine = [Target(s, schema_of(shard_map, s)) for s in sorted(held) if shard_map.placement(s).server == name]
+                    try:
+                        url = server_url(shard_map.server(name), self.settings)
+                        with at(url, self.settings, name=f"server {name!r}") as connection:
+                            stamp(connection, mine, (wanted,) if wanted else ())
+                        stamped += len(mine)
+                    except ServerError as exc:
+                        refused.append(str(exc.args[0]))
+                ledger.end(done=stamped, behind=len(shards) - stamped)
+        if refused:
+            raise MigrationError(f"{stamped} shards were stamped, {len(shards) - stamped} were not: {'; '.join(refused)}")
+        return stamped
 
     @contextmanager
     def _run(self, options: Options, direction: Direction, progress: Progress) -> Iterator[Run]:
         """A run whose lanes have begun to read. The tree is read meanwhile, in this thread: Alembic stands only one."""
-        with Workers(self.settings, self._directory, direction) as workers, ExitStack() as opened:
+        lost = said("the catalog", then="what was done in shards stays, and is seen there: run the same again")
+        with lost, Workers(self.settings, self._directory, direction) as workers, ExitStack() as opened:
 
             def begun() -> Run:
                 catalog = opened.enter_context(connect_admin(self.settings.catalog_url, self.settings))
@@ -149,6 +164,15 @@ class Fleet:
         if not catalog.execute("SELECT to_regclass('shardkit_catalog.fleet_ledger') IS NOT NULL").fetchone()[0]:
             upgrade_catalog(self.settings)
         return begin(catalog, direction=direction, target=target, runner=runner)
+
+
+def check_chosen(shards: Collection[int], *, only: frozenset[int] | None = None, exclude: frozenset[int] = frozenset()) -> None:
+    """Refuse numbers that are no shard's, and a choice of none: success would be said of what was never touched."""
+    if strangers := sorted(((only or frozenset()) | exclude).difference(shards)):
+        more = f" and {len(strangers) - 1} more" if strangers[1:] else ""
+        raise UnknownShardError(f"shard {strangers[0]}{more} is not in the map ({len(shards)} shards); nothing was done")
+    if not (frozenset(shards) if only is None else only) - exclude:
+        raise SettingsError("no shard is left of those that were chosen; nothing was done")
 
 
 def lacks(shard: int, run: Run, detail: str) -> Behind:

@@ -69,6 +69,7 @@ class Lane:
     def __init__(self, shared: Shared, name: str, url: str, info: Secret) -> None:
         self._shared, self.server, self._url, self._info = shared, name, url, info
         self._connection: Connection | None = None
+        self._down: Trouble | None = None
         self.thread = ThreadPoolExecutor(1)
 
     def read(self, schemas: Sequence[str]) -> dict[str, Version]:
@@ -97,6 +98,7 @@ class Lane:
 
     def work(self, jobs: Mapping[tuple[Step, ...], Sequence[Target]], wave: int) -> None:
         """Take all shards through their steps; tells the news as it goes, and at the end *wave*. Raises no shard's error."""
+        self._down = None
         try:
             self._work(jobs)
         finally:
@@ -129,10 +131,11 @@ class Lane:
         rendered, options = self._shared.rendered[step.revision], self._shared.options
         arrived: list[Target] = []
         while group and not self._shared.stop.is_set():
-            size = batch_size(slowest_ms=self._shared.slowest_ms.get(step.revision), options=options) if rendered.pure else 1
+            alone = rendered.lasting or not rendered.pure
+            size = 1 if alone else batch_size(slowest_ms=self._shared.slowest_ms.get(step.revision), options=options)
             batch, group = group[:size], group[size:]
             began = time.monotonic()
-            if len(batch) > 1 and self._together(batch, step, rendered):
+            if len(batch) > 1 and not self._down and self._together(batch, step, rendered):
                 arrived += batch
             else:
                 arrived += [target for target in batch if self._single(target, step, rendered)]
@@ -143,7 +146,7 @@ class Lane:
 
     def _together(self, batch: list[Target], step: Step, rendered: Rendered) -> bool:
         """Several shards in one transaction; False if that failed, and then each has to be tried by itself."""
-        count = len(batch) * len(rendered.statements)
+        count = len(batch) * rendered.count
         wait_ms = lock_timeout_ms(statements=count, options=self._shared.options)
         try:
             apply(self._open(), batch, step, rendered.statements, lock_timeout_ms=wait_ms)
@@ -155,14 +158,18 @@ class Lane:
 
     def _single(self, target: Target, step: Step, rendered: Rendered) -> bool:
         """One shard, until it is there or its patience is over."""
-        found = self._persist(target, step, self._way(target, step, rendered))
+        found = self._down or self._persist(target, step, self._way(target, step, rendered))
+        if found is not None and found.down:
+            self._down = found  # the wave's other shards would only wait for the same, one after the other
+        if rendered.lasting and self._connection is not None:
+            self._connection.close()  # with its settings and temporary tables: each shard gets a session of its own
         self._shared.news.put(News(target.shard, step.revision, found))
         return found is None
 
     def _way(self, target: Target, step: Step, rendered: Rendered) -> Callable[[], Trouble | None]:
         options = self._shared.options
-        patience_ms = round(options.patience_s * 1000)
-        wait_ms = lock_timeout_ms(statements=len(rendered.statements) or STATEMENTS_OF_PYTHON, options=options)
+        patience_ms = max(1, round(options.patience_s * 1000))  # 0 would be no limit at all
+        wait_ms = lock_timeout_ms(statements=rendered.count or STATEMENTS_OF_PYTHON, options=options)
 
         def online() -> Trouble | None:
             return self._shared.workers.run(

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import inspect
 import io
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from alembic.runtime.environment import EnvironmentContext
+from sqlalchemy import text
 from sqlalchemy.dialects.postgresql.base import PGCompiler
+from sqlalchemy.schema import DDLElement
 from sqlalchemy.sql.elements import ClauseElement
 
 from shardkit.core.fleet import Step
+from shardkit.core.sqltext import controls_transactions, outlasts_transaction, outline
 from shardkit.errors import MigrationError
-from shardkit.schema.tree import Direction, Tree
-
-_TRANSACTION_CONTROL: Final = re.compile(
-    r"\s*(?:BEGIN|START\s+TRANSACTION|COMMIT|END|ROLLBACK|ABORT|PREPARE\s+TRANSACTION)\b", re.IGNORECASE
-)
+from shardkit.schema.tree import Direction, Tree, as_ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +49,16 @@ class Rendered:
     def statements(self) -> tuple[str, ...]:
         """All statements in order."""
         return tuple(s for segment in self.segments for s in segment.statements)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it may leave something in its session that the next shard would meet there."""
+        return any(outlasts_transaction(statement) for statement in self.statements)
+
+    @property
+    def count(self) -> int:
+        """How many statements they are for PostgreSQL: one text can hold several."""
+        return sum(len(outline(statement)) for statement in self.statements)
 
 
 class _ReadsDataError(BaseException):
@@ -117,7 +125,7 @@ def render(tree: Tree, steps: Iterable[Step], direction: Direction = "up") -> di
 
     tree.config.attributes["output"] = io.StringIO()
     environment = EnvironmentContext(tree.config, tree.script, fn=each, as_sql=True)
-    with environment:
+    with environment, as_ours(f"the tree {tree.directory.name}"):
         tree.script.run_env()
     return done
 
@@ -135,6 +143,7 @@ def _one(tree: Tree, revision: str, direction: Direction, context: Any) -> Rende
     impl.dialect.statement_compiler = _StrictCompiler
     context.connection = impl.connection = _Bind(impl)
     impl.static_output, impl.emit_begin, impl.emit_commit = collected.take, collected.begin, collected.commit
+    impl._exec = _printer(impl.dialect, collected)
     try:
         work()
     except MigrationError as exc:
@@ -145,8 +154,8 @@ def _one(tree: Tree, revision: str, direction: Direction, context: Any) -> Rende
         return _for_alembic(module, revision, f"it cannot be rendered: {type(exc).__name__}: {exc}".partition("\n")[0])
     finally:
         context.connection = impl.connection = kept
-        del impl.static_output, impl.emit_begin, impl.emit_commit
-    if any(_TRANSACTION_CONTROL.match(statement) for segment in collected.segments() for statement in segment.statements):
+        del impl.static_output, impl.emit_begin, impl.emit_commit, impl._exec
+    if any(controls_transactions(statement) for segment in collected.segments() for statement in segment.statements):
         raise MigrationError(
             f"revision {revision} begins or ends transactions itself, so no run could tell how far it came; nothing was done. "
             "Use op.get_context().autocommit_block()"
@@ -163,14 +172,27 @@ def _for_alembic(module: Any, revision: str, why: str) -> Rendered:
     return Rendered(revision, online=why)
 
 
+def _printer(dialect: Any, collected: _Collector) -> Callable[..., None]:
+    """Takes statements as Alembic does offline, but leaves tabs alone: it makes spaces of them, and they may be data."""
+
+    def take(construct: Any, _options: Any = None, multiparams: Any = None, params: Any = ()) -> None:
+        if multiparams is not None or params:
+            raise TypeError("SQL parameters not allowed with as_sql")
+        statement = text(construct) if isinstance(construct, str) else construct
+        literal: dict[str, Any] = {} if isinstance(statement, DDLElement) else {"compile_kwargs": {"literal_binds": True}}
+        collected.take(str(statement.compile(dialect=dialect, **literal)))
+
+    return take
+
+
 class _Collector:
     """Takes what Alembic would print, apart by transaction."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[bool, list[str]]] = [(True, [])]
 
-    def take(self, text: str) -> None:
-        statement = text.strip().removesuffix(";")
+    def take(self, said: str) -> None:
+        statement = said.strip().removesuffix(";")
         if statement:
             self._parts[-1][1].append(statement)
 

@@ -12,7 +12,7 @@ from shardkit.db.connect import connect_admin
 from shardkit.errors import MigrationError
 from shardkit.schema.blueprint import models_metadata
 from shardkit.schema.one import shard_engine
-from shardkit.schema.tree import Tree
+from shardkit.schema.tree import Tree, as_ours
 from shardkit.settings import Settings
 
 
@@ -33,7 +33,8 @@ def new_revision(
                     shard = min(load_map(catalog).placements)
             engine = stack.enter_context(shard_engine(settings, shard))
             line.config.attributes["connection"] = stack.enter_context(engine.connect())
-        made = command.revision(line.config, message, autogenerate=settings is not None)
+        with as_ours(f"the tree {tree.name}" if settings is None else f"the tree {tree.name} beside shard {shard}"):
+            made = command.revision(line.config, message, autogenerate=settings is not None)
     if made is None or isinstance(made, list):
         raise MigrationError("Alembic wrote no revision; nothing was done")
     return Path(made.path)

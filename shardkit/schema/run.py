@@ -9,7 +9,7 @@ import logging
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from shardkit.catalog.rows import load_map, newest_map
 from shardkit.core.fleet import Behind, Found, Plan, State, Step, Version, Why, connections, must_stop, plan, settled
 from shardkit.core.names import schema_name
 from shardkit.core.shardmap import ShardMap
-from shardkit.db.steps import Target
+from shardkit.db.steps import DriverError, Target, trouble
 from shardkit.errors import ServerDownError, ShardKitError
 from shardkit.schema.lanes import Lane, Lanes, News, Shared
 from shardkit.schema.render import render
@@ -138,10 +138,16 @@ class Run:
         return asked
 
     def lacking(self) -> dict[int, tuple[str, ...]]:
-        """Our own tables that shards lack: they were made by an older release."""
+        """Our own tables that the chosen shards lack: they were made by an older release."""
         found = {schema: tables for answer in self._lacking for schema, tables in answer.result().items()}
         shards = {schema_of(self._map, shard): shard for shard in self._map.placements} if found else {}
-        return {shards[schema]: tables for schema, tables in found.items()}
+        lacking = {shards[schema]: tables for schema, tables in found.items()}
+        return {shard: tables for shard, tables in lacking.items() if self._shared.options.takes(shard)}
+
+    @property
+    def shards(self) -> Collection[int]:
+        """All shards of the map."""
+        return self._map.placements.keys()
 
     def server_of(self, shard: int) -> str:
         """Where a shard is by the map."""
@@ -186,6 +192,10 @@ class Run:
         except ServerDownError as exc:
             yield from (Found(shard, lane.server, None, Why.DOWN, str(exc)) for shard in shards)
             return
+        except DriverError as exc:  # it answers, but does not tell: the others go on
+            detail = f"server {lane.server!r} refused to tell its version: {trouble(exc).text}"
+            yield from (Found(shard, lane.server, None, Why.FAILED, detail) for shard in shards)
+            return
         for shard in shards:
             schema = schema_of(shard_map, shard)
             if schema in versions:
@@ -196,18 +206,19 @@ class Run:
 
     def all(self, first: Plan, *, finish_soak: FinishSoak | None = None) -> Report:
         """Wave after wave, until nobody is left who can be worked on; shards made or moved meanwhile are seen in the end."""
-        seen, give_up = first, time.monotonic() + self._shared.options.moves_wait_s
+        seen, give_up = first, 0.0
         while True:
             self._total = len(self._done) + len(self._failed) + len(seen.steps)
             before = len(self._done) + len(self._failed)
             self._kept.clear()
-            self._work(seen, canary=seen is first and self._shared.options.canary > 0)
+            self._work(seen)
             seen = self._look_again()
             if self._shared.stop.is_set():
                 break
             if seen.steps and before < len(self._done) + len(self._failed):
                 continue
             moving = self._kept.keys() | {one.shard for one in seen.behind if one.why is Why.MOVING}
+            give_up = give_up or time.monotonic() + self._shared.options.moves_wait_s
             if not moving or not self._moves_over(moving, give_up, finish_soak):
                 break
             seen = self._look_again()
@@ -253,16 +264,20 @@ class Run:
             State.PENDING, [(shard, step.revision) for wave in waves for shard in wave for step in seen.steps[shard]]
         )
 
-    def _work(self, seen: Plan, *, canary: bool) -> None:
+    def _work(self, seen: Plan) -> None:
         """Wave after wave: one begins when the first lane of the one before is at rest; nothing begins beside canaries."""
-        waiting, under_way = deque(seen.waves), deque[_Wave]()
+        waiting, under_way, canaries = deque(seen.waves), deque[_Wave](), self._shared.options.canary
+        told = False
         try:
             while under_way or (waiting and not self._shared.stop.is_set()):
                 if waiting and not self._shared.stop.is_set() and all(w.resting and not w.canary for w in under_way):
-                    under_way.append(self._begin(waiting.popleft(), seen, canary=canary))
-                    if canary:
+                    shards = waiting.popleft()
+                    if canary := canaries > 0 and not self._done:  # those before were moved away, or their server went
+                        waiting.extendleft([shards[canaries:]] if shards[canaries:] else [])
+                    under_way.append(self._begin(shards[:canaries] if canary else shards, seen, canary=canary))
+                    if canary and not told:
                         self._pending(seen, list(waiting)[1:])
-                    canary = False
+                        told = True
                 else:
                     self._listen(under_way, seen)
                 while under_way and under_way[0].over:

@@ -17,7 +17,7 @@ from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 
 from shardkit.core.fleet import Step, Version
-from shardkit.errors import MigrationError, NoDowngradeError, TwoHeadsError, UnknownRevisionError
+from shardkit.errors import MigrationError, NoDowngradeError, ShardKitError, TwoHeadsError, UnknownRevisionError
 from shardkit.schema.trees import tree_config
 
 Direction = Literal["up", "down"]
@@ -30,7 +30,7 @@ class Tree:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.config: Config = tree_config(directory)
-        with _as_ours(f"the tree {directory.name}"):
+        with as_ours(f"the tree {directory.name}"):
             self.script = ScriptDirectory.from_config(self.config)
             heads = self.script.get_heads()
         if len(heads) > 1:
@@ -69,12 +69,12 @@ class Tree:
 
     def _find(self, version: Version, target: str | None, direction: Direction) -> tuple[Step, ...] | None:
         try:
-            known = {v for v in version if self.script.get_revision(v) is not None}
+            known = {v for v in version if (one := self.script.get_revision(v)) is not None and one.revision == v}
         except (CommandError, RevisionError, KeyError):
             return None
         if known != set(version):
             return None
-        with _as_ours(f"the way from {', '.join(version) or 'base'} to {target or 'base'}"):
+        with as_ours(f"the way from {', '.join(version) or 'base'} to {target or 'base'}"):
             if direction == "up":
                 found = self.script._upgrade_revs(target, version) if target else []  # type: ignore[arg-type]  # takes a tuple too
             elif target is not None and target not in self.applied(version):
@@ -133,11 +133,14 @@ def _has_code(function: Any) -> bool:
 
 
 @contextmanager
-def _as_ours(what: str) -> Iterator[None]:
-    """Alembic's errors, and its warnings about duplicate or missing revisions, as ours."""
+def as_ours(what: str) -> Iterator[None]:
+    """Errors of Alembic and of the tree's own code, and warnings about duplicate or missing revisions, as ours."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             yield
-    except (CommandError, RevisionError, UserWarning, KeyError, SyntaxError, ImportError, AttributeError) as exc:
-        raise MigrationError(f"{what} cannot be used: {exc}; nothing was done") from exc
+    except ShardKitError:
+        raise
+    except Exception as exc:
+        said = str(exc) if isinstance(exc, CommandError | RevisionError | UserWarning) else f"{type(exc).__name__}: {exc}"
+        raise MigrationError(f"{what} cannot be used: {said}; nothing was done") from exc

@@ -14,7 +14,7 @@ WITH rel AS (
     SELECT schema, prefix, 0, 'sequence', name, name,
            format('%%s %%s %%s %%s %%s %%s', format_type(seqtypid, NULL), seqstart, seqincrement, seqmin, seqmax, seqcycle),
            format('CREATE SEQUENCE %%s AS %%s INCREMENT %%s MINVALUE %%s MAXVALUE %%s START %%s CACHE %%s%%s', name,
-                  format_type(seqtypid, NULL), seqincrement, seqmin, seqmax, seqstart, seqcache, CASE WHEN seqcycle THEN ' CYCLE' ELSE '' END),
+                  format_type(seqtypid, NULL), seqincrement, seqmin, seqmax, seqstart, seqcache, CASE WHEN seqcycle THEN ' CYCLE' ELSE ' NO CYCLE' END),
            format('DROP SEQUENCE %%s', name)
     FROM rel JOIN pg_sequence ON seqrelid = oid
     WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = rel.oid AND d.deptype = 'i')

@@ -45,6 +45,14 @@ SELECT EXISTS (SELECT FROM pg_subscription s JOIN pg_database d ON d.oid = s.sub
 -- A slot: whose it is, and how much WAL it holds back.
 SELECT active_pid, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint, wal_status FROM pg_replication_slots WHERE slot_name = %(name)s
 
+-- number_now --
+-- A transaction number higher than all that were given before.
+SELECT pg_current_xact_id()::text
+
+-- all_ended --
+-- Whether every transaction up to a number has ended, for whoever looks from now on.
+SELECT pg_snapshot_xmin(pg_current_snapshot()) > %(number)s::text::xid8
+
 -- create_slot --
 -- A slot from here on.
 SELECT pg_create_logical_replication_slot(%(name)s, 'pgoutput')

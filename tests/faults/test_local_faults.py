@@ -13,11 +13,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from locallab import empty_place, exists, one
 
 import shardkit
+from shardkit.cli import main
 from shardkit.errors import DiskFullError, LocalClusterError
 from shardkit.local import binaries, run_local
+from shardkit.local.control import Control
 from shardkit.local.keeper import children
 
 ROOT = Path(shardkit.__file__).parents[1]
@@ -240,3 +243,19 @@ def test_a_normal_user_needs_nothing_special(eventually):
         process.wait()
         eventually(lambda: not any(exists(pid) for pid in cluster["pids"].values()))
         eventually(lambda: not Path(cluster["home"]).exists())
+
+
+def test_start_that_failed_by_its_settings_does_not_spoil_the_next(home):
+    run_local(servers=1, redis=False, data_dir=home, trust=True, fast=True).down()
+    with pytest.raises(LocalClusterError):
+        run_local(servers=2, redis=False, data_dir=home, trust=True, fast=True, settings={"work_mem": "lots"})
+    with run_local(servers=1, redis=False, data_dir=home, trust=True, fast=True) as cluster:
+        assert list(cluster.running()) == ["pg1"]
+
+
+def test_down_ends_the_keeper_of_a_start_that_was_killed_at_once(home):
+    home.mkdir()
+    Control.launch(home, owned=False)
+    told = CliRunner().invoke(main, ["local", "down", "--data-dir", str(home)])
+    assert told.exit_code == 0, told.output
+    assert keeper_of(home) is None

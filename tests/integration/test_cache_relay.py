@@ -208,6 +208,20 @@ def test_what_was_stored_before_the_slot_is_forgotten(kit, psql, key, request):
             relay.run_once()
 
 
+def test_it_follows_a_server_to_its_new_address(fleet, kit, relay, psql, key, request):
+    server = kit.locate(TENANT).server
+    with fleet.at_another_address(server):
+        kit.refresh()
+        relay.prepare()
+        assert "localhost" in relay._feeds[server].url
+        assert seen(kit, key, request.node.name) == ("first", "first")
+        psql.execute("UPDATE photos SET title = 'by hand' WHERE id = %s", (key,))
+        assert relay.run_once() > 0
+        assert seen(kit, key, request.node.name) == ("by hand", "by hand")
+    kit.refresh()
+    relay.prepare()
+
+
 def test_it_follows_until_it_is_told_to_stop(kit, relay, psql, key, request, eventually):
     stop = threading.Event()
     thread = threading.Thread(target=relay.run, args=(stop,))

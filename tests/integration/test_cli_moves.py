@@ -103,6 +103,13 @@ def followers(shardkit):
     return sorted(one["id"] for one in json.loads(shardkit("moves", "list", "--json").stdout))
 
 
+def test_json_of_many_moves_is_all_there_is_on_stdout(settings, shardkit):
+    done = shardkit("drain", "pg2", "--yes", "--json")
+    news = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["error"] for one in news if "error" in one] == [None, None]
+    assert "SHARD" in done.stderr
+
+
 def test_shards_that_were_drained_soak_and_are_finished_together(settings, shardkit, monkeypatch):
     many = current_map(settings).shards_on("pg2")
     shardkit("drain", "pg2", "--yes", "--soak")
@@ -163,6 +170,17 @@ def test_a_plan_counts_the_shards_that_soak_where_they_are(settings, shardkit):
     assert json.loads(shardkit("plan", "--json").stdout)["moves"] == []  # though the soaking ones cannot be moved now
     assert "has a move that has not ended" in shardkit("move", 0, "--to", other(settings, 0), "--dry-run", code=1).output
     shardkit("moves", "finish", "--all", "--yes")
+
+
+def test_a_new_address_names_the_moves_that_follow_the_old_one(settings, shardkit):
+    there = other(settings, 0)
+    was = current_map(settings).server(there).dsn
+    shardkit("move", 0, "--to", there, "--yes")
+    (move,) = json.loads(shardkit("moves", "list", "--json").stdout)
+    said = shardkit("server", "change", there, "--url", was.replace("127.0.0.1", "localhost"), "--yes").output
+    assert f"not ended: moves {move['id']}." in said
+    shardkit("moves", "finish", move["id"], "--yes")
+    assert "not ended" not in shardkit("server", "change", there, "--url", was, "--yes").output
 
 
 def test_a_drain_names_the_shards_it_has_to_leave_and_does_not_end_as_if_done(settings, shardkit):

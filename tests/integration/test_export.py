@@ -41,6 +41,30 @@ def test_csv_and_jsonl_hold_all_rows(fleet, expected, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o.csv", "o.jsonl"]
 
 
+def test_postgresql_reads_back_what_csv_has(fleet, tmp_path):
+    """NULL and an empty text are two things, as in PostgreSQL's own CSV."""
+    odd = r"""(1, NULL, 0.5::float8), (2, '', 'NaN'), (3, '\.', '-Infinity'), (4, E'a "b",\r\n', 'Infinity'), (5, ' ', NULL)"""
+    query = f"SELECT * FROM (VALUES {odd}) AS odd (n, t, f)"
+    export.export(fleet.settings(), query, tmp_path / "odd.csv", format="csv")
+    with fleet.admin() as connection:
+        connection.execute("CREATE TEMP TABLE odd (n int, t text, f float8)")
+        with connection.cursor().copy("COPY odd FROM STDIN (FORMAT csv, HEADER)") as copy:
+            copy.write((tmp_path / "odd.csv").read_bytes())
+        same = f"SELECT count(*) FROM odd JOIN ({query}) o USING (n) WHERE (odd.*) IS NOT DISTINCT FROM (o.n, o.t, o.f)"
+        assert connection.execute(same).fetchone() == (5 * len(fleet.map.placements),)
+
+
+def test_jsonl_is_json_also_where_a_float_is_no_number(fleet, tmp_path):
+    query = "SELECT 'NaN'::float8 AS f, ARRAY['-Infinity', 1]::float8[] AS many, 0.25::float8 AS plain"
+    export.export(fleet.settings(), query, tmp_path / "f.jsonl", format="jsonl")
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    rows = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "f.jsonl").read_text("utf-8").splitlines()]
+    assert rows == [{"f": "NaN", "many": ["-Infinity", 1.0], "plain": 0.25}] * len(fleet.map.placements)
+
+
 def test_parquet_holds_all_rows(fleet, expected, tmp_path):
     dataset = pytest.importorskip("pyarrow.dataset")
     assert export.export(fleet.settings(), QUERY, tmp_path / "o", format="parquet") == 90
@@ -107,3 +131,23 @@ def test_the_command_writes_the_file(fleet, expected, tmp_path):
     assert found.exit_code == 0, found.output
     assert "90 rows" in found.stderr
     assert csv_rows(tmp_path / "o.csv") == expected
+
+
+def test_an_export_whose_file_was_taken_away_does_not_go_on(fleet, expected, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(export._Lines, "finish", lambda _self: (_ for _ in ()).throw(KeyboardInterrupt))
+        export.export(fleet.settings(), QUERY, tmp_path / "o.csv", format="csv")
+    (tmp_path / "o.csv").unlink()
+    with pytest.raises(SettingsError, match="shorter than what was written"):
+        export.export(fleet.settings(), QUERY, tmp_path / "o.csv", format="csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["o.csv.progress"]
+    (tmp_path / "o.csv.progress").unlink()
+    assert export.export(fleet.settings(), QUERY, tmp_path / "o.csv", format="csv") == 90
+    assert csv_rows(tmp_path / "o.csv") == expected
+
+
+def test_a_file_that_cannot_be_written_is_said_in_one_line(fleet, tmp_path):
+    environment = {"SHARDKIT_CATALOG_URL": fleet.catalog_url, "SHARDKIT_CONFIG": None}
+    result = CliRunner().invoke(main, ["export", QUERY, "-o", str(tmp_path / "none" / "o.csv")], env=environment)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "cannot be written: No such file or directory" in result.stderr

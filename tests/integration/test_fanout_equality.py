@@ -224,7 +224,7 @@ def test_without_order_the_rows_are_the_same(lab, where) -> None:
 def test_the_comparison_finds_a_wrong_merge(lab, monkeypatch) -> None:
     """Planted: a merge that puts NULLs at the other end."""
     monkeypatch.setattr(
-        "shardkit.orm.fanexpr.OrderKey", lambda column, descending, first: OrderKey(column, descending, not first)
+        "shardkit.orm.fanexpr.OrderKey", lambda at, down, first, **other: OrderKey(at, down, not first, **other)
     )
     statement = select(Item.i.label("planted")).where(Item.world == 4).order_by(Item.i, Item.id).limit(500)
     with pytest.raises(AssertionError):

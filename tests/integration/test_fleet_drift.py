@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 
 from shardkit.schema.drift import check_fleet
@@ -10,7 +11,8 @@ from tests.integration.fleetlab import FleetLab
 TABLES = """
 op.execute('''
 CREATE TABLE customers (
-    id bigint PRIMARY KEY DEFAULT next_id(), tenant_id text NOT NULL, name text DEFAULT 'nobody', age integer
+    id bigint PRIMARY KEY DEFAULT next_id(), tenant_id text NOT NULL, name text DEFAULT 'nobody', age integer,
+    "Shoe size" integer
 );
 CREATE TABLE orders (
     id bigint PRIMARY KEY DEFAULT next_id(), customer bigint NOT NULL, total numeric(10, 2) CHECK (total >= 0),
@@ -46,6 +48,8 @@ DRIFTS = {
     "row security": "ALTER TABLE customers DISABLE ROW LEVEL SECURITY",
     "sequence": "DROP SEQUENCE tickets",
     "other sequence": "DROP SEQUENCE tickets; CREATE SEQUENCE tickets AS bigint START 5",
+    "type of a column with an odd name": 'ALTER TABLE customers ALTER COLUMN "Shoe size" TYPE bigint',
+    "unlogged": "ALTER TABLE orders SET UNLOGGED",
     "view": "CREATE OR REPLACE VIEW rich AS SELECT id FROM orders WHERE total > 101",
 }
 
@@ -69,6 +73,27 @@ def test_all_kinds_of_drift_are_found_and_the_sql_repairs_them(lab):
             connection.execute("\n".join(drifts[0].differences))
         left, _ = check_fleet(lab.settings, lab.tree)
         assert left == [], (name, drifts[0].differences, left)
+
+
+def test_repairing_takes_neither_rows_nor_numbers(lab):
+    with lab.shard(2) as connection:
+        connection.execute("INSERT INTO customers (id, tenant_id) VALUES (1, 'acme'); INSERT INTO orders (customer) VALUES (1)")
+        connection.execute("ALTER TABLE orders SET UNLOGGED; SELECT setval('tickets', 700); ALTER SEQUENCE tickets AS bigint")
+    drifts, _ = check_fleet(lab.settings, lab.tree)
+    with lab.shard(2) as connection:
+        connection.execute("\n".join(drifts[0].differences))
+        assert connection.execute("SELECT nextval('tickets'), count(*) FROM orders").fetchone() == (701, 1)
+    assert check_fleet(lab.settings, lab.tree)[0] == []
+
+
+def test_what_is_shared_by_all_shards_has_not_drifted(lab):
+    """A login may have a path that leads elsewhere too: how names are told must not depend on it."""
+    for url in lab.databases.servers.values():
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CREATE TYPE public.mood AS ENUM ('good', 'bad')")
+    lab.revise("b", "op.execute(\"ALTER TABLE orders ADD COLUMN mood public.mood DEFAULT 'good'\")")
+    lab.migrate()
+    assert check_fleet(lab.settings, lab.tree) == ([], 4)
 
 
 def test_shard_that_is_behind_has_not_drifted(lab):

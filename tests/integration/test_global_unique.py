@@ -71,6 +71,22 @@ def test_a_second_row_with_the_key_is_refused_in_any_shard(kit):
         kit.locate_by(User.name, "x")
 
 
+def test_a_flush_that_was_refused_can_be_mended_and_tried_again(kit):
+    join(kit, "ann", "taken@example.org")
+    with kit.begin("bob") as s:
+        s.add_all([User(email="free@example.org"), other := User(email="taken@example.org")])
+        with pytest.raises(KeyTakenError):
+            s.flush()
+        other.email = "spare@example.org"
+        s.flush()
+        s.add(User(email="free@example.org"))
+        with pytest.raises(KeyTakenError):
+            s.flush()
+        s.expunge(next(iter(s.new)))
+    assert len(owners(kit, "free@example.org")) == len(owners(kit, "spare@example.org")) == 1
+    assert kit.locate_by(User.email, "free@example.org") == kit.locate("bob")
+
+
 def test_nulls_are_not_compared_and_a_change_frees_the_old_key(kit):
     for tenant in ("ann", "bob"):
         join(kit, tenant, None)

@@ -28,6 +28,7 @@ from shardkit.core.fleet import (
     waves,
     why_behind,
 )
+from shardkit.errors import SettingsError
 
 LINE = ("a", "b", "c")
 
@@ -171,3 +172,18 @@ def test_all_lock_waits_of_a_transaction_fit_the_budget(statements):
 @given(st.integers(1, 50), st.floats(0, 1))
 def test_pauses_grow_and_end(attempt, chance):
     assert 0 < pause_s(attempt, chance=chance) <= 5
+
+
+def test_shard_that_was_left_out_is_waited_for_by_nobody_whatever_else_it_is():
+    shards = [found(1, ("a",), Why.MOVING), found(2, ("zzz",)), found(3, None, Why.DOWN), found(4, ("a",)), found(5, ("c",))]
+    result = plan(shards, path, Options(only=frozenset({4, 5})))
+    assert {one.shard: one.why for one in result.behind} == {1: Why.LEFT_OUT, 2: Why.LEFT_OUT}
+    assert (result.waves, result.current) == (((4,),), 1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"patience_s": float("nan")}, {"patience_s": float("inf")}, {"moves_wait_s": -1.0}, {"budget_ms": 10**12}]
+)
+def test_waits_without_an_end_are_refused(wrong):
+    with pytest.raises(SettingsError, match="nothing was done"):
+        Options(**wrong)

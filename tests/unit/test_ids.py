@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardkit.cli import main
 from shardkit.core import names
 from shardkit.core.ids import EPOCH_MS, MAX_ID, IdParts, check_id, pack, shard_of_id, unpack
 from shardkit.db.shard_objects import shard_objects
@@ -73,3 +75,10 @@ def test_a_schema_of_another_shard_gets_no_ids(schema: str) -> None:
 
 def test_a_shards_own_schema_is_accepted() -> None:
     assert '"s0291_e17"."shardkit_ids"' in shard_objects(291, names.schema_name(291, 17)).as_string()
+
+
+@pytest.mark.parametrize("given", ["0x5", "-1", "٣", "9" * 20, "9" * 5000])
+def test_what_is_no_id_is_wrong_usage_of_the_command(given) -> None:
+    result = CliRunner().invoke(main, ["id", "decode", "--", given])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "an id is a whole number above 0" in result.stderr

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import stat
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from shardkit.errors import (
     SettingsError,
     UnknownServerError,
 )
-from shardkit.local import binaries, build, nobody
+from shardkit.local import binaries, build, control, nobody
 from shardkit.local.cluster import LocalCluster
 from shardkit.local.control import Control, failure, tail
 from shardkit.local.ports import check_free, free_ports
@@ -254,3 +256,64 @@ def test_programs_out_of_reach_are_copied_once(tmp_path, monkeypatch):
 def test_state_file_is_json_with_a_format(tmp_path):
     STATE.save(tmp_path)
     assert json.loads((tmp_path / "cluster.json").read_text())["format"] == 1
+
+
+@contextlib.contextmanager
+def keeper_that(home, *answers):
+    """Stands in for the keeper of *home*: gives each answer to one connection (None: hangs up), and no other one."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(home / "keeper.sock"))
+        listener.listen()
+
+        def serve():
+            for said in answers:
+                connection, _ = listener.accept()
+                with connection:
+                    if said is not None:
+                        connection.recv(4096)
+                        connection.sendall(said)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+def test_keeper_that_hangs_up_is_asked_again(tmp_path):
+    with keeper_that(tmp_path, None, b'{"running": {"pg1": 7}}\n'):
+        assert Control(tmp_path).running() == {"pg1": 7}
+
+
+def test_keeper_that_does_not_answer_is_not_taken_for_none(tmp_path, monkeypatch):
+    """A second one would be started beside it, and would end its servers."""
+    monkeypatch.setattr(control, "ASK_TIMEOUT_S", 0.05)
+    with keeper_that(tmp_path), pytest.raises(LocalClusterError, match="does not answer"):
+        Control(tmp_path).running()
+
+
+def test_program_for_another_machine_is_passed_over(tmp_path):
+    for name in ("postgres", "initdb"):
+        (tmp_path / name).write_bytes(b"\x7fnot for here")
+        (tmp_path / name).chmod(0o755)
+    assert binaries._usable(tmp_path) is None
+
+
+@pytest.mark.parametrize("request_line", [b"[]\n", b'{"do": "dance"}\n', b'{"do": "start"}\n', b"{}\n", b"5\n"])
+def test_nonsense_does_not_end_the_keeper(tmp_path, request_line):
+    running = Control.launch(tmp_path, owned=False)
+    try:
+        with running._connect() as connection:
+            connection.sendall(request_line)
+            connection.recv(4096)
+        assert running.running() == {}
+    finally:
+        running.down()
+
+
+def test_server_whose_log_cannot_be_written_is_no_second_keeper(tmp_path, eventually):
+    running = Control.launch(tmp_path, owned=False)
+    try:
+        running.ask("start", name="pg1", argv=["/bin/true"], log=str(tmp_path / "nowhere" / "pg1.log"))
+        eventually(lambda: running.ask("status")["codes"].get("pg1") is not None)
+    finally:
+        running.down()

@@ -6,7 +6,7 @@ import pytest
 from fleet import Order
 from sqlalchemy import select, text
 
-from shardkit.errors import NoTenantError
+from shardkit.errors import FanOutError, NoTenantError
 
 
 async def note(session, effect):
@@ -95,6 +95,63 @@ async def test_an_effect_that_fails_holds_back_its_pair_only(kit, tenant, caplog
     broken.clear()
     await drained(kit)
     assert await arrived(kit, receiver) == [1, 2, 3]
+
+
+async def test_effects_held_back_do_not_take_the_places_of_others(kit, tenant, caplog):
+    sender, bad, good = f"{tenant}-from", f"{tenant}-bad", f"{tenant}-good"
+    async with kit.begin(sender) as s:
+        for _ in range(5):
+            await kit.outbox.send(s, to=bad, kind="bad")
+        for number in range(5):
+            await kit.outbox.send(s, to=good, kind="good", payload=number)
+    got = []
+
+    async def fails(session, effect):
+        got.append("bad")
+        raise RuntimeError("planted")
+
+    async def works(session, effect):
+        got.append(effect.payload)
+
+    assert await kit.outbox.deliver({"bad": fails, "good": works}, limit=3) == 3
+    assert await kit.outbox.deliver({"bad": fails, "good": works}, limit=3) == 2
+    assert got == ["bad", 0, 1, 2, "bad", 3, 4]
+    assert "planted" in caplog.text
+
+    async def skips(session, effect):
+        pass
+
+    assert await kit.outbox.deliver({"bad": skips}) == 5
+
+
+async def test_effects_of_servers_that_answer_are_delivered(open_kit, caplog):
+    """One of two servers is down: the effects in its outboxes wait, those of the other one are delivered."""
+    whole, partly = open_kit(), open_kit(servers={"pg2": "postgresql://postgres@127.0.0.1:9/none"})
+    names = [f"outage-{n}" for n in range(200)]
+    here, there = (next(n for n in names if whole.locate(n).server == server) for server in ("pg1", "pg2"))
+    for name in (here, there):
+        async with whole.begin(name) as s:
+            await whole.outbox.send(s, to=name, kind="note")
+    got = []
+
+    async def note(session, effect):
+        got.append(effect.to_tenant)
+
+    assert await partly.outbox.deliver({"note": note}) == 1
+    assert got == [here]
+    assert "left for the next time" in caplog.text
+    assert await whole.outbox.deliver({"note": note}) == 1
+    assert got == [here, there]
+
+
+async def test_a_worker_outlives_the_servers(open_kit, caplog):
+    dead = "postgresql://postgres@127.0.0.1:9/none"
+    kit = open_kit(servers={"pg1": dead, "pg2": dead})
+    rounds = iter([False, False, True])
+    await kit.outbox.work({}, until=lambda: next(rounds), every_s=0)
+    assert caplog.text.count("that is tried again") == 2
+    with pytest.raises(FanOutError):
+        await kit.outbox.deliver({})
 
 
 async def test_a_tenant_sees_its_own_outbox_only(kit, neighbours):

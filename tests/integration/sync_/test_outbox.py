@@ -7,7 +7,7 @@ import pytest
 from fleet import Order
 from sqlalchemy import select, text
 
-from shardkit.errors import NoTenantError
+from shardkit.errors import FanOutError, NoTenantError
 
 
 def note(session, effect):
@@ -96,6 +96,63 @@ def test_an_effect_that_fails_holds_back_its_pair_only(kit, tenant, caplog):
     broken.clear()
     drained(kit)
     assert arrived(kit, receiver) == [1, 2, 3]
+
+
+def test_effects_held_back_do_not_take_the_places_of_others(kit, tenant, caplog):
+    sender, bad, good = f"{tenant}-from", f"{tenant}-bad", f"{tenant}-good"
+    with kit.begin(sender) as s:
+        for _ in range(5):
+            kit.outbox.send(s, to=bad, kind="bad")
+        for number in range(5):
+            kit.outbox.send(s, to=good, kind="good", payload=number)
+    got = []
+
+    def fails(session, effect):
+        got.append("bad")
+        raise RuntimeError("planted")
+
+    def works(session, effect):
+        got.append(effect.payload)
+
+    assert kit.outbox.deliver({"bad": fails, "good": works}, limit=3) == 3
+    assert kit.outbox.deliver({"bad": fails, "good": works}, limit=3) == 2
+    assert got == ["bad", 0, 1, 2, "bad", 3, 4]
+    assert "planted" in caplog.text
+
+    def skips(session, effect):
+        pass
+
+    assert kit.outbox.deliver({"bad": skips}) == 5
+
+
+def test_effects_of_servers_that_answer_are_delivered(open_kit, caplog):
+    """One of two servers is down: the effects in its outboxes wait, those of the other one are delivered."""
+    whole, partly = open_kit(), open_kit(servers={"pg2": "postgresql://postgres@127.0.0.1:9/none"})
+    names = [f"outage-{n}" for n in range(200)]
+    here, there = (next(n for n in names if whole.locate(n).server == server) for server in ("pg1", "pg2"))
+    for name in (here, there):
+        with whole.begin(name) as s:
+            whole.outbox.send(s, to=name, kind="note")
+    got = []
+
+    def note(session, effect):
+        got.append(effect.to_tenant)
+
+    assert partly.outbox.deliver({"note": note}) == 1
+    assert got == [here]
+    assert "left for the next time" in caplog.text
+    assert whole.outbox.deliver({"note": note}) == 1
+    assert got == [here, there]
+
+
+def test_a_worker_outlives_the_servers(open_kit, caplog):
+    dead = "postgresql://postgres@127.0.0.1:9/none"
+    kit = open_kit(servers={"pg1": dead, "pg2": dead})
+    rounds = iter([False, False, True])
+    kit.outbox.work({}, until=lambda: next(rounds), every_s=0)
+    assert caplog.text.count("that is tried again") == 2
+    with pytest.raises(FanOutError):
+        kit.outbox.deliver({})
 
 
 def test_a_tenant_sees_its_own_outbox_only(kit, neighbours):
