@@ -82,9 +82,7 @@ class _Body:
 def _asked(environ: Mapping[str, Any]) -> Asked:
     headers = {name[5:].replace("_", "-").lower(): str(value) for name, value in environ.items() if name.startswith("HTTP_")}
     host = host_of(headers.get("host", str(environ.get("SERVER_NAME", ""))))
-    path = (
-        str(environ.get("PATH_INFO", "")).encode("latin-1", "replace").decode("utf-8", "replace")
-    )  # PEP 3333: bytes as Latin-1
+    path = str(environ.get("PATH_INFO", "")).encode("latin-1", "replace").decode("utf-8", "replace")  # bytes, says PEP 3333
     return Asked(path or "/", host, headers)
 
 

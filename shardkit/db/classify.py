@@ -133,7 +133,7 @@ def _classify(clause: Any, statement: str) -> Kind:
         if isinstance(part, TextClause | TextualSelect):
             plain, lasting, raw = False, False, raw or part is clause or isinstance(part, TextualSelect)
             cached |= _named(statement)
-            inner |= _named(part.element.text) if isinstance(part, TextualSelect) else frozenset()
+            inner |= _named(str(part.element)) if isinstance(part, TextualSelect) else frozenset()
         elif isinstance(part, UpdateBase):
             plain, writes = False, True
             written = {getattr(part.table, "name", "")} & CACHED_TABLES

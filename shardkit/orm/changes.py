@@ -74,7 +74,7 @@ def look_ahead(session: Session, changes: Changes) -> None:
         entity = table.info.get(INFO)
         if entity is not None and state not in changes.before and _hides_old(state, entity, is_delete=True):
             changes.before[state] = _before(session, state, entity)
-        for parent in filter(dependents, state.mapper.tables):
+        for parent in _parents(state.mapper):
             row = {e.column: _attribute(state, e.column) for fk in dependents(parent) for e in fk.elements}
             session.connection().execute(
                 select(*parent.primary_key.columns).where(*(c == v for c, v in row.items())).with_for_update()
@@ -144,6 +144,10 @@ def _acting(table: Table, on: str) -> list[ForeignKeyConstraint]:
     ]
 
 
+def _parents(mapper: Mapper[Any]) -> list[Table]:
+    return [table for table in mapper.tables if isinstance(table, Table) and dependents(table)]
+
+
 def _told_to_follow(table: Any, is_changed: Callable[[Column[Any]], bool]) -> Iterator[str]:
     """Cached tables whose rows PostgreSQL changes when those columns of *table* that foreign keys refer to are updated."""
     if isinstance(table, Table):
@@ -187,7 +191,7 @@ def gather(session: Session, context: UOWTransaction, changes: Changes) -> None:
         if entity is not None:
             _gather_one(session, state, entity, changes, is_delete=is_delete)
         if is_delete and state not in session._deleted:
-            for fk in chain.from_iterable(map(dependents, state.mapper.tables)):
+            for fk in chain.from_iterable(map(dependents, _parents(state.mapper))):
                 changes.unknown |= cached_below(fk)
 
 

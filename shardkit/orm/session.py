@@ -200,7 +200,7 @@ class RoutedSession(Session):
             self._committing = False
 
     def _is_clean(self) -> bool:
-        """As ever. SQLAlchemy asks it last before COMMIT, when all is flushed and every listener of the program has been heard."""
+        """As ever. SQLAlchemy asks it last before COMMIT, when all is flushed and every listener was heard."""
         clean = super()._is_clean()
         if clean and self._changes is not None and self._changes.committing:
             _settle(self)

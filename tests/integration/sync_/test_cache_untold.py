@@ -262,3 +262,11 @@ def test_named_rows_are_marked_also_where_nothing_else_was_done_for_their_tenant
     with kit.transaction(mine, other) as tx:
         kit.cache.invalidate(Entry, key, session=tx.session(mine))
     assert (kit.cache.get(Entry, key, tenant=mine)).text == "by hand"
+
+
+def test_text_below_another_write_is_stopped(kit, tenant):
+    key = add_photo(kit, tenant)
+    below = text("UPDATE entries SET text = 'raw' RETURNING id").columns(Entry.id).cte("below")
+    with pytest.raises(UnknownKeysError, match="entries"):
+        with kit.begin(tenant) as s:
+            s.execute(update(Photo).where(Photo.id == key).values(title="second").add_cte(below))
