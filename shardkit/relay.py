@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import Column, types
 
 from shardkit._sync.kit import ShardKit
+from shardkit.core.lag import lsn_number
 from shardkit.core.names import RELAY_SESSION, parse_schema
 from shardkit.core.shardmap import Route
 from shardkit.db.connect import server_url
@@ -109,7 +110,8 @@ class Relay:
         return {route.schema: route for route in here if route.server == server}
 
     def _pass(self, server: str, feed: Feed) -> int:
-        routes, done = self._routes(server), 0
+        """What was committed on *server* before this call: one that is always written to must not keep the others waiting."""
+        routes, done, until = self._routes(server), 0, feed.position()
         while True:
             events, end, now = feed.peek()
             changed: dict[str, dict[str, int]] = {}
@@ -127,7 +129,7 @@ class Relay:
                 if names:
                     done += self._kit.cache.overtake(routes[schema], names)
             feed.pass_by(end)
-            if not events:
+            if not events or lsn_number(end) >= until:
                 return done
 
     def _all_of(self, route: Route, tables: Iterable[str], *, xid: int | None = None) -> int:
@@ -171,7 +173,7 @@ def from_text(column: Column[Any], text: str | None) -> Any:
         case types.Boolean():
             return text == "t"
         case types.Enum():
-            return kind.enum_class[text] if kind.enum_class is not None else text
+            return kind._object_value_for_elem(text)  # by its name, or as values_callable says
         case types.String():
             return text
         case types.Uuid():

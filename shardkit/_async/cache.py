@@ -22,6 +22,7 @@ from shardkit.db.forked import in_forked_child
 
 SCRIPT_WAIT_S: Final = 0.5
 """The few that fill, and the writers, wait longer for a connection than the many that read."""
+MARKED_AT_ONCE: Final = 1000
 PROBE_S: Final = 1.0
 FAILURES: Final = 5
 """Failures in a row that open the breaker; silence opens it at once, because it cost somebody time."""
@@ -37,7 +38,7 @@ class Store:
         self._timeout_s, self._failures, self._answered = timeout_s, 0, 0.0
         self.open = False
         """The breaker: while it is open nobody waits for Redis; a background probe closes it."""
-        self._closed = False
+        self.closed = False
         self._batch = colour.Batch(self._get_all)
         in_forked_child(self._after_fork)
 
@@ -92,8 +93,10 @@ class Store:
         return [bool(one) for one in done]
 
     async def mark(self, tag: str, names: Sequence[str], *, xid: int, epoch: int, ttl_ms: int) -> None:
-        """The script MARK."""
-        await self._script(cachescripts.MARK, tag, names, lambda _: (xid, epoch, ttl_ms))
+        """The script MARK, for so many at a time that Redis answers in time."""
+        for start in range(0, len(names), MARKED_AT_ONCE):
+            some = names[start : start + MARKED_AT_ONCE]
+            await self._script(cachescripts.MARK, tag, some, lambda _: (xid, epoch, ttl_ms))
 
     async def scan(self, pattern: str, *, limit: int) -> list[bytes]:
         """Some keys like *pattern*."""
@@ -119,7 +122,7 @@ class Store:
 
     async def close(self) -> None:
         """Close every idle connection and stop probing."""
-        self._closed = True
+        self.closed = True
         with suppress(*TROUBLE, UnreachableError):
             for node in await self._topology.nodes():
                 await node.close()
@@ -171,12 +174,12 @@ class Store:
         self._failures += 1
         silent = time.monotonic() - self._answered > self._timeout_s * 0.9  # nobody else had an answer meanwhile either
         slow = silent and isinstance(exc, redis_errors.TimeoutError | TimeoutError)
-        if not self.open and not self._closed and (slow or self._failures >= FAILURES):
+        if not self.open and not self.closed and (slow or self._failures >= FAILURES):
             self.open = True
             colour.background(self._probe)
 
     async def _probe(self) -> None:
-        while not self._closed:
+        while not self.closed:
             await colour.pause(PROBE_S)
             try:
                 for node in await self._topology.nodes():

@@ -91,7 +91,7 @@ class Filler:
             if not await flight.done.wait(JOIN_S):
                 break
             if flight.filled or (early and flight.loaded):
-                return flight.value
+                return want.again(flight.value)
             found = await self._look_again(tag, want)
             if found[0]:
                 return found[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import text
@@ -30,8 +30,10 @@ class AsyncMarking:
     def __init__(self, store: Store, counts: CacheStats, *, cluster: str, on_down: OnDown, marker_ttl_ms: int) -> None:
         self._store, self._counts, self._cluster = store, counts, cluster
         self._on_down, self._ttl_ms = on_down, marker_ttl_ms
-        self.debts: set[int] = set()
-        """Shards in which this process has left outbox rows."""
+        self.debts: dict[int, int] = {}
+        """Shards in which this process has left outbox rows, with the last transaction that did."""
+        self.on_debt: Callable[[], object] = int
+        """Called where one was left though Redis is asked: no recovery of it will come."""
 
     def place(self, driver: Any, names: set[str]) -> None:
         """Mark *names* with the transaction open on *driver*."""
@@ -56,7 +58,9 @@ class AsyncMarking:
             if self._on_down == "outbox":
                 await driver.execute(_SQL["put"], (xid, list(names)))
                 self._counts.outbox += 1
-                self.debts.add(route.shard)
+                self.debts[route.shard] = xid
+                if not self._store.open:
+                    self.on_debt()
 
     async def drain(self, session: Any) -> int:
         """Mark the outbox rows of an operator's *session*; the number of rows."""
@@ -71,6 +75,9 @@ class AsyncMarking:
             names = sorted({name for (found,) in rows for name in found})
             at = tag(self._cluster, route.shard)
             await self._store.mark(at, names, xid=xid, epoch=route.epoch, ttl_ms=self._ttl_ms)
+        owed = self.debts.get(session.route.shard)
+        paid = owed is not None and not rows and (await connection.execute(text(_SQL["is_over"]), {"xid": owed})).scalar_one()
         await session.commit()
-        self.debts.discard(session.route.shard)
+        if paid and self.debts.get(session.route.shard) == owed:
+            del self.debts[session.route.shard]
         return len(rows)

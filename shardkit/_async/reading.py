@@ -30,7 +30,7 @@ from shardkit.errors import (
 from shardkit.orm import cacheloads
 from shardkit.orm.cached import Entity, Key, Names, entity_of
 from shardkit.orm.cacheloads import Loaded
-from shardkit.orm.cachescope import by_names, bypasses, inner_of, key_values, knows, owner_of, parameters_of
+from shardkit.orm.cachescope import by_names, bypasses, inner_of, is_changed, key_values, knows, owner_of, parameters_of
 from shardkit.orm.cachevalues import ListValue, RowValue, may_replace
 from shardkit.orm.changes import vouch
 from shardkit.orm.context import TenantContext
@@ -61,6 +61,7 @@ class AsyncCache(Tended):
             self.writer = AsyncMarking(
                 self._store, self.counts, cluster=self._cluster, on_down=settings.cache_on_down, marker_ttl_ms=MARKER_TTL_MS
             )
+            self.writer.on_debt = self._owing
 
     async def get(
         self,
@@ -79,7 +80,12 @@ class AsyncCache(Tended):
         """
         found, how, values = self._parse(entity, key, by)
         inner = inner_of(session)
-        if inner is not None and (with_for_update is not None or bypasses(inner) or knows(inner, found, how, values)):
+        if inner is not None and (
+            with_for_update is not None
+            or bypasses(inner)
+            or knows(inner, found, how, values)
+            or (how is not found.primary and is_changed(inner))
+        ):
             self.counts.bypasses += 1
             loaded: T | None = await pastcache.one(session, found, how, values, with_for_update)
             return loaded
@@ -129,7 +135,7 @@ class AsyncCache(Tended):
             raise CacheDeclarationError(f"{found.name} has no list key {by!r}: declare ListKey({by!r}, limit=...)")
         values = key_values(key)
         found.name_of(how, values, self._tenant(tenant, inner) if found.tenant is not None else None)
-        if inner is not None and (bypasses(inner) or inner._new or inner._dirty_states or inner._deleted):
+        if inner is not None and (bypasses(inner) or is_changed(inner)):
             self.counts.bypasses += 1
             return await pastcache.newest(session, found, how, values)
         tenant = self._tenant(tenant, inner)
@@ -144,7 +150,9 @@ class AsyncCache(Tended):
         keys = await self._through(want, self._route(tenant, inner), load)
         single = len(found.primary.columns) == 1
         rows = await self._rows(found, [k[0] if single else tuple(k) for k in keys], tenant, session, inner)
-        made: Sequence[T] = self._built(found, rows.values(), tenant, inner)
+        places = [found.attributes.index(name) for name in how.attributes]
+        here = [row for row in rows.values() if all(row[at] == value for at, value in zip(places, values, strict=True))]
+        made: Sequence[T] = self._built(found, here, tenant, inner)  # a row may have left the list since that was read
         return made
 
     async def invalidate(

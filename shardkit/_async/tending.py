@@ -11,8 +11,8 @@ from typing import Any, Final
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from shardkit._async import verifying
-from shardkit._async.cache import Store
+from shardkit._async import colour, verifying
+from shardkit._async.cache import PROBE_S, Store
 from shardkit._async.marking import MARKER_TTL_MS, AsyncMarking
 from shardkit._async.nodes import UnreachableError
 from shardkit.catalog.router import Router
@@ -44,6 +44,7 @@ class Tended:
         self.counts = CacheStats()
         self.writer: AsyncMarking | None = None
         self._store: Store | None = None
+        self._repaying = False
 
     def stats(self) -> CacheStats:
         """A copy of this process' counters; asks nobody."""
@@ -115,15 +116,28 @@ class Tended:
         for shard in sorted(self._router.map.placements) if shards is None else shards:
             async with self._session(None, shard=shard) as session:
                 try:
-                    done += await self.writer.drain(session)
+                    while some := await self.writer.drain(session):
+                        done += some
                 except UnreachableError as exc:
                     raise CacheUnavailableError("Redis did not take the markers: their outbox rows stay, try again") from exc
         return done
 
+    def _owing(self) -> None:
+        if not self._repaying:
+            self._repaying = True
+            colour.background(self._recovered)
+
     async def _recovered(self) -> None:
-        if self.writer is not None:
-            with suppress(CacheUnavailableError, DBAPIError, ServerError):  # the debts stay, for the next time
-                await self.drain(sorted(self.writer.debts))
+        """Pay this process' debts, as long as Redis is there; a row is seen when its transaction has ended."""
+        store, writer = self._store, self.writer
+        try:
+            while store is not None and writer is not None and writer.debts and not (store.open or store.closed):
+                with suppress(CacheUnavailableError, DBAPIError, ServerError):  # the debts stay, for the next time
+                    await self.drain(sorted(writer.debts))
+                if writer.debts:
+                    await colour.pause(PROBE_S)
+        finally:
+            self._repaying = False
 
     async def close(self) -> None:
         """Close the connections to Redis."""

@@ -72,7 +72,7 @@ class AsyncTransaction:
     async def _commit(self) -> None:
         for session in self._sessions.values():
             await session.flush()
-        begun = [session for session in self._sessions.values() if session.in_transaction()]
+        begun = [session for session in self._sessions.values() if session.in_transaction() or inner_of(session).changes]
         wrote = begun if len(begun) == 1 else [session for session in begun if await session.scalar(_WROTE)]
         lost: list[AsyncRoutedSession] = []
         if len(wrote) > 1:

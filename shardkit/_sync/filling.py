@@ -92,7 +92,7 @@ class Filler:
             if not flight.done.wait(JOIN_S):
                 break
             if flight.filled or (early and flight.loaded):
-                return flight.value
+                return want.again(flight.value)
             found = self._look_again(tag, want)
             if found[0]:
                 return found[1]

@@ -12,8 +12,8 @@ from typing import Any, Final
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from shardkit._sync import verifying
-from shardkit._sync.cache import Store
+from shardkit._sync import colour, verifying
+from shardkit._sync.cache import PROBE_S, Store
 from shardkit._sync.marking import MARKER_TTL_MS, Marking
 from shardkit._sync.nodes import UnreachableError
 from shardkit.catalog.router import Router
@@ -45,6 +45,7 @@ class Tended:
         self.counts = CacheStats()
         self.writer: Marking | None = None
         self._store: Store | None = None
+        self._repaying = False
 
     def stats(self) -> CacheStats:
         """A copy of this process' counters; asks nobody."""
@@ -116,15 +117,28 @@ class Tended:
         for shard in sorted(self._router.map.placements) if shards is None else shards:
             with self._session(None, shard=shard) as session:
                 try:
-                    done += self.writer.drain(session)
+                    while some := self.writer.drain(session):
+                        done += some
                 except UnreachableError as exc:
                     raise CacheUnavailableError("Redis did not take the markers: their outbox rows stay, try again") from exc
         return done
 
+    def _owing(self) -> None:
+        if not self._repaying:
+            self._repaying = True
+            colour.background(self._recovered)
+
     def _recovered(self) -> None:
-        if self.writer is not None:
-            with suppress(CacheUnavailableError, DBAPIError, ServerError):  # the debts stay, for the next time
-                self.drain(sorted(self.writer.debts))
+        """Pay this process' debts, as long as Redis is there; a row is seen when its transaction has ended."""
+        store, writer = self._store, self.writer
+        try:
+            while store is not None and writer is not None and writer.debts and not (store.open or store.closed):
+                with suppress(CacheUnavailableError, DBAPIError, ServerError):  # the debts stay, for the next time
+                    self.drain(sorted(writer.debts))
+                if writer.debts:
+                    colour.pause(PROBE_S)
+        finally:
+            self._repaying = False
 
     def close(self) -> None:
         """Close the connections to Redis."""

@@ -73,7 +73,7 @@ class Transaction:
     def _commit(self) -> None:
         for session in self._sessions.values():
             session.flush()
-        begun = [session for session in self._sessions.values() if session.in_transaction()]
+        begun = [session for session in self._sessions.values() if session.in_transaction() or inner_of(session).changes]
         wrote = begun if len(begun) == 1 else [session for session in begun if session.scalar(_WROTE)]
         lost: list[RoutedSession] = []
         if len(wrote) > 1:

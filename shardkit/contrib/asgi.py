@@ -57,7 +57,10 @@ class TenantMiddleware:
 
 
 def _asked(scope: Mapping[str, Any]) -> Asked:
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]},{value}" if name in headers else value  # neither of two may pass for the only one
     server = scope.get("server") or ("",)
     return Asked(scope["path"] or "/", host_of(headers.get("host", str(server[0]))), headers)
 

@@ -1,10 +1,11 @@
-"""Django: middleware that makes a request's tenant the current one, in views and in streamed bodies made by them.
+"""Django: middleware that makes a request's tenant the current one in its view.
 
     MIDDLEWARE = [..., "shardkit.contrib.django.TenantMiddleware"]
     SHARDKIT = {"KIT": "shop.db.kit", "TENANT": "shop.tenants.of_request", "EXEMPT": ["/admin", "/health"]}
 
 ``KIT`` names a ShardKit (or a function that gives it) and ``TENANT`` a function from the request to its tenant. Django's own
-models are not routed: what goes through shardkit are SQLAlchemy sessions of the kit.
+models are not routed: what goes through shardkit are SQLAlchemy sessions of the kit. A streamed body is made after the view has
+returned: let it take its tenant along (``with kit.session(tenant)``).
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class TenantMiddleware:
             with self._kit.tenant(self._tenant(request), lock=True):
                 return self._get_response(request)
         except ShardKitError as exc:
-            return _said(exc)
+            if (said := _said(exc)) is None:
+                raise
+            return said
 
     async def _respond_async(self, request: HttpRequest) -> HttpResponseBase:
         if is_exempt(request.path, self._exempt):
@@ -60,17 +63,13 @@ class TenantMiddleware:
             with self._kit.tenant(self._tenant(request), lock=True):
                 return await self._get_response(request)
         except ShardKitError as exc:
-            return _said(exc)
+            if (said := _said(exc)) is None:
+                raise
+            return said
 
     def process_exception(self, _request: HttpRequest, error: Exception) -> HttpResponseBase | None:
         """The answer to an error of a view; None leaves it to Django."""
-        answer = answer_to(error)
-        if answer is None:
-            return None
-        headers = {} if answer.retry_after_s is None else {"Retry-After": str(answer.retry_after_s)}
-        return HttpResponse(
-            answer.text.encode(), status=answer.status, headers=headers, content_type="text/plain; charset=utf-8"
-        )
+        return _said(error)
 
     def _tenant(self, request: HttpRequest) -> Any:
         tenant = self._resolve(request)
@@ -79,8 +78,9 @@ class TenantMiddleware:
         return tenant
 
 
-def _said(error: ShardKitError) -> HttpResponseBase:
+def _said(error: Exception) -> HttpResponseBase | None:
     answer = answer_to(error)
     if answer is None:
-        raise error
-    return HttpResponse(answer.text.encode(), status=answer.status, content_type="text/plain; charset=utf-8")
+        return None
+    headers = {} if answer.retry_after_s is None else {"Retry-After": str(answer.retry_after_s)}
+    return HttpResponse(answer.text.encode(), status=answer.status, headers=headers, content_type="text/plain; charset=utf-8")

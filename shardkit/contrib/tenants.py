@@ -69,9 +69,12 @@ def key_of(text: object, kind: type[str | int]) -> TenantKey | None:
     if text is None or text == "":
         return None
     try:
-        return kind(str(text))
+        found = kind(str(text))
     except ValueError:
-        raise TenantKeyError("the request names no tenant of this cluster's type") from None
+        found = None
+    if found is None or str(found) != str(text):  # int() also takes "+7", "0_7" and other scripts' digits
+        raise TenantKeyError("the request names no tenant of this cluster's type")
+    return found
 
 
 def host_of(header: str) -> str:

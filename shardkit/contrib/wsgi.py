@@ -51,7 +51,7 @@ class TenantMiddleware:
             answer = answer_to(exc)
             if answer is None:
                 raise
-            return _say(answer, start_response)
+            return _say(answer, start_response, exc)
 
 
 class _Body:
@@ -82,12 +82,13 @@ class _Body:
 def _asked(environ: Mapping[str, Any]) -> Asked:
     headers = {name[5:].replace("_", "-").lower(): str(value) for name, value in environ.items() if name.startswith("HTTP_")}
     host = host_of(headers.get("host", str(environ.get("SERVER_NAME", ""))))
-    return Asked(str(environ.get("PATH_INFO", "")) or "/", host, headers)
+    path = str(environ.get("PATH_INFO", "")).encode("latin-1", "replace").decode("utf-8", "replace")  # bytes, says PEP 3333
+    return Asked(path or "/", host, headers)
 
 
-def _say(answer: Answer, start_response: Callable[..., Any]) -> list[bytes]:
+def _say(answer: Answer, start_response: Callable[..., Any], error: Exception) -> list[bytes]:
     headers = [("Content-Type", "text/plain; charset=utf-8")]
     if answer.retry_after_s is not None:
         headers.append(("Retry-After", str(answer.retry_after_s)))
-    start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
+    start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers, (type(error), error, error.__traceback__))
     return [answer.text.encode()]

@@ -90,7 +90,8 @@ _WORD: Final = re.compile(r"\w+")
 class Kind:
     """``plain``: a SELECT with no lock, no side effect and no raw text. ``raw``: SQL text written by the program.
 
-    ``cached``: the tables with rows in the cache that it may write to. ``lasting``: it leaves the transaction that it runs in
+    ``cached``: the tables with rows in the cache that it may write to; ``inner``: those of them that parts of it write to, as a
+    CTE does. ``lasting``: it leaves the transaction that it runs in
     as it is, for certain: no text of the program is in it that could end one and begin another.
     """
 
@@ -100,6 +101,7 @@ class Kind:
     changes_session: bool
     cached: frozenset[str] = frozenset()
     lasting: bool = False
+    inner: frozenset[str] = frozenset()
 
 
 def changes_session(statement: object) -> bool:
@@ -123,21 +125,24 @@ def kind_of(compiled: Any, statement: str) -> Kind:
 
 def _classify(clause: Any, statement: str) -> Kind:
     plain, raw, writes = isinstance(clause, Select | CompoundSelect), False, False
-    cached: frozenset[str] = frozenset()
+    inner: frozenset[str] = frozenset()
     lasting = isinstance(clause, Select | CompoundSelect | UpdateBase | _IdentifiedClause)
+    cached = frozenset() if lasting else _named(statement)
     for part in visitors.iterate(clause) if clause is not None else ():
         lasting = lasting and not getattr(part, "is_literal", False)
         if isinstance(part, TextClause | TextualSelect):
             plain, lasting, raw = False, False, raw or part is clause or isinstance(part, TextualSelect)
             cached |= _named(statement)
+            inner |= _named(str(part.element)) if isinstance(part, TextualSelect) else frozenset()
         elif isinstance(part, UpdateBase):
             plain, writes = False, True
-            cached |= {getattr(part.table, "name", "")} & CACHED_TABLES
+            written = {getattr(part.table, "name", "")} & CACHED_TABLES
+            cached, inner = cached | written, inner if part is clause else inner | written
         elif (isinstance(part, FunctionElement) and str(getattr(part, "name", "")).lower() not in PURE_FUNCTIONS) or (
             isinstance(part, Select | CompoundSelect) and part._for_update_arg is not None
         ):
             plain = False
-    return Kind(plain, raw, writes, changes_session(statement), cached, lasting)
+    return Kind(plain, raw, writes, changes_session(statement), cached, lasting, inner)
 
 
 def _named(statement: object) -> frozenset[str]:
@@ -145,4 +150,7 @@ def _named(statement: object) -> frozenset[str]:
     if not CACHED_TABLES:
         return frozenset()
     text = statement.decode(errors="replace") if isinstance(statement, bytes) else str(statement)
-    return frozenset(CACHED_TABLES.intersection(_WORD.findall(text))) if _WRITES.search(text) else frozenset()
+    if not _WRITES.search(text):
+        return frozenset()
+    words = {form for word in _WORD.findall(text) for form in (word, word.lower())}  # PHOTOS means photos
+    return frozenset(name for name in CACHED_TABLES if name in words or (not _WORD.fullmatch(name) and name in text))

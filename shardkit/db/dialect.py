@@ -186,8 +186,8 @@ def _prepare(driver: Any, context: Any, statement: str) -> None:
             "it was not sent. Use SET LOCAL, SET TRANSACTION or a transaction-level lock"
         )
     driver.dirty |= kind.changes_session
-    if kind.cached and not _is_announced(context.execution_options):
-        driver.unannounced |= kind.cached
+    if kind.cached:
+        driver.unannounced |= kind.inner if _is_announced(context.execution_options) else kind.cached
     if driver.every and not kind.plain:
         if kind.writes:
             raise ReadOnlyError("kit.read() is for reading: use kit.begin() or kit.session() to write")

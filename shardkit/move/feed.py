@@ -13,6 +13,7 @@ from uuid import UUID
 import psycopg
 from psycopg import errors, sql
 
+from shardkit.core.lag import lsn_number
 from shardkit.core.names import relay_slot_name
 from shardkit.db.relayslots import PUBLICATION, SQL, drop_relay_slots
 from shardkit.errors import CacheRelayError
@@ -81,6 +82,14 @@ class Feed:
         """Bytes of WAL that the slot keeps; None where there is no slot."""
         found: int | None = self._one("slot", name=self._slot)
         return found
+
+    def position(self) -> int:
+        """How far the server's log is."""
+        try:
+            here, _ = self._end.on().execute(SQL["now"]).fetchone() or ("0/0", 0)
+        except psycopg.Error as exc:
+            raise self._problem(exc) from exc
+        return lsn_number(here)
 
     def peek(self, *, limit: int = 2000) -> tuple[list[Row | Truncated], str, int]:
         """What comes next, where it ends, and the next transaction id of now (64 bits)."""

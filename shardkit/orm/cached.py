@@ -15,6 +15,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Column, Table, event, types
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import ColumnProperty, Mapper
 
 from shardkit.core.cacheproto import name_part
@@ -109,6 +110,11 @@ class Entity:
         if self.tenant is not None:
             key_columns[self.tenant] = None
         self.key_columns: tuple[Column[Any], ...] = tuple(key_columns)
+        by_itself = {c for c in key_columns if c.onupdate is not None or c.server_onupdate is not None}
+        self.named = frozenset(c for key in self.all_keys for c in (*key.columns, self.tenant) if c is not None)
+        """Columns of which names are made; the others of ``key_columns`` only order lists."""
+        self.renaming, self.reordering = by_itself & self.named, by_itself - self.named
+        """Of both, those that an UPDATE sets without being told to (``onupdate``, ``Computed``)."""
         self._texts = {column: key_text(column, owner=self.name) for column in key_columns}
         self._prefixes: dict[Any, str] = {}
         self.codec = Codec(self.columns, owner=self.name, version=declared.version, names=self.attributes)
@@ -216,8 +222,8 @@ def key_text(column: Column[Any], *, owner: str) -> Callable[[Any], str]:
             found = _whole_number
         case types.Enum():
             found = _exactly(kind.enum_class or str, lambda v: name_part(getattr(v, "name", v)))
-        case types.CHAR() | types.NCHAR():
-            found = None  # padded with blanks
+        case types.CHAR() | types.NCHAR() | postgresql.CITEXT():
+            found = None  # padded with blanks; without regard to case
         case types.String():
             found = _exactly(str, name_part)
         case types.Uuid(as_uuid=True):

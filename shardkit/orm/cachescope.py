@@ -31,6 +31,11 @@ def bypasses(session: RoutedSession) -> bool:
     return bool(driver.unannounced) or driver.begin not in _READ_COMMITTED
 
 
+def is_changed(session: RoutedSession) -> bool:
+    """Whether it holds changes that a query would flush first."""
+    return bool(session._new or session._deleted or session._dirty_states)
+
+
 def knows(session: RoutedSession, entity: Entity, how: Key, values: tuple[Any, ...]) -> bool:
     """Whether the session has this row already: then it is its instance, fresh or expired, that counts."""
     return how is entity.primary and (entity.mapper._identity_class, values, None) in session.identity_map

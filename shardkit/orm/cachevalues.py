@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from copy import deepcopy
 from typing import Any
 
 from shardkit.core.cacheproto import ABSENT
@@ -24,6 +25,10 @@ class RowValue:
         row = self.entity.codec.decode(raw)
         return row is not None, row
 
+    def again(self, value: Any) -> Any:
+        """A loaded *value* for another caller, who may change what is in it."""
+        return deepcopy(value)
+
     def encode(self, value: Any, *, xmin: int, load_ms: int) -> bytes | None:
         """Bytes of a row, None where it is not to be stored."""
         made = self.entity.codec.encode(value, xmin=xmin, now_s=int(time.time()), load_ms=load_ms)
@@ -40,6 +45,10 @@ class ListValue(RowValue):
         assert self.entity.list_codec is not None
         keys = self.entity.list_codec.decode(raw)
         return keys is not None, keys
+
+    def again(self, value: Any) -> Any:
+        """The keys: nobody changes them."""
+        return value
 
     def encode(self, value: Any, *, xmin: int, load_ms: int) -> bytes | None:
         """Bytes of a list, None where it is not to be stored."""

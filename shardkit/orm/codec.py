@@ -247,7 +247,10 @@ class KeyListCodec:
     """Of lists of primary keys."""
 
     def __init__(self, columns: Sequence[Column[Any]], *, owner: str, version: int) -> None:
-        annotations = [field_of(column, owner=owner).annotation for column in columns]
+        fields = [field_of(column, owner=owner) for column in columns]
+        annotations = [field.annotation for field in fields]
+        self._out, self._in = [f.to_wire for f in fields], [f.from_wire if f.to_wire else None for f in fields]
+        self._converts = any(self._out)
         self._decode = msgspec.msgpack.Decoder(list[tuple[*annotations]]).decode  # type: ignore[valid-type]  # made from the mapper
         text = repr([(c.name, repr(c.type)) for c in columns])
         self.prefix = _prefix(text, version)
@@ -255,6 +258,8 @@ class KeyListCodec:
 
     def encode(self, keys: Sequence[tuple[Any, ...]], *, xmin: int, now_s: int, load_ms: int) -> bytes:
         """*keys* in their order."""
+        if self._converts:
+            keys = [_converted(key, self._out) for key in keys]
         return _HEADER.pack(self.prefix, xmin, now_s, min(load_ms, 65_535)) + _encode(keys)
 
     def decode(self, raw: bytes) -> list[tuple[Any, ...]] | None:
@@ -262,6 +267,11 @@ class KeyListCodec:
         if raw[:8] != self.prefix:
             return None
         try:
-            return self._decode(raw[22:])
-        except msgspec.MsgspecError:
+            keys = self._decode(raw[22:])
+            return [_converted(key, self._in) for key in keys] if self._converts else keys
+        except (msgspec.MsgspecError, KeyError):  # a member that is not there any more
             return None
+
+
+def _converted(key: Row, ways: Sequence[Converter | None]) -> Row:
+    return tuple(value if way is None else way(value) for value, way in zip(key, ways, strict=True))

@@ -17,6 +17,8 @@ from shardkit.orm.cached import INFO
 
 OURS: Final = 1
 """Listener of the session's own, for entities in the cache; those are never written this way."""
+OURS_BEFORE: Final = 2
+"""Listeners of the session's own that hear of a flush before it begins."""
 GLOBAL_UNIQUE = "shardkit_global_unique"
 """Key in the info of a column whose values are unique over all shards."""
 
@@ -29,7 +31,7 @@ def is_lone_insert(session: Session) -> bool:
     dispatch = session.dispatch
     if len(dispatch.after_flush) > OURS or len(dispatch.before_commit) > OURS:
         return False
-    if dispatch.after_flush_postexec or session.twophase:
+    if len(dispatch.before_flush) > OURS_BEFORE or dispatch.after_flush_postexec or session.twophase:
         return False
     (instance,) = new.values()
     state = instance_state(instance)

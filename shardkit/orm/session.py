@@ -199,7 +199,15 @@ class RoutedSession(Session):
         finally:
             self._committing = False
 
+    def _is_clean(self) -> bool:
+        """As ever. SQLAlchemy asks it last before COMMIT, when all is flushed and every listener was heard."""
+        clean = super()._is_clean()
+        if clean and self._changes is not None and self._changes.committing:
+            _settle(self)
+        return clean
+
     def _flush_and_commit(self) -> None:
+        _settle(self)  # the row itself is in no cache
         driver = driver_connection(self.connection())
         receipt = Receipt()
         if driver.leg is not None and not driver.tracked and driver.silent:
@@ -298,19 +306,14 @@ def _complete(session: RoutedSession, _context: UOWTransaction, _instances: Any)
 
 @event.listens_for(RoutedSession, "after_flush")
 def _gather(session: RoutedSession, context: UOWTransaction) -> None:
-    if session._cache is None:
-        return
-    gather(session, context, session.changes)
-    if session.changes.committing:
-        _settle(session)
+    if session._cache is not None:
+        gather(session, context, session.changes)
 
 
 @event.listens_for(RoutedSession, "before_commit")
 def _before_commit(session: RoutedSession) -> None:
     if session._cache is not None:
         session.changes.committing = True
-        if session._is_clean():
-            _settle(session)
 
 
 def _settle(session: RoutedSession) -> None:

@@ -349,7 +349,7 @@ def ask(address, path, *, method="GET", headers=None, body=None):
 
 def test_nobody_without_the_token_and_nobody_from_elsewhere(fleet, config):
     with served(config) as (address, _):
-        for path in ("/", "/events", "/pulse.json", "/static/dashboard.js", "/?token=wrong", "/moves"):
+        for path in ("/", "/events", "/pulse.json", "/static/dashboard.js", "/?token=wrong", "/?token=%C3%A4", "/moves"):
             assert ask(address, path)[0] == 403, path
         token = urlsplit(address).query
         assert ask(address, f"/?{token}", headers={"Host": "evil.example.com"})[0] == 403  # DNS that leads here

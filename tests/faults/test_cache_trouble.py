@@ -14,6 +14,7 @@ from redislab import RedisServer, Relay
 
 from shardkit import AsyncShardKit, ShardKit
 from shardkit._sync import cache, filling
+from shardkit._sync.nodes import UnreachableError
 from shardkit.errors import CacheUnavailableError, SettingsError
 from shardkit.local.ports import free_ports
 
@@ -117,6 +118,24 @@ def test_outbox_is_drained_when_redis_is_back(open_kit, server, eventually):
         assert writer.cache.counts.outbox == 1
     eventually(lambda: title_of(reader, key) == "second")
     eventually(lambda: not writer.cache.writer.debts)
+    assert writer.cache.drain() == 0
+
+
+def test_outbox_row_that_was_left_while_redis_answers_others_is_drained_too(open_kit, server, eventually, monkeypatch):
+    writer = open_kit()
+    key = add(writer, "busy")
+    assert title_of(writer, key) == "first"
+    with monkeypatch.context() as patched:
+
+        def busy(*_given, **_named):
+            raise UnreachableError
+
+        patched.setattr(writer.cache._store, "mark", busy)
+        retitle(writer, key, "second")
+        assert writer.cache.counts.outbox == 1
+    assert not writer.cache._store.open
+    eventually(lambda: not writer.cache.writer.debts)
+    assert title_of(writer, key) == "second"
     assert writer.cache.drain() == 0
 
 

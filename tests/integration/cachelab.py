@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from datetime import datetime
+import enum
+from datetime import UTC, datetime
 
 from fleet import Fleet, fleet_on
-from sqlalchemy import DateTime, ForeignKey
+from sqlalchemy import Computed, DateTime, Enum, ForeignKey, ForeignKeyConstraint
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from shardkit import Cached, ListKey, ShardKey, TenantScoped
@@ -16,6 +18,10 @@ from shardkit.schema.blueprint import from_metadata
 
 class Base(DeclarativeBase):
     pass
+
+
+def _now():
+    return datetime.now(UTC)
 
 
 class Album(TenantScoped, Base):
@@ -42,6 +48,85 @@ class Note(TenantScoped, Base):
     photo_id: Mapped[int | None] = mapped_column(ForeignKey("photos.id", ondelete="SET NULL"))
     text: Mapped[str]
     __cached__ = Cached(lists=[ListKey("photo_id", limit=10)])
+
+
+class Page(TenantScoped, Base):
+    __tablename__ = "pages"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    book_id: Mapped[int]
+    text: Mapped[str | None]
+    changed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=_now, onupdate=_now)
+    __cached__ = Cached(lists=[ListKey("book_id", limit=5, newest="changed_at")])
+
+
+class Account(TenantScoped, Base):
+    __tablename__ = "accounts"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    email: Mapped[str]
+    address: Mapped[str] = mapped_column(Computed("lower(email)", persisted=True))
+    __cached__ = Cached(unique=["address"])
+
+
+class Entry(TenantScoped, Base):
+    __tablename__ = "entries"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    top_id: Mapped[int | None] = mapped_column(ForeignKey("entries.id", ondelete="CASCADE"))
+    text: Mapped[str]
+    __cached__ = Cached()
+
+
+class Doc(TenantScoped, Base):
+    __tablename__ = "docs"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    about: Mapped[dict[str, list[str]]] = mapped_column(JSONB)
+    __cached__ = Cached()
+
+
+class Kind(enum.Enum):
+    UP = "+"
+    DOWN = "-"
+
+
+class Vote(TenantScoped, Base):
+    __tablename__ = "votes"
+    item: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[Kind] = mapped_column(Enum(Kind, native_enum=False), primary_key=True)
+    title: Mapped[str]
+    __cached__ = Cached(lists=[ListKey("item", limit=5)])
+
+
+class Genre(TenantScoped, Base):
+    __tablename__ = "genres"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    code: Mapped[str] = mapped_column(unique=True)
+
+
+class Song(TenantScoped, Base):
+    __tablename__ = "songs"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    genre: Mapped[str]
+    __table_args__ = (ForeignKeyConstraint(["tenant_id", "genre"], ["genres.tenant_id", "genres.code"], onupdate="CASCADE"),)
+    __cached__ = Cached(lists=[ListKey("genre", limit=5)])
+
+
+class Work(Base):
+    __tablename__ = "works"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    kind: Mapped[str]
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "work"}
+
+
+class Opera(Work):
+    __tablename__ = "operas"
+    id: Mapped[int] = mapped_column(ForeignKey("works.id", ondelete="CASCADE"), primary_key=True)
+    __mapper_args__ = {"polymorphic_identity": "opera"}
+
+
+class Review(TenantScoped, Base):
+    __tablename__ = "reviews"
+    id: Mapped[int] = mapped_column(ShardKey, primary_key=True)
+    work_id: Mapped[int] = mapped_column(ForeignKey("works.id", ondelete="CASCADE"))
+    __cached__ = Cached()
 
 
 BLUEPRINT = from_metadata(Base.metadata)

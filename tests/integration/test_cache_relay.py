@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import threading
 
 import psycopg
 import pytest
 from cachelab import Note, Photo, cached_fleet_on
+from sqlalchemy import Column, Enum
 
 from shardkit.catalog.membership import join, leave, plan_joining, plan_leaving
 from shardkit.core.names import relay_slot_name
@@ -148,6 +150,30 @@ def test_server_without_shards_keeps_no_slot(fleet, kit, relay, shardkit_databas
         kit.refresh()
         relay.prepare()
         assert "pg9" not in relay._feeds
+
+
+def test_server_that_is_always_written_to_keeps_no_other_waiting(kit, relay, psql, key, monkeypatch):
+    overtake, rounds = kit.cache.overtake, []
+
+    def written_to_meanwhile(route, changed):
+        rounds.append(changed)
+        assert len(rounds) < 4
+        psql.execute("UPDATE photos SET title = title || '.' WHERE id = %s", (key,))
+        return overtake(route, changed)
+
+    monkeypatch.setattr(kit.cache, "overtake", written_to_meanwhile)
+    psql.execute("UPDATE photos SET title = 'by hand' WHERE id = %s", (key,))
+    relay.run_once()
+    assert len(rounds) == 1
+
+
+def test_key_of_an_enum_that_is_stored_by_its_values():
+    class Mood(enum.Enum):
+        GLAD = "g"
+
+    by_name = Column("mood", Enum(Mood))
+    by_value = Column("mood", Enum(Mood, values_callable=lambda members: [member.value for member in members]))
+    assert from_text(by_name, "GLAD") is from_text(by_value, "g") is Mood.GLAD
 
 
 def test_truncate_is_overtaken(kit, relay, psql, key, request):

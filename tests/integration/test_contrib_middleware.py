@@ -91,6 +91,40 @@ def test_a_wsgi_body_that_is_read_in_another_thread_keeps_its_tenant(kit, tenant
     assert found == [f"of {tenant}".encode()]
 
 
+def test_wsgi_answers_an_application_that_failed_after_it_began_to_answer(kit, tenant):
+    def application(_environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        raise ERRORS["moved"]
+
+    with wsgi_client(wsgi.TenantMiddleware(application, kit=kit, tenant=lambda asked: tenant)) as client:
+        assert client.get("/").status_code == 503
+
+
+def test_the_tenant_in_a_wsgi_path_is_the_one_that_was_written(kit):
+    def application(_environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [str(kit.current_tenant).encode()]
+
+    environ = {"PATH_INFO": "/k\xe4se/orders".encode().decode("latin-1")}
+    wsgiref.util.setup_testing_defaults(environ)
+    body = wsgi.TenantMiddleware(application, kit=kit, tenant=from_path())(environ, lambda *_: None)
+    assert b"".join(body).decode() == "k\xe4se"
+    body.close()
+
+
+async def test_two_headers_of_one_name_are_not_taken_for_either(fleet):
+    tenants = []
+
+    async def application(_scope, _receive, _send):
+        tenants.append(kit.current_tenant)
+
+    async with AsyncShardKit(settings=fleet.settings()) as kit:
+        headers = [(b"x-tenant", b"mine"), (b"X-Tenant", b"theirs")]
+        middleware = asgi.TenantMiddleware(application, kit=kit, tenant=from_header("X-Tenant"))
+        await middleware({"type": "http", "path": "/", "headers": headers}, None, None)
+    assert tenants == ["mine,theirs"]
+
+
 def asgi_app(kit):
     async def application(scope, receive, send):
         if scope["type"] == "lifespan":
@@ -207,6 +241,14 @@ async def test_django_under_asyncio(in_django, tenant):
     client = AsyncClient(raise_request_exception=False)
     assert (await client.get("/async", headers={"X-Tenant": tenant})).content.decode() == tenant
     assert (await client.get("/async")).status_code == 400
+    with pytest.MonkeyPatch.context() as patched:
+
+        def nowhere(*_given, **_named):
+            raise ERRORS["moved"]
+
+        patched.setattr(in_django, "tenant", nowhere)
+        moved = await client.get("/async", headers={"X-Tenant": tenant})
+        assert (moved.status_code, moved["Retry-After"]) == (503, "1")
     assert (await client.get("/health")).content == b"None"
 
 
@@ -235,6 +277,9 @@ def test_resolvers():
         assert from_host("example.com")(Asked("/", host, {})) is None
     with pytest.raises(TenantKeyError):
         from_path(kind=int)(asked)
+    for other_spelling in ("07", "+7", " 7", "0_7", "\u0667", "7" * 5000):
+        with pytest.raises(TenantKeyError):
+            from_header("X-Tenant", kind=int)(Asked("/", "", {"x-tenant": other_spelling}))
     assert host_of("ACME.example.com:8000") == "acme.example.com"
     assert host_of("[::1]:8000") == "[::1]"
     assert is_exempt("/health/live", ["/health"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fleet import Order
-from sqlalchemy import ForeignKey, select
+from sqlalchemy import ForeignKey, event, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from shardkit.errors import SessionError
@@ -68,3 +68,17 @@ def test_two_phase_commit_is_refused_before_anything_is_sent(kit, tenant):
         session.add(Order(note="never"))
         with pytest.raises(SessionError, match="two-phase"):
             session.commit()
+
+
+def test_what_a_listener_writes_before_the_flush_is_of_one_transaction_with_it(fleet, kit, tenant):
+    # The listener's INSERT is the first one: with COMMIT on it the flush's own would stand outside the transaction.
+    with kit.session(tenant) as session:
+
+        @event.listens_for(session, "before_flush")
+        def note(inner, _context, _instances):
+            inner.execute(insert(Order).values(note="listener's", tenant_id=tenant))
+
+        session.add(Order(note="object's"))
+        session.commit()
+    with kit.read(tenant) as session:
+        assert sorted(session.scalars(select(Order.note))) == ["listener's", "object's"]

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import (
+    CHAR,
     JSON,
     BigInteger,
     Boolean,
@@ -33,7 +34,7 @@ from sqlalchemy import (
     create_engine,
     inspect,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, INET, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, CITEXT, INET, JSONB
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, composite, mapped_column, reconstructor
 from sqlalchemy.types import TypeDecorator
@@ -41,7 +42,7 @@ from sqlalchemy.types import TypeDecorator
 from shardkit import ShardKey, TenantScoped
 from shardkit.errors import CacheDeclarationError, CacheKeyError
 from shardkit.orm import rebuild
-from shardkit.orm.cached import Cached, ListKey, entity_of
+from shardkit.orm.cached import Cached, ListKey, entity_of, key_text
 from shardkit.orm.codec import Codec, read_header
 
 
@@ -317,6 +318,12 @@ def test_names_tell_tenants_and_values_apart():
     assert len(names) == 12
     with pytest.raises(CacheKeyError):
         entity.name_of(key, (1, datetime(2026, 1, 1)), "a")  # noqa: DTZ001  naive, as PostgreSQL's timestamp is
+
+
+def test_texts_that_postgresql_takes_for_equal_are_no_key():
+    for kind in (CITEXT(), Text(collation="und-ci"), String(collation="und-ci"), CHAR(3)):
+        with pytest.raises(CacheDeclarationError, match="two texts of one value"):
+            key_text(Column("name", kind), owner="X")
 
 
 class Numbered(Base):

@@ -29,7 +29,7 @@ def make_app(settings: Settings, *, token: str, allow_changes: bool = False, eve
         if not is_loopback(host_of(request.host).strip("[]")):
             abort(403)  # a name that somebody else's DNS leads here
         given = request.args.get("token")
-        if given is not None and hmac.compare_digest(given, token):
+        if given is not None and hmac.compare_digest(given.encode(), token.encode()):
             answer = redirect(url_for("shardkit_dashboard.page"))
             name = f"{COOKIE}_{request.environ['SERVER_PORT']}"  # cookies do not tell ports apart
             answer.set_cookie(name, token, httponly=True, samesite="Strict")
