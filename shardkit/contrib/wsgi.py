@@ -51,7 +51,8 @@ class TenantMiddleware:
             answer = answer_to(exc)
             if answer is None:
                 raise
-            return _say(answer, start_response, exc)
+            begun = () if block is None else ((type(exc), exc, exc.__traceback__),)  # the application may have begun an answer
+            return _say(answer, start_response, *begun)
 
 
 class _Body:
@@ -86,9 +87,9 @@ def _asked(environ: Mapping[str, Any]) -> Asked:
     return Asked(path or "/", host, headers)
 
 
-def _say(answer: Answer, start_response: Callable[..., Any], error: Exception) -> list[bytes]:
+def _say(answer: Answer, start_response: Callable[..., Any], *begun: Any) -> list[bytes]:
     headers = [("Content-Type", "text/plain; charset=utf-8")]
     if answer.retry_after_s is not None:
         headers.append(("Retry-After", str(answer.retry_after_s)))
-    start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers, (type(error), error, error.__traceback__))
+    start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers, *begun)
     return [answer.text.encode()]
