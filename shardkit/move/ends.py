@@ -21,10 +21,12 @@ SQL = statements("move")
 SESSION: Final = (
     "-c search_path= -c row_security=off -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 "
     "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c extra_float_digits=1 -c bytea_output=hex -c jit=off "
-    "-c default_transaction_isolation=read\\ committed -c max_parallel_workers_per_gather=0"
+    "-c default_transaction_isolation=read\\ committed -c max_parallel_workers_per_gather=0 "
+    "-c plan_cache_mode=force_generic_plan"
 )
 """Nothing of a role's or database's own settings may change what is copied or compared; policies stop a copy, never thin it.
-And a statement is one process: the comparison's would else take six at once, which are the writers' then."""
+And a statement is one process: the comparison's would else take six at once, which are the writers' then.
+What is prepared is planned once, and that before the fence."""
 
 DISK_FULL: Final = "53100"
 PAUSE_S: Final = 0.005
