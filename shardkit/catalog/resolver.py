@@ -57,14 +57,13 @@ def resolve(settings: Settings, shardmap: ShardMap, decisions: Decisions | None 
     A server that does not answer, or refuses to end a part, is left for the next time, and said in the log.
     """
     own = decisions or Decisions(settings)
-    ended = []
+    ended: list[InDoubt] = []
     try:
         unfinished = own.unfinished()
         reached = set()
         for server in shardmap.servers.values():
             try:
-                for part in _resolve_on(server, settings, shardmap, own):
-                    ended.append(part)  # noqa: PERF402  # what was ended before an error is ended
+                _resolve_on(server, settings, shardmap, own, ended)
                 reached.add(server.name)
             except ShardKitError as exc:
                 log.warning("transactions on server %r wait for the next time: %s", server.name, exc)
@@ -77,8 +76,8 @@ def resolve(settings: Settings, shardmap: ShardMap, decisions: Decisions | None 
     return ended
 
 
-def _resolve_on(server: Server, settings: Settings, shardmap: ShardMap, decisions: Decisions) -> Iterator[InDoubt]:
-    """The parts ended on *server*. What kept one from being ended is raised once the others have been tried."""
+def _resolve_on(server: Server, settings: Settings, shardmap: ShardMap, decisions: Decisions, ended: list[InDoubt]) -> None:
+    """Add to *ended* what is ended on *server*. What kept one from being ended is raised once the others have been tried."""
     refused = None
     with connect(server, settings, cluster_id=shardmap.cluster_id) as connection:
         for part in _waiting(connection, server, shardmap):
@@ -90,13 +89,13 @@ def _resolve_on(server: Server, settings: Settings, shardmap: ShardMap, decision
                 continue
             try:
                 with said(f"server {server.name!r}", then=f"{part.name} was not ended"):
-                    ended = end_prepared(connection, part.name, commit=outcome == "commit")
+                    done = end_prepared(connection, part.name, commit=outcome == "commit")
             except ServerError as exc:
                 refused = exc
                 continue
-            if ended:
+            if done:
                 log.warning("transaction %s: part %s on server %r was ended here: %s", txn, part.gid.part, server.name, outcome)
-                yield InDoubt(server.name, txn, part, outcome)
+                ended.append(InDoubt(server.name, txn, part, outcome))
     if refused is not None:
         raise refused
 

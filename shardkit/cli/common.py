@@ -28,6 +28,11 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would b
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
+def models_from_here() -> None:
+    """As `python -m` would: the program's models are often where one stands."""
+    sys.path.insert(0, "")
+
+
 class Shards(click.ParamType[frozenset[int]]):
     """Shard numbers: ``7``, ``0-15`` or ``0-15,40,291``."""
 

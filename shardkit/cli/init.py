@@ -9,7 +9,16 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from shardkit.cli.common import config_option, dry_run_option, go_on, named_pairs, print_table, settings_from, yes_option
+from shardkit.cli.common import (
+    config_option,
+    dry_run_option,
+    go_on,
+    models_from_here,
+    named_pairs,
+    print_table,
+    settings_from,
+    yes_option,
+)
 from shardkit.core.hashing import MAX_SHARDS, TENANT_TYPES
 from shardkit.schema.blueprint import Blueprint, from_models, from_tree
 from shardkit.schema.bootstrap import InitPlan, carry_out, plan_init
@@ -82,7 +91,7 @@ def weight_of(text: str) -> float:
 
 def _blueprint(models: str | None, tree: Path | None) -> Blueprint:
     if models:
-        sys.path.insert(0, "")  # as `python -m` would: the program's models are often where one stands
+        models_from_here()
         return from_models(models)
     return from_tree(tree) if tree else Blueprint()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from shardkit.cli.common import (
     dry_run_option,
     go_on,
     json_option,
+    models_from_here,
     print_json,
     print_table,
     settings_from,
@@ -113,7 +113,7 @@ def migrate() -> None:
 
     Each shard's own version row says where it is. Killed at any moment, run the same again: only what is behind is done.
     """
-    sys.path.insert(0, "")  # as `python -m` would: the program's models are often where one stands
+    models_from_here()
 
 
 @migrate.command()

@@ -33,10 +33,7 @@ def tells(found: list[re.Match[str]]) -> bool:
 
 @pytest.fixture
 def lab(shardkit_databases, tmp_path):
-    lab = FleetLab(shardkit_databases(2), tmp_path / "tree", shards=SHARDS)
-    lab.orders()
-    lab.migrate()
-    return lab
+    return FleetLab.with_orders(shardkit_databases(2), tmp_path / "tree", shards=SHARDS)
 
 
 def shown_by(lab, *arguments: str) -> tuple[int, str]:

@@ -33,10 +33,7 @@ def shards():
 
 @pytest.fixture
 def lab(shardkit_databases, tmp_path, shards):
-    lab = FleetLab(shardkit_databases(2), tmp_path / "tree", shards=shards)
-    lab.orders()
-    lab.migrate()
-    return lab
+    return FleetLab.with_orders(shardkit_databases(2), tmp_path / "tree", shards=shards)
 
 
 def done_rows(lab) -> int:

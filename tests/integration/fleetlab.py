@@ -48,6 +48,14 @@ class FleetLab:
         (tree / "env.py").write_text(ENV)
         (tree / "script.py.mako").write_text((ROOT / "migrations" / "shard" / "script.py.mako").read_text())
 
+    @classmethod
+    def with_orders(cls, databases, tree: Path, **given) -> FleetLab:
+        """One whose shards are at the first revision."""
+        lab = cls(databases, tree, **given)
+        lab.orders()
+        lab.migrate()
+        return lab
+
     def revise(self, name: str, up: str, *, undo: str = "pass", mark: str = "", down: str | None = ...) -> None:
         body = {
             key: "\n".join(f"    {line}" for line in text.strip("\n").splitlines())
@@ -64,6 +72,14 @@ class FleetLab:
             "op.create_table('orders', sa.Column('id', sa.BigInteger, primary_key=True), sa.Column('note', sa.Text))",
             undo="op.drop_table('orders')",
         )
+
+    def flip(self) -> None:
+        """Shard 0 goes to its next epoch, as at the end of a move."""
+        with self.shard(0) as there:
+            there.execute("ALTER SCHEMA s0000_e1 RENAME TO s0000_e2")
+        with self.catalog() as catalog:
+            catalog.execute("UPDATE shardkit_catalog.cluster SET map_version = 2")
+            catalog.execute("UPDATE shardkit_catalog.placements SET epoch = 2, changed_in = 2 WHERE shard = 0")
 
     @property
     def fleet(self) -> Fleet:

@@ -21,10 +21,7 @@ SHARDS = 8
 
 @pytest.fixture
 def lab(shardkit_databases, tmp_path):
-    lab = FleetLab(shardkit_databases(2), tmp_path / "tree", shards=SHARDS)
-    lab.orders()
-    lab.migrate()
-    return lab
+    return FleetLab.with_orders(shardkit_databases(2), tmp_path / "tree", shards=SHARDS)
 
 
 def test_shards_that_are_not_there_are_refused(lab):

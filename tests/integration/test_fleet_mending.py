@@ -17,10 +17,7 @@ FROM pg_class c WHERE relnamespace = current_schema()::regnamespace AND relname 
 
 @pytest.fixture
 def lab(shardkit_databases, tmp_path):
-    lab = FleetLab(shardkit_databases(2), tmp_path / "tree", shards=8)
-    lab.orders()
-    lab.migrate()
-    return lab
+    return FleetLab.with_orders(shardkit_databases(2), tmp_path / "tree", shards=8)
 
 
 def lose(lab, shard, *tables):

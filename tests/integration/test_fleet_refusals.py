@@ -25,10 +25,7 @@ NOWHERE = "postgresql://postgres@127.0.0.1:1/nowhere"
 
 @pytest.fixture
 def lab(shardkit_databases, tmp_path):
-    lab = FleetLab(shardkit_databases(2), tmp_path / "tree", shards=SHARDS)
-    lab.orders()
-    lab.migrate()
-    return lab
+    return FleetLab.with_orders(shardkit_databases(2), tmp_path / "tree", shards=SHARDS)
 
 
 @pytest.fixture
@@ -78,11 +75,7 @@ def test_stamp_finds_a_shard_whose_move_ended_just_before_it_was_held(lab, monke
     hold = fleet.hold_shards
 
     def move_and_hold(connection, shards):
-        with lab.shard(0) as there:
-            there.execute("ALTER SCHEMA s0000_e1 RENAME TO s0000_e2")
-        with lab.catalog() as catalog:
-            catalog.execute("UPDATE shardkit_catalog.cluster SET map_version = 2")
-            catalog.execute("UPDATE shardkit_catalog.placements SET epoch = 2, changed_in = 2 WHERE shard = 0")
+        lab.flip()
         return hold(connection, shards)
 
     monkeypatch.setattr(fleet, "hold_shards", move_and_hold)
@@ -145,11 +138,7 @@ def test_shard_that_is_migrated_or_moved_while_it_is_looked_at_has_not_drifted(l
         if not once:
             once.append(1)
             lab.migrate(only=frozenset(range(1, SHARDS)))
-            with lab.shard(0) as there:
-                there.execute("ALTER SCHEMA s0000_e1 RENAME TO s0000_e2")
-            with lab.catalog() as catalog:
-                catalog.execute("UPDATE shardkit_catalog.cluster SET map_version = 2")
-                catalog.execute("UPDATE shardkit_catalog.placements SET epoch = 2, changed_in = 2 WHERE shard = 0")
+            lab.flip()
         return read(connection, schemas)
 
     monkeypatch.setattr(drift, "read_structures", change_and_read)
